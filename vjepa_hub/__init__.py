@@ -1,0 +1,21 @@
+"""V-JEPA (Bardes et al. 2024) as an installable model hub. Importing it makes transformers' Auto classes know it."""
+
+from .model import (
+    VJEPAConfig,
+    VJEPAForPreTraining,
+    VJEPAForVideoClassification,
+    VJEPAModel,
+    VJEPAVideoProcessor,
+    register_auto_classes,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "VJEPAConfig",
+    "VJEPAForPreTraining",
+    "VJEPAForVideoClassification",
+    "VJEPAModel",
+    "VJEPAVideoProcessor",
+]
+
+register_auto_classes()
