@@ -1,0 +1,179 @@
+"""Which frames of a video become clips: for training and evaluation, and for features of a whole video.
+
+A clip of `frames_per_clip` frames is spread over a *window* of `frames_per_clip * frame_step` consecutive frames, both
+ends of the window included. With 16 frames and a step of 4 that is 0, 4, 8, 12, 17, 21, ... 63 of 64 frames: not a
+plain stride.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+
+def sample_clip_indices(
+    num_video_frames: int,
+    *,
+    fps: float | None,
+    frames_per_clip: int = 16,
+    num_clips: int = 1,
+    frame_step: int | None = None,
+    clip_duration: float | None = None,
+    allow_clip_overlap: bool = False,
+    generator: torch.Generator | None = None,
+) -> list[np.ndarray]:
+    """Chooses the frames of `num_clips` clips of one video.
+
+    The video is cut into `num_clips` equal partitions of `num_video_frames // num_clips` frames. What follows depends
+    on whether a partition is longer than a clip's window:
+
+    - longer: one window in each partition, at its beginning, or anywhere in it when a `generator` is given;
+    - not longer, without overlap (training): the clip is spread over its partition, one frame for each `frame_step`,
+      and the partition's last frame is repeated until the clip is full;
+    - not longer, with overlap (evaluation): windows that begin at equal distances over the whole video; of a video
+      that is shorter than a window all clips are the same, spread over the video and filled up with one frame. In this
+      case the last frame of the window (or of the video) is left out, as in the released evaluations.
+
+    The released code fails on a video with fewer frames than clips, or of one frame when clips may overlap. Here clip
+    `i` of such a video repeats the one frame `i * num_video_frames // num_clips` (without overlap), or frame 0 (with
+    overlap).
+
+    Args:
+        num_video_frames: Frames in the video.
+        fps: Frames of the video per second. Only read with `clip_duration`; None where it is not known.
+        frames_per_clip: Frames in each clip.
+        num_clips: Clips to take from the video.
+        frame_step: Window length in frames, divided by `frames_per_clip`.
+        clip_duration: Window length in seconds; stands for `frame_step = int(clip_duration * fps / frames_per_clip)`.
+            At least one of the two must be given; where both are, the duration counts, as in the released
+            configurations.
+        allow_clip_overlap: Whether the clips of a video that is too short for `num_clips` windows may overlap.
+        generator: Draws the place of each window in its partition, uniformly over all places. None: no random
+            sampling.
+
+    Returns:
+        One ascending int64 array `(frames_per_clip,)` for each clip, with values in `[0, num_video_frames)`.
+
+    Raises:
+        ValueError: If a count, the step, the duration or (when it is needed) `fps` is not positive, if neither step
+            nor duration is given, or if the duration holds fewer than `frames_per_clip` frames.
+    """
+    _require_positive_integers(num_video_frames=num_video_frames, frames_per_clip=frames_per_clip, num_clips=num_clips)
+    window = frames_per_clip * _resolve_frame_step(fps, frames_per_clip, frame_step, clip_duration)
+    if num_video_frames // num_clips > window:
+        starts = _window_starts(num_video_frames, num_clips, window, generator)
+        num_spanned = window
+    elif allow_clip_overlap:
+        starts = _overlapping_starts(num_video_frames, num_clips, window)
+        num_spanned = min(window, num_video_frames) - 1
+    else:
+        starts = _partition_starts(num_video_frames, num_clips)
+        num_spanned = num_video_frames // num_clips
+    offsets = _spread_over_window(num_spanned, window, frames_per_clip)
+    return [start + offsets for start in starts]
+
+
+def plan_windows(num_video_frames: int, *, frames_per_clip: int, window: int, stride: int) -> list[np.ndarray]:
+    """Plans the clips that cover a whole video, for feature extraction.
+
+    Clip `k` spans the `window` frames that begin at frame `k * stride`. Where these windows stop short of the video's
+    end, one more is added that ends with the video's last frame. A video shorter than a window gives one clip, spread
+    over the video and filled up with its last frame, as `sample_clip_indices` does without overlap.
+
+    Args:
+        num_video_frames: Frames in the video.
+        frames_per_clip: Frames in each clip.
+        window: Frames that a clip spans; with `frames_per_clip * frame_step` the clip's frames are those of
+            `sample_clip_indices` with that step.
+        stride: Frames from the beginning of a window to the beginning of the next. With `stride <= window` every frame
+            of the video lies in a window.
+
+    Returns:
+        One ascending int64 array `(frames_per_clip,)` for each clip, at least one, all its
+        values in `[0, num_video_frames)`.
+
+    Raises:
+        ValueError: If an argument is not a positive integer, or if the window has fewer frames than a clip.
+    """
+    _require_positive_integers(
+        num_video_frames=num_video_frames, frames_per_clip=frames_per_clip, window=window, stride=stride
+    )
+    if window < frames_per_clip:
+        raise ValueError(
+            f"window is {window} frames, but a clip takes frames_per_clip={frames_per_clip} different frames from it; "
+            f"give a window of at least {frames_per_clip}, such as frames_per_clip * frame_step"
+        )
+    last_start = max(num_video_frames - window, 0)
+    starts = np.append(np.arange(0, last_start, stride), last_start)
+    offsets = _spread_over_window(min(window, num_video_frames), window, frames_per_clip)
+    return [start + offsets for start in starts]
+
+
+def _spread_over_window(num_spanned: int, window: int, frames_per_clip: int) -> np.ndarray:
+    """Spreads a clip over `num_spanned <= window` frames, as densely as a window, then repeats the last one."""
+    num_spread = num_spanned * frames_per_clip // window
+    spread = np.linspace(0, num_spanned, num_spread)
+    repeated = np.full(frames_per_clip - num_spread, num_spanned)
+    return np.concatenate([spread, repeated]).clip(0, max(num_spanned - 1, 0)).astype(np.int64)
+
+
+def _window_starts(
+    num_video_frames: int, num_clips: int, window: int, generator: torch.Generator | None
+) -> np.ndarray:
+    """Places one window in each partition, all of which are longer than it."""
+    starts = _partition_starts(num_video_frames, num_clips)
+    if generator is None:
+        return starts
+    # The window may end with the partition: the released code leaves this last of the places out.
+    num_places = num_video_frames // num_clips - window + 1
+    return starts + torch.randint(0, num_places, (num_clips,), generator=generator).numpy()
+
+
+def _overlapping_starts(num_video_frames: int, num_clips: int, window: int) -> np.ndarray:
+    """Places windows at equal distances over the video; at 0 where the video has no more frames than a window."""
+    distance = max(num_video_frames - window, 0) // max(num_clips - 1, 1)
+    return np.arange(num_clips) * distance
+
+
+def _partition_starts(num_video_frames: int, num_clips: int) -> np.ndarray:
+    """First frame of each partition; with fewer frames than clips, the frame that each clip repeats."""
+    if num_video_frames < num_clips:
+        return np.arange(num_clips) * num_video_frames // num_clips
+    return np.arange(num_clips) * (num_video_frames // num_clips)
+
+
+def _resolve_frame_step(
+    fps: float | None, frames_per_clip: int, frame_step: int | None, clip_duration: float | None
+) -> int:
+    if clip_duration is not None:
+        return _frame_step_of_duration(fps, frames_per_clip, clip_duration)
+    if frame_step is None:
+        raise ValueError(
+            "frame_step and clip_duration are both None, but one of them sets the length of a clip; "
+            "give frame_step (frames) or clip_duration (seconds)"
+        )
+    _require_positive_integers(frame_step=frame_step)
+    return frame_step
+
+
+def _frame_step_of_duration(fps: float | None, frames_per_clip: int, clip_duration: float) -> int:
+    if fps is None or not (math.isfinite(fps) and fps > 0):
+        raise ValueError(
+            f"fps is {fps}, but clip_duration needs the video's frames per second, a positive number; "
+            "give frame_step instead where the video does not state them"
+        )
+    if not (math.isfinite(clip_duration) and clip_duration > 0):
+        raise ValueError(f"clip_duration is {clip_duration}, but must be a positive number of seconds, such as 3.0")
+    frame_step = int(clip_duration * fps / frames_per_clip)
+    if frame_step < 1:
+        raise ValueError(
+            f"clip_duration of {clip_duration} s at {fps} fps is {clip_duration * fps:g} frames, but a clip needs at "
+            f"least frames_per_clip={frames_per_clip}; give a longer duration, or frame_step=1"
+        )
+    return frame_step
+
+
+def _require_positive_integers(**values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")

@@ -1,0 +1,532 @@
+"""Masks: which tokens of a clip the encoder sees (the context), and which the predictor has to predict (the targets).
+
+The tokens of a clip are its tubelets in raster order: depth (time) first, then rows, then columns, so that the tubelet
+at depth `d`, row `r` and column `c` is token `(d * rows + r) * columns + c`. A mask is an int64 tensor of token
+indices, one row for each clip of a batch.
+
+The masks of training are drawn: `sample_multi_block_masks` with `SHORT_RANGE` and `LONG_RANGE`, or
+`sample_random_tube_masks`. Masks made by hand hide the future, a box or a tube: `mask_future`, `mask_box`,
+`mask_tube`.
+
+Shapes: B clips in the batch, K blocks, D x R x C the grid (depth, rows, columns), N = D * R * C tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+# A clip whose blocks leave no context is drawn again: about 2 % of the clips of `LONG_RANGE` at 224 pixels, none of
+# `SHORT_RANGE`. Settings that need a hundred draws leave no context in practice.
+MAX_DRAWS = 100
+
+
+def _require_integer(name: str, value: int, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
+        raise ValueError(f"{name} is {value!r}, but must be an integer of at least {at_least}")
+
+
+def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value % divisor:
+        nearest = max(divisor, round(value / divisor) * divisor)
+        raise ValueError(
+            f"{name} is {value}, but must be a multiple of {divisor_name}={divisor}; crop or resize to {nearest}, "
+            "for example"
+        )
+
+
+def _require_range(name: str, bounds: tuple[float, float], *, largest: float) -> None:
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= largest:
+        raise ValueError(
+            f"{name} is {bounds}, but must be a smallest and a largest value above 0 and up to {largest:g}; "
+            "give the same number twice for a fixed value"
+        )
+
+
+def _require_inside(name: str, first: int, end: int, size: int) -> None:
+    for edge, value in zip(name.split(" to "), (first, end), strict=True):
+        _require_integer(edge, value, at_least=0)
+    if not 0 <= first < end <= size:
+        raise ValueError(
+            f"{name} is {first} to {end}, but a box has to hold something and lie within the clip; "
+            f"give numbers with 0 <= first < end <= {size}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenGrid:
+    """The tokens that the encoder makes of one clip: one for each tubelet of `tubelet_size` frames and `patch_size`
+    pixels squared.
+
+    Args:
+        num_frames: Frames of the clip, a multiple of `tubelet_size`.
+        height: Pixels, a multiple of `patch_size`.
+        width: Pixels, a multiple of `patch_size`.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames of a tubelet.
+
+    Raises:
+        ValueError: If a size is not a positive integer, or no multiple as said above.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    patch_size: int = 16
+    tubelet_size: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _require_integer(name, value, at_least=1)
+        for name, divisor in (("num_frames", "tubelet_size"), ("height", "patch_size"), ("width", "patch_size")):
+            _require_multiple(name, getattr(self, name), divisor, getattr(self, divisor))
+
+    @property
+    def depth(self) -> int:
+        """Tokens along time."""
+        return self.num_frames // self.tubelet_size
+
+    @property
+    def rows(self) -> int:
+        """Tokens along the height."""
+        return self.height // self.patch_size
+
+    @property
+    def columns(self) -> int:
+        """Tokens along the width."""
+        return self.width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one clip."""
+        return self.depth * self.rows * self.columns
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPair:
+    """The context and the target tokens of each clip of a batch.
+
+    Args:
+        context_mask: Tokens that the encoder sees, int64 `(batch_size, num_context)`.
+        target_mask: Tokens that the predictor predicts, int64 `(batch_size, num_targets)`.
+        mask_index: Which of the predictor's mask tokens stands for the targets. In training 0 belongs to the
+            short-range and 1 to the long-range masks.
+
+    Raises:
+        ValueError: If a mask is no int64 matrix, is empty or has negative values, if the two have different batch
+            sizes, or if a clip has a token in both.
+    """
+
+    context_mask: torch.Tensor
+    target_mask: torch.Tensor
+    mask_index: int
+
+    def __post_init__(self) -> None:
+        for name in ("context_mask", "target_mask"):
+            _require_token_indices(name, getattr(self, name))
+        _require_disjoint(self.context_mask, self.target_mask)
+        _require_integer("mask_index", self.mask_index, at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiBlockMasking:
+    """Settings of one kind of multi-block masks (paper, section 3.2): the targets are a union of blocks.
+
+    All blocks of a batch have the same size, drawn from these ranges; each has its own place.
+
+    Args:
+        num_blocks: Blocks in each clip; they may overlap.
+        spatial_scale: Smallest and largest share of the frame that a block hides, in (0, 1].
+        temporal_scale: Smallest and largest share of the clip's depth that a block hides, in (0, 1].
+        aspect_ratio: Smallest and largest ratio of a block's height to its width.
+        max_temporal_keep: Causal multi-block masks: the context comes from this first share of the clip's depth, and
+            all later tokens are targets. 0.5 keeps the first half of the clip's frames, 1.0 puts no limit.
+        mask_index: Which of the predictor's mask tokens stands for the targets.
+
+    Raises:
+        ValueError: If a number lies outside its range, or a range has its ends exchanged.
+    """
+
+    num_blocks: int
+    spatial_scale: tuple[float, float]
+    temporal_scale: tuple[float, float] = (1.0, 1.0)
+    aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    max_temporal_keep: float = 1.0
+    mask_index: int = 0
+
+    def __post_init__(self) -> None:
+        _require_integer("num_blocks", self.num_blocks, at_least=1)
+        _require_range("spatial_scale", self.spatial_scale, largest=1.0)
+        _require_range("temporal_scale", self.temporal_scale, largest=1.0)
+        _require_range("aspect_ratio", self.aspect_ratio, largest=math.inf)
+        if not 0 < self.max_temporal_keep <= 1:
+            raise ValueError(
+                f"max_temporal_keep is {self.max_temporal_keep}, but must be the share of the clip that may be "
+                "context, above 0 and up to 1; give 1.0 for masks that are not causal"
+            )
+        _require_integer("mask_index", self.mask_index, at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomTubeMasking:
+    """Settings of random tube masks (paper, ablation of masks): the same random patches are hidden in all frames.
+
+    Args:
+        ratio: Share of the patches that are hidden, between 0 and 1.
+        mask_index: Which of the predictor's mask tokens stands for the targets.
+
+    Raises:
+        ValueError: If the ratio does not lie strictly between 0 and 1.
+    """
+
+    ratio: float = 0.9
+    mask_index: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio is {self.ratio}, but must lie between 0 and 1, both excluded; the paper uses 0.9")
+        _require_integer("mask_index", self.mask_index, at_least=0)
+
+
+# The two kinds that training uses together (paper, section 3.2, and the released configurations of all three models).
+SHORT_RANGE = MultiBlockMasking(num_blocks=8, spatial_scale=(0.15, 0.15), mask_index=0)
+LONG_RANGE = MultiBlockMasking(num_blocks=2, spatial_scale=(0.7, 0.7), mask_index=1)
+
+
+# ------------------------------------------------------------------------------------------------ masks of training
+
+
+def sample_multi_block_masks(
+    settings: MultiBlockMasking, grid: TokenGrid, batch_size: int, *, step: int, generator: torch.Generator
+) -> MaskPair:
+    """Draws multi-block masks: targets are the union of a clip's blocks, the context is the rest.
+
+    The size of the blocks follows from `step` alone, so that all ranks and workers agree on it; their places are drawn
+    for each clip. A clip without context is drawn again. Then all clips are cut to the smallest count of the batch.
+
+    Args:
+        settings: The kind of masks, such as `SHORT_RANGE` or `LONG_RANGE`.
+        grid: The tokens of a clip.
+        batch_size: Clips to draw masks for.
+        step: Iteration of the training run, from 0.
+        generator: Draws the places of the blocks.
+
+    Returns:
+        Masks with `(batch_size, num_context)` and `(batch_size, num_targets)` tokens in ascending order. The two need
+        not make up the whole clip, because of the cut.
+
+    Raises:
+        ValueError: If the blocks leave a clip without context 100 times in a row.
+    """
+    _require_integer("batch_size", batch_size, at_least=1)
+    block_size = sample_block_size(settings, grid, step=step)
+    is_context = _draw_context(settings, grid, batch_size, block_size, generator)  # (B, N)
+    for _ in range(MAX_DRAWS - 1):
+        is_empty = ~is_context.any(dim=1)
+        if not is_empty.any():
+            break
+        is_context[is_empty] = _draw_context(settings, grid, int(is_empty.sum()), block_size, generator)
+    _require_context(is_context, settings, grid, block_size)
+    return MaskPair(cut_to_batch_minimum(is_context), cut_to_batch_minimum(~is_context), settings.mask_index)
+
+
+def sample_block_size(settings: MultiBlockMasking, grid: TokenGrid, *, step: int) -> tuple[int, int, int]:
+    """Draws the size that all blocks of one iteration have: (depth, rows, columns), in tokens.
+
+    Args:
+        settings: The kind of masks.
+        grid: The tokens of a clip.
+        step: Iteration of the training run, from 0: the seed of the draw.
+    """
+    _require_integer("step", step, at_least=0)
+    generator = torch.Generator().manual_seed(int(step))
+    depth = int(grid.depth * _draw_uniform(settings.temporal_scale, generator))
+    num_patches = int(grid.rows * grid.columns * _draw_uniform(settings.spatial_scale, generator))
+    aspect_ratio = _draw_uniform(settings.aspect_ratio, generator)
+    rows = round(math.sqrt(num_patches * aspect_ratio))
+    columns = round(math.sqrt(num_patches / aspect_ratio))
+    # On a grid of few tokens a block would have none.
+    return max(depth, 1), min(max(rows, 1), grid.rows), min(max(columns, 1), grid.columns)
+
+
+def sample_random_tube_masks(
+    settings: RandomTubeMasking, grid: TokenGrid, batch_size: int, *, generator: torch.Generator
+) -> MaskPair:
+    """Draws random tube masks: in each clip, random patches that are hidden in all frames.
+
+    Args:
+        settings: The share of hidden patches.
+        grid: The tokens of a clip.
+        batch_size: Clips to draw masks for.
+        generator: Draws the patches of each clip.
+
+    Returns:
+        Masks with `depth * int(rows * columns * (1 - ratio))` context tokens in each clip; all others are targets.
+
+    Raises:
+        ValueError: If the grid has too few patches to keep one of them at this ratio.
+    """
+    _require_integer("batch_size", batch_size, at_least=1)
+    num_patches = grid.rows * grid.columns
+    # 10 * (1 - 0.9) is 0.9999... in floating point, and means 1.
+    num_kept = int(num_patches * (1 - settings.ratio) + 1e-9)
+    if num_kept == 0:
+        raise ValueError(
+            f"ratio {settings.ratio} keeps none of the {num_patches} patches of a {grid.rows} x {grid.columns} grid, "
+            f"but one has to stay as context; lower the ratio, so that it hides at most {num_patches - 1} of them"
+        )
+    order = torch.rand(batch_size, num_patches, generator=generator).argsort(dim=1)
+    is_kept = torch.zeros(batch_size, num_patches, dtype=torch.bool).scatter_(1, order[:, :num_kept], True)
+    is_context = is_kept.repeat(1, grid.depth)  # (B, N)
+    return MaskPair(cut_to_batch_minimum(is_context), cut_to_batch_minimum(~is_context), settings.mask_index)
+
+
+def cut_to_batch_minimum(is_kept: torch.Tensor) -> torch.Tensor:
+    """Turns boolean masks into indices, and cuts all clips to the batch's smallest count.
+
+    A clip that has more loses its last tokens in raster order, which are those of its last frames, as in the released
+    training.
+
+    Args:
+        is_kept: Boolean `(batch_size, num_tokens)`.
+
+    Returns:
+        Ascending token indices, int64 `(batch_size, num_kept)`.
+    """
+    num_kept = int(is_kept.sum(dim=1).min())
+    # A stable sort puts the kept tokens first and leaves them in raster order.
+    return is_kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_kept].contiguous()
+
+
+# ------------------------------------------------------------------------------------------------ masks made by hand
+
+
+def mask_future(grid: TokenGrid, frame: int, *, batch_size: int = 1) -> MaskPair:
+    """Hides a clip from `frame` on: the context is the tubelets that lie wholly before it, the targets are all others.
+
+    Args:
+        grid: The tokens of a clip.
+        frame: First hidden frame, from `tubelet_size` to `num_frames - 1`. A tubelet that `frame` cuts is hidden as a
+            whole.
+        batch_size: Clips that get this mask.
+
+    Returns:
+        Masks with the mask index of the long-range masks, 1.
+
+    Raises:
+        ValueError: If `frame` leaves nothing to see or nothing to predict.
+    """
+    _require_integer("frame", frame, at_least=0)
+    if not grid.tubelet_size <= frame < grid.num_frames:
+        raise ValueError(
+            f"frame is {frame}, but the context needs a whole tubelet ({grid.tubelet_size} frames) before it and the "
+            f"clip has {grid.num_frames} frames; give a frame from {grid.tubelet_size} to {grid.num_frames - 1}"
+        )
+    is_target = torch.ones(grid.depth, grid.rows, grid.columns, dtype=torch.bool)
+    is_target[: frame // grid.tubelet_size] = False
+    return _pair_from_targets(is_target, LONG_RANGE.mask_index, batch_size)
+
+
+def mask_box(
+    grid: TokenGrid,
+    *,
+    top: int,
+    left: int,
+    bottom: int,
+    right: int,
+    first_frame: int = 0,
+    last_frame: int | None = None,
+    batch_size: int = 1,
+) -> MaskPair:
+    """Hides a box of pixels, in all frames or in some. A token that overlaps the box is a target, all others are
+    context.
+
+    The mask index is the kind of training masks whose blocks hide the more similar share of the frame: 0 (short range,
+    15 %) where the box has at most 42.5 % of the frame's pixels, else 1 (long range, 70 %).
+
+    Args:
+        grid: The tokens of a clip.
+        top: First pixel row of the box.
+        left: First pixel column of the box.
+        bottom: Pixel row that follows the box, at most the grid's `height`.
+        right: Pixel column that follows the box, at most the grid's `width`.
+        first_frame: First hidden frame.
+        last_frame: Last hidden frame, itself hidden; None is the clip's last.
+        batch_size: Clips that get this mask.
+
+    Raises:
+        ValueError: If the box is empty, reaches beyond the clip, or overlaps all tokens.
+    """
+    end_frame = grid.num_frames if last_frame is None else last_frame + 1
+    _require_inside("top to bottom", top, bottom, grid.height)
+    _require_inside("left to right", left, right, grid.width)
+    _require_inside("first_frame to last_frame + 1", first_frame, end_frame, grid.num_frames)
+    is_target = torch.zeros(grid.depth, grid.rows, grid.columns, dtype=torch.bool)
+    is_target[
+        _overlapped(first_frame, end_frame, grid.tubelet_size),
+        _overlapped(top, bottom, grid.patch_size),
+        _overlapped(left, right, grid.patch_size),
+    ] = True
+    share = (bottom - top) * (right - left) / (grid.height * grid.width)
+    return _pair_from_targets(is_target, _nearest_mask_index(share), batch_size)
+
+
+def mask_tube(
+    grid: TokenGrid,
+    patches: Sequence[tuple[int, int]] | np.ndarray | torch.Tensor,
+    *,
+    batch_size: int = 1,
+) -> MaskPair:
+    """Hides the same patches in all frames.
+
+    The mask index follows from the share of hidden patches, by the rule of `mask_box`.
+
+    Args:
+        grid: The tokens of a clip.
+        patches: The hidden patches: either `(row, column)` pairs, counted in patches from the top left, or a boolean
+            array `(rows, columns)` that is True where a patch is hidden.
+        batch_size: Clips that get this mask.
+
+    Raises:
+        ValueError: If a patch lies outside the grid, an array has another shape, or no patch or every patch is hidden.
+    """
+    is_hidden = _hidden_patches(grid, patches)  # (R, C)
+    share = is_hidden.double().mean().item()
+    is_target = is_hidden.expand(grid.depth, -1, -1)
+    return _pair_from_targets(is_target, _nearest_mask_index(share), batch_size)
+
+
+# ------------------------------------------------------------------------------------------------ plumbing
+
+
+def _draw_uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
+    # A draw is made for a range without width too: the following draws, and so the block sizes, depend on it.
+    lowest, highest = bounds
+    return lowest + torch.rand(1, generator=generator).item() * (highest - lowest)
+
+
+def _draw_context(
+    settings: MultiBlockMasking,
+    grid: TokenGrid,
+    num_clips: int,
+    block_size: tuple[int, int, int],
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Draws the blocks of each clip; says which tokens they leave as context: boolean `(num_clips, num_tokens)`."""
+    shape = (num_clips, settings.num_blocks)
+    in_depth = _draw_intervals(shape, grid.depth, block_size[0], generator)  # (B, K, D)
+    in_rows = _draw_intervals(shape, grid.rows, block_size[1], generator)  # (B, K, R)
+    in_columns = _draw_intervals(shape, grid.columns, block_size[2], generator)  # (B, K, C)
+    in_block = in_depth[..., :, None, None] & in_rows[..., None, :, None] & in_columns[..., None, None, :]
+    is_context = ~in_block.any(dim=1)  # (B, D, R, C)
+    is_context[:, _num_context_tubelets(settings, grid) :] = False
+    return is_context.flatten(1)
+
+
+def _draw_intervals(
+    shape: tuple[int, int], num_positions: int, length: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Draws one interval of `length` positions for each block: boolean `(num_clips, num_blocks, num_positions)`."""
+    starts = torch.randint(0, num_positions - length + 1, shape, generator=generator)[..., None]
+    positions = torch.arange(num_positions)
+    return (positions >= starts) & (positions < starts + length)
+
+
+def _num_context_tubelets(settings: MultiBlockMasking, grid: TokenGrid) -> int:
+    return max(1, int(grid.depth * settings.max_temporal_keep))
+
+
+def _require_context(
+    is_context: torch.Tensor, settings: MultiBlockMasking, grid: TokenGrid, block_size: tuple[int, int, int]
+) -> None:
+    if not is_context.any(dim=1).all():
+        raise ValueError(
+            f"{settings.num_blocks} blocks of {block_size} tokens left a clip of "
+            f"{(grid.depth, grid.rows, grid.columns)} tokens without context in each of {MAX_DRAWS} draws, but the "
+            "encoder has to see something; use fewer blocks, a smaller spatial_scale, or a larger max_temporal_keep"
+        )
+
+
+def _pair_from_targets(is_target: torch.Tensor, mask_index: int, batch_size: int) -> MaskPair:
+    """Gives all clips of a batch the same targets (D, R, C), and the rest as context."""
+    _require_integer("batch_size", batch_size, at_least=1)
+    target_mask = is_target.flatten().nonzero().flatten()
+    context_mask = (~is_target).flatten().nonzero().flatten()
+    return MaskPair(context_mask.repeat(batch_size, 1), target_mask.repeat(batch_size, 1), mask_index)
+
+
+def _nearest_mask_index(share: float) -> int:
+    """The kind of training masks whose blocks hide a share of the frame that is nearer to `share`."""
+    midpoint = (SHORT_RANGE.spatial_scale[0] + LONG_RANGE.spatial_scale[0]) / 2
+    return LONG_RANGE.mask_index if share > midpoint else SHORT_RANGE.mask_index
+
+
+def _overlapped(first: int, end: int, size: int) -> slice:
+    """The units of `size` pixels (or frames) that the interval from `first` up to, without, `end` overlaps."""
+    return slice(first // size, -(-end // size))
+
+
+def _hidden_patches(grid: TokenGrid, patches: Sequence[tuple[int, int]] | np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Reads either form of `mask_tube`'s patches as boolean (R, C)."""
+    given = patches if isinstance(patches, torch.Tensor) else torch.from_numpy(np.array(patches))
+    if given.dtype == torch.bool:
+        if given.shape != (grid.rows, grid.columns):
+            raise ValueError(
+                f"patches is a boolean array of shape {tuple(given.shape)}, but must have one value for each patch; "
+                f"give one of shape (rows, columns) = {(grid.rows, grid.columns)}"
+            )
+        return given
+    return _hidden_patches_from_pairs(grid, given)
+
+
+def _hidden_patches_from_pairs(grid: TokenGrid, pairs: torch.Tensor) -> torch.Tensor:
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():
+        raise ValueError(
+            f"patches has shape {tuple(pairs.shape)} and type {pairs.dtype}, but must hold (row, column) pairs of "
+            "integers, at least one of them; give such pairs, or a boolean array (rows, columns)"
+        )
+    size = torch.tensor([grid.rows, grid.columns])
+    is_outside = ((pairs < 0) | (pairs >= size)).any(dim=1)
+    if is_outside.any():
+        raise ValueError(
+            f"patch {tuple(pairs[is_outside][0].tolist())} lies outside the grid of {grid.rows} rows and "
+            f"{grid.columns} columns; rows and columns count patches, not pixels, and begin at 0"
+        )
+    is_hidden = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
+    is_hidden[pairs[:, 0].long(), pairs[:, 1].long()] = True
+    return is_hidden
+
+
+def _require_token_indices(name: str, mask: torch.Tensor) -> None:
+    if mask.dtype != torch.int64 or mask.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {tuple(mask.shape)} and type {mask.dtype}, but must be an int64 matrix of token "
+            "indices (batch_size, num_kept); cut_to_batch_minimum makes one of a boolean mask"
+        )
+    if mask.numel() == 0:
+        raise ValueError(
+            f"{name} is empty (shape {tuple(mask.shape)}), but each clip needs a token to see and one to predict; "
+            "hide less of the clip if it is the context_mask, more of it if it is the target_mask"
+        )
+    if mask.min() < 0:
+        raise ValueError(f"{name} holds {int(mask.min())}, but token indices begin at 0; count tokens in raster order")
+
+
+def _require_disjoint(context_mask: torch.Tensor, target_mask: torch.Tensor) -> None:
+    if len(context_mask) != len(target_mask):
+        raise ValueError(
+            f"context_mask has {len(context_mask)} clips and target_mask {len(target_mask)}, but both need one row "
+            "for each clip of the batch; repeat the shorter one"
+        )
+    num_tokens = int(torch.maximum(context_mask.max(), target_mask.max())) + 1
+    is_context = torch.zeros(len(context_mask), num_tokens, dtype=torch.bool, device=context_mask.device)
+    is_context.scatter_(1, context_mask, True)
+    is_shared = is_context.gather(1, target_mask)
+    if is_shared.any():
+        clip, position = is_shared.nonzero()[0].tolist()
+        raise ValueError(
+            f"token {int(target_mask[clip, position])} of clip {clip} is in the context and in the targets, but a "
+            "token that the encoder sees cannot be predicted from its context; leave it out of one of them"
+        )
