@@ -1,5 +1,6 @@
 """V-JEPA (Bardes et al. 2024) as an installable model hub. Importing it makes transformers' Auto classes know it."""
 
+from .hub.loading import load
 from .model import (
     VJEPAConfig,
     VJEPAForPreTraining,
@@ -16,6 +17,7 @@ __all__ = [
     "VJEPAForVideoClassification",
     "VJEPAModel",
     "VJEPAVideoProcessor",
+    "load",
 ]
 
 register_auto_classes()

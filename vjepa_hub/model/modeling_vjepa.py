@@ -8,6 +8,8 @@ Shapes in comments:
     D width of the encoder, P width of the predictor; h attention heads, d their width.
 """
 
+import difflib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -258,10 +260,21 @@ def select_tokens(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         `(batch_size, num_kept, width)`.
     """
     batch_size, num_tokens, _ = tokens.shape
+    mask = mask.to(tokens.device)
     if batch_size > 1:
         mask = mask + torch.arange(0, batch_size * num_tokens, num_tokens, device=mask.device)[:, None]
     # Whole rows are copied: several times faster than torch.gather, whose index has the tokens' full size
     return tokens.flatten(0, 1).index_select(0, mask.flatten()).unflatten(0, mask.shape)
+
+
+def _check_keywords(forward: Callable, keywords: dict) -> None:
+    """Raise on a keyword that nothing reads, such as a misspelled mask: the call would go on without it."""
+    known = TransformersKwargs.__annotations__.keys() | {"return_dict"}
+    for name in keywords:
+        if name not in known:
+            parameters = [*inspect.signature(forward).parameters, *known]
+            nearest = difflib.get_close_matches(name, parameters, n=1, cutoff=0.0)[0]
+            raise TypeError(f"{forward.__qualname__} takes no '{name}'; the nearest that it takes is '{nearest}'")
 
 
 def _as_mask_list(mask: Mask) -> list[torch.Tensor]:
@@ -492,7 +505,6 @@ class VJEPAPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["VJEPAEmbeddings", "VJEPALayer", "VJEPAAttentivePooler"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
@@ -514,8 +526,6 @@ class VJEPAPreTrainedModel(PreTrainedModel):
             module.reset_mask_tokens()
         elif isinstance(module, VJEPAAttentivePooler):
             module.reset_parameters(std)
-        elif isinstance(module, VJEPAForPreTraining):
-            module.reset_target_encoder()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save the model; where the classes are registered for remote code, every Auto class finds its own there."""
@@ -687,7 +697,7 @@ class VJEPAPredictor(VJEPAPreTrainedModel):
         target_positions = select_tokens(positions, target_mask).expand(batch_size, -1, -1)
         context = _add_positions(self.embedding(context_features), context_positions, dtype)  # (B, K, P)
         targets = _add_positions(self.mask_tokens[mask_index], target_positions, dtype)  # (B, M, P)
-        hidden_states = torch.cat([context, targets], dim=1)  # (B, K + M, P)
+        hidden_states = torch.cat([context, targets.to(context.device)], dim=1)  # (B, K + M, P)
         for layer in self.layer:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states[:, context.shape[1] :])
@@ -769,7 +779,12 @@ class VJEPAModel(VJEPAPreTrainedModel):
         Returns:
             `VJEPAModelOutput`. Without masks every token is encoded and the predictor does not run. With lists of
             masks its fields are lists.
+
+        Raises:
+            ValueError: Clip or masks do not fit; the message gives the value, the rule and the remedy.
+            TypeError: A mask is no index tensor, or a keyword does not exist.
         """
+        _check_keywords(VJEPAModel.forward, kwargs)
         clip = _prepare_clip(pixel_values_videos, self.config)
         if context_mask is None:
             if target_mask is not None:
@@ -800,6 +815,8 @@ class VJEPAForPreTraining(VJEPAPreTrainedModel):
     Loaded from a features folder the target encoder starts as a copy of the encoder.
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"^classifier\."]  # noqa: RUF012
+
     def __init__(self, config: VJEPAConfig):
         super().__init__(config)
         self.encoder = VJEPAEncoder(config)
@@ -812,8 +829,10 @@ class VJEPAForPreTraining(VJEPAPreTrainedModel):
         """The projection of the patches: the first layer that has weights."""
         return self.encoder.get_input_embeddings()
 
-    def reset_target_encoder(self) -> None:
-        """Start the target encoder as a copy of the encoder."""
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise what was not loaded; the target encoder starts as a copy of the encoder."""
+        super().initialize_weights()
         for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
             init.copy_(target, source)
 
@@ -856,7 +875,12 @@ class VJEPAForPreTraining(VJEPAPreTrainedModel):
 
         Returns:
             `VJEPAForPreTrainingOutput`; `loss` is float32 and carries gradients to encoder and predictor alone.
+
+        Raises:
+            ValueError: Clip or masks do not fit; the message gives the value, the rule and the remedy.
+            TypeError: A mask is no index tensor, or a keyword does not exist.
         """
+        _check_keywords(VJEPAForPreTraining.forward, kwargs)
         clip = _prepare_clip(pixel_values_videos, self.config)
         masks = _pair_masks(context_mask, target_mask, self.config.pred_num_mask_tokens)
         with torch.no_grad():
@@ -964,7 +988,12 @@ class VJEPAForVideoClassification(VJEPAPreTrainedModel):
 
         Returns:
             `ImageClassifierOutput` with `loss` where labels are given, and `logits` `(batch_size, num_labels)`.
+
+        Raises:
+            ValueError: The clip does not fit; the message gives the value, the rule and the remedy.
+            TypeError: A keyword does not exist.
         """
+        _check_keywords(VJEPAForVideoClassification.forward, kwargs)
         clips, num_segments = pixel_values_videos, 1
         if pixel_values_videos is not None and pixel_values_videos.ndim == 6:
             clips, num_segments = pixel_values_videos.flatten(0, 1), pixel_values_videos.shape[1]

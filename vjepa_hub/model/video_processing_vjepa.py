@@ -12,6 +12,8 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 # The released evaluations resize to 256 where they crop 224
 RESIZE_OVER_CROP = 256 / 224
+# What transformers writes into the saved file beside the options
+SAVED_WITH_OPTIONS = frozenset(("auto_map", "image_processor_type", "processor_class", "video_processor_type"))
 
 
 class VJEPAVideoProcessorKwargs(VideosKwargs, total=False):
@@ -82,8 +84,17 @@ class VJEPAVideoProcessor(BaseVideoProcessor):
     num_spatial_views = 1
 
     def __init__(self, **kwargs: Unpack[VJEPAVideoProcessorKwargs]):
+        self._check_options(kwargs)
         super().__init__(**self._with_size(kwargs))
         self._check_views(self.num_spatial_views)
+
+    @classmethod
+    def _check_options(cls, options: dict) -> None:
+        known = cls.valid_kwargs.__annotations__
+        for name in options:
+            if name not in known and name not in SAVED_WITH_OPTIONS:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise TypeError(f"VJEPAVideoProcessor has no option '{name}'; the nearest is '{nearest}'")
 
     @staticmethod
     def _with_size(options: dict) -> dict:
@@ -106,11 +117,9 @@ class VJEPAVideoProcessor(BaseVideoProcessor):
         """Process clips; options given here win over those of the constructor.
 
         Raises:
-            TypeError: An option does not exist (transformers alone would only log it).
+            TypeError: An option does not exist (transformers alone would at most log it).
         """
-        for name in kwargs.keys() - self.valid_kwargs.__annotations__.keys():
-            nearest = difflib.get_close_matches(name, self.valid_kwargs.__annotations__, n=1, cutoff=0.0)[0]
-            raise TypeError(f"VJEPAVideoProcessor has no option '{name}'; the nearest is '{nearest}'")
+        self._check_options(kwargs)
         self._check_views(kwargs.get("num_spatial_views", self.num_spatial_views))
         return super().preprocess(videos, **self._with_size(kwargs))
 

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
+from vjepa_hub.hub.conversion import convert_original_checkpoint
+
+REFERENCE = Path(__file__).parent / "reference_cases"
+
+
+@pytest.fixture(scope="session")
+def reference_config() -> VJEPAConfig:
+    """The tiny model of the reference cases (their README)."""
+    return VJEPAConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        crop_size=64,
+        frames_per_clip=8,
+        pred_hidden_size=40,
+        pred_num_hidden_layers=2,
+        pred_num_attention_heads=4,
+    )
+
+
+@pytest.fixture
+def reference_model(reference_config) -> VJEPAForPreTraining:
+    """The released tiny checkpoint, freshly converted."""
+    return convert_original_checkpoint(REFERENCE / "official_tiny.pth.tar", reference_config).eval()
+
+
+@pytest.fixture(scope="session")
+def forward_case() -> dict[str, torch.Tensor]:
+    """forward.safetensors with its frames as normalised pixels (batch_size, num_frames, channels, height, width)."""
+    case = load_file(REFERENCE / "forward.safetensors")
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    frames = case["frames_uint8"].permute(0, 2, 1, 3, 4)
+    return case | {"pixel_values_videos": (frames.float() / 255 - mean) / std}
+
+
+@pytest.fixture(scope="session")
+def small_config() -> VJEPAConfig:
+    """Small enough for any test: 2 x 4 x 4 tokens."""
+    return VJEPAConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        patch_size=8,
+        crop_size=32,
+        frames_per_clip=4,
+        pred_hidden_size=24,
+        pred_num_hidden_layers=2,
+        pred_num_attention_heads=4,
+        num_labels=3,
+    )
+
+
+@pytest.fixture
+def small_clip() -> torch.Tensor:
+    return torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def small_masks() -> tuple[torch.Tensor, torch.Tensor]:
+    """Context (2, 10) and target (2, 22) of the 32 tokens of a small clip, random and disjoint."""
+    generator = torch.Generator().manual_seed(1)
+    order = torch.stack([torch.randperm(32, generator=generator) for _ in range(2)])
+    return order[:, :10].sort().values, order[:, 10:].sort().values

@@ -1,0 +1,488 @@
+import copy
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import AttentionInterface
+
+from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel
+from vjepa_hub.data.masking import TokenGrid, mask_box, mask_future
+from vjepa_hub.model.modeling_vjepa import eager_attention_forward, select_tokens, sincos_positions
+
+GRID = TokenGrid(num_frames=4, height=32, width=32, patch_size=8, tubelet_size=2)
+
+
+@pytest.fixture
+def small_model(small_config) -> VJEPAModel:
+    torch.manual_seed(0)
+    return VJEPAModel(small_config).eval()
+
+
+@pytest.fixture
+def small_pretraining(small_config) -> VJEPAForPreTraining:
+    """As in training: mask tokens that have left zero, a target encoder that has left the encoder."""
+    torch.manual_seed(0)
+    model = VJEPAForPreTraining(small_config).eval()
+    with torch.no_grad():
+        model.predictor.mask_tokens.normal_()
+        for parameter in model.target_encoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def _reference_masks(case):
+    contexts = [case[f"mask{i}.context_indices"] for i in range(2)]
+    targets = [case[f"mask{i}.target_indices"] for i in range(2)]
+    return contexts, targets
+
+
+# --- Parity with the release ---
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_whole_forward_pass_equals_the_release(reference_model, forward_case, attention):
+    reference_model.set_attn_implementation(attention)
+    pixels = forward_case["pixel_values_videos"]
+    contexts, targets = _reference_masks(forward_case)
+    close = {"rtol": 0, "atol": 1e-5}
+    with torch.no_grad():
+        for name in ("encoder", "target_encoder"):
+            features = getattr(reference_model, name)(pixels).last_hidden_state
+            torch.testing.assert_close(features, forward_case[f"{name}.features"], **close)
+        output = reference_model(pixels, contexts, targets)
+        torch.testing.assert_close(output.loss, forward_case["loss"], **close)
+        for i, context in enumerate(contexts):
+            encoded = reference_model.encoder(pixels, context).last_hidden_state
+            torch.testing.assert_close(encoded, forward_case[f"mask{i}.context_features"], **close)
+            torch.testing.assert_close(output.targets[i], forward_case[f"mask{i}.targets"], **close)
+            torch.testing.assert_close(output.predictions[i], forward_case[f"mask{i}.predictions"], **close)
+            predicted = reference_model.predict(pixels, context, targets[i], mask_index=i)
+            torch.testing.assert_close(predicted, forward_case[f"mask{i}.predictions"], **close)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["resized", "wide"])
+def test_other_sizes_equal_the_release(reference_model, forward_case, name, attention):
+    reference_model.set_attn_implementation(attention)
+    pixels = forward_case[f"{name}.pixel_values"].float().transpose(1, 2)
+    with torch.no_grad():
+        features = reference_model.target_encoder(pixels).last_hidden_state
+    torch.testing.assert_close(features, forward_case[f"{name}.features"], rtol=0, atol=1e-4)
+
+
+def test_bfloat16_stays_near_float32(reference_model, forward_case):
+    pixels = forward_case["pixel_values_videos"]
+    contexts, targets = _reference_masks(forward_case)
+    reference_model.to(torch.bfloat16)
+    with torch.no_grad():
+        output = reference_model(pixels, contexts, targets)
+        features = reference_model.target_encoder(pixels).last_hidden_state
+    assert features.dtype == torch.bfloat16
+    assert output.loss.dtype == torch.float32
+    pairs = [(features, forward_case["target_encoder.features"])]
+    pairs += [(output.predictions[i], forward_case[f"mask{i}.predictions"]) for i in range(2)]
+    for ours, theirs in pairs:
+        assert torch.cosine_similarity(ours.float(), theirs, dim=-1).min() > 0.999
+
+
+@pytest.mark.parametrize("width", [64, 40])
+def test_position_table_equals_the_released_one(reference_model, width):
+    part = {64: reference_model.encoder.embeddings, 40: reference_model.predictor}[width]
+    torch.testing.assert_close(sincos_positions((4, 4, 4), width), part.position_embeddings.table, rtol=0, atol=1e-6)
+
+
+# --- The context never sees its targets ---
+
+
+def _tokens_to_pixels(indices: torch.Tensor) -> torch.Tensor:
+    """True at the pixels (2, 4, 1, 32, 32) of the tokens (2, num) of the 2 x 4 x 4 grid."""
+    tokens = torch.zeros(2, 32, dtype=torch.bool).scatter(1, indices, True).view(2, 2, 4, 4)
+    return tokens.repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)[:, :, None]
+
+
+def test_context_encoder_never_sees_target_tokens(small_model, small_pretraining, small_clip, small_masks):
+    context, target = small_masks
+    noisy = torch.where(_tokens_to_pixels(target), 100 * torch.randn_like(small_clip), small_clip)
+    for model in (small_model, small_pretraining):
+        before = model.predict(small_clip, context, target)
+        assert torch.equal(before, model.predict(noisy, context, target))
+    before = small_model(small_clip, context, target)
+    after = small_model(noisy, context, target)
+    assert torch.equal(before.last_hidden_state, after.last_hidden_state)
+    assert torch.equal(before.predictor_output.last_hidden_state, after.predictor_output.last_hidden_state)
+
+
+def test_prediction_depends_on_context_pixels(small_model, small_pretraining, small_clip, small_masks):
+    context, target = small_masks
+    touched = small_clip.clone()
+    touched[_tokens_to_pixels(context[:, :1]).expand_as(touched)] += 1
+    for model in (small_model, small_pretraining):
+        changed = model.predict(small_clip, context, target) != model.predict(touched, context, target)
+        assert changed.any(-1).all()
+
+
+def test_loss_has_no_gradient_through_the_targets(small_pretraining, small_clip, small_masks):
+    small_pretraining.train()
+    small_pretraining(small_clip, *small_masks).loss.backward()
+    assert all(p.grad is None and not p.requires_grad for p in small_pretraining.target_encoder.parameters())
+    used = [*small_pretraining.encoder.parameters(), *small_pretraining.predictor.parameters()]
+    assert all(p.grad is not None for p in used)
+
+
+def test_prediction_of_pretraining_model_uses_the_context_encoder(small_pretraining, small_clip, small_masks):
+    before = small_pretraining.predict(small_clip, *small_masks)
+    small_pretraining.target_encoder.layernorm.weight.data.mul_(2)
+    assert torch.equal(before, small_pretraining.predict(small_clip, *small_masks))
+    small_pretraining.encoder.layernorm.weight.data.mul_(2)
+    assert not torch.equal(before, small_pretraining.predict(small_clip, *small_masks))
+
+
+def test_each_mask_kind_has_its_own_mask_token(small_pretraining, small_clip, small_masks):
+    context, target = small_masks
+    output = small_pretraining(small_clip, [context, context], [target, target])
+    for index in range(2):
+        expected = small_pretraining.predict(small_clip, context, target, mask_index=index)
+        torch.testing.assert_close(output.predictions[index], expected)
+    assert not torch.allclose(*output.predictions, atol=1e-3)
+
+
+def test_masks_made_by_hand_drive_a_prediction(small_pretraining, small_clip):
+    for masks in (mask_future(GRID, 2), mask_box(GRID, top=8, left=8, bottom=24, right=24)):
+        predicted = small_pretraining.predict(
+            small_clip, masks.context_mask, masks.target_mask, mask_index=masks.mask_index
+        )
+        assert predicted.shape == (2, masks.target_mask.shape[1], 48)
+
+
+# --- Masks and outputs ---
+
+
+def test_masked_encoding_is_the_encoding_of_those_tokens_alone(small_model, small_clip):
+    every_token = torch.arange(32).expand(2, -1)
+    full = small_model(small_clip).last_hidden_state
+    torch.testing.assert_close(small_model(small_clip, every_token).last_hidden_state, full)
+    order = torch.randperm(32)
+    permuted = small_model(small_clip, order[None]).last_hidden_state  # one row of indices serves the whole batch
+    torch.testing.assert_close(permuted, full[:, order], rtol=0, atol=1e-5)
+
+
+def test_select_tokens_picks_each_clips_own_rows():
+    tokens = torch.arange(24.0).view(2, 4, 3)
+    mask = torch.tensor([[3, 0], [1, 1]])
+    expected = torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]])
+    assert torch.equal(select_tokens(tokens, mask), expected)
+    assert torch.equal(select_tokens(tokens[:1], mask), torch.stack([tokens[0, [3, 0]], tokens[0, [1, 1]]]))
+
+
+def test_without_masks_the_predictor_does_not_run(small_model, small_clip, small_masks):
+    assert small_model(small_clip).predictor_output is None
+    assert small_model(small_clip, *small_masks, skip_predictor=True).predictor_output is None
+    assert small_model(small_clip, small_masks[0]).predictor_output is None
+
+
+def test_outputs_of_mask_lists_are_lists(small_model, small_clip, small_masks):
+    context, target = small_masks
+    output = small_model(small_clip, [context, context[:, :4]], [target, target[:, :5]], output_hidden_states=True)
+    assert [tuple(t.shape) for t in output.last_hidden_state] == [(2, 10, 48), (2, 4, 48)]
+    assert [tuple(t.shape) for t in output.predictor_output.last_hidden_state] == [(2, 22, 48), (2, 5, 48)]
+    assert [[s.shape[1] for s in states] for states in output.hidden_states] == [[10] * 3, [4] * 3]
+    assert [[s.shape[1] for s in states] for states in output.predictor_output.hidden_states] == [[32] * 3, [9] * 3]
+    assert output.predictor_output.hidden_states[0][0].shape[-1] == 24
+
+
+def test_attentions_are_probabilities_over_the_kept_tokens(small_config, small_clip, small_masks):
+    model = VJEPAModel._from_config(copy.deepcopy(small_config), attn_implementation="eager").eval()
+    output = model(small_clip, *small_masks, output_attentions=True)
+    assert [tuple(a.shape) for a in output.attentions] == [(2, 4, 10, 10)] * 2
+    assert [tuple(a.shape) for a in output.predictor_output.attentions] == [(2, 4, 32, 32)] * 2
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, 10))
+
+
+def test_tuple_output_holds_the_same_tensors(small_model, small_clip, small_masks):
+    output = small_model(small_clip, *small_masks)
+    last_hidden_state, predictor_output = small_model(small_clip, *small_masks, return_dict=False)
+    assert torch.equal(last_hidden_state, output.last_hidden_state)
+    assert torch.equal(predictor_output[0], output.predictor_output.last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("context", "target", "error", "message"),
+    [
+        (torch.tensor([[32]]), torch.tensor([[0]]), ValueError, "32 tokens, 0 to 31"),
+        (torch.tensor([[-1]]), torch.tensor([[0]]), ValueError, "from -1"),
+        (torch.tensor([[0]]), torch.tensor([[40]]), ValueError, "target_mask holds indices from 40"),
+        (torch.ones(2, 32, dtype=torch.bool), torch.tensor([[0]]), TypeError, "nonzero"),
+        (torch.zeros(3, 4, dtype=torch.long), torch.tensor([[0]]), ValueError, "batch_size = 2 or 1"),
+        (torch.zeros(2, 0, dtype=torch.long), torch.tensor([[0]]), ValueError, "at least one token"),
+        (None, torch.tensor([[0]]), ValueError, "without context_mask"),
+        ([torch.tensor([[0]])] * 3, [torch.tensor([[1]])] * 3, ValueError, "3 mask kinds.*= 2"),
+        ([torch.tensor([[0]])] * 2, torch.tensor([[1]]), ValueError, "2 mask kinds and target_mask 1"),
+    ],
+)
+def test_masks_that_cannot_be_meant_raise(small_model, small_clip, context, target, error, message):
+    with pytest.raises(error, match=message):
+        small_model(small_clip, context, target)
+
+
+def test_misspelled_keyword_raises_with_the_nearest(small_config, small_model, small_pretraining, small_clip):
+    mask = torch.tensor([[0]])
+    with pytest.raises(TypeError, match=r"VJEPAModel.forward takes no 'context_masks'.*'context_mask'"):
+        small_model(small_clip, context_masks=mask)
+    with pytest.raises(TypeError, match=r"no 'ouput_attentions'.*'output_attentions'"):
+        small_pretraining(small_clip, mask, mask + 1, ouput_attentions=True)
+    with pytest.raises(TypeError, match=r"no 'label'.*'labels'"):
+        VJEPAForVideoClassification(small_config)(small_clip, label=mask[0])
+
+
+def test_unknown_mask_token_raises(small_model, small_clip, small_masks):
+    with pytest.raises(ValueError, match="mask_index is 2"):
+        small_model.predict(small_clip, *small_masks, mask_index=2)
+
+
+# --- Clips of other sizes ---
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 3, 32, 32), (1, 4, 3, 64, 40), (1, 2, 3, 8, 48), (1, 16, 3, 48, 32)])
+def test_other_lengths_sizes_and_aspect_ratios_work(small_model, shape):
+    num_tokens = (shape[1] // 2) * (shape[3] // 8) * (shape[4] // 8)
+    assert small_model.get_vision_features(torch.randn(shape)).shape == (shape[0], num_tokens, 48)
+
+
+def test_prediction_at_another_size_uses_interpolated_positions(small_pretraining):
+    grid = TokenGrid(num_frames=8, height=48, width=32, patch_size=8, tubelet_size=2)
+    masks = mask_future(grid, 4)
+    clip = torch.randn(1, 8, 3, 48, 32)
+    predicted = small_pretraining.predict(clip, masks.context_mask, masks.target_mask)
+    assert predicted.shape == (1, 48, 48)
+    assert not torch.allclose(predicted[:, :24], predicted[:, 24:], atol=1e-4)
+
+
+def test_interpolated_positions_keep_raster_order_on_grids_that_are_not_square(small_model):
+    positions = small_model.encoder.embeddings.position_embeddings
+    table = positions((2, 8, 4)).view(2, 8, 4, 48)
+    height_channels = slice(16, 32)
+    assert torch.allclose(table[0, :, :1, height_channels], table[0, :, 3:, height_channels], atol=1e-6)
+    assert not torch.allclose(table[0, :1, :, height_channels], table[0, 7:, :, height_channels], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 4, 3, 30, 32), "height = 30.*patch_size = 8"),
+        ((1, 4, 3, 32, 33), "width = 33.*patch_size = 8"),
+        ((1, 3, 3, 32, 32), "num_frames = 3.*tubelet_size = 2"),
+        ((1, 3, 4, 32, 32), "4 channels.*in_chans = 3"),
+        ((4, 3, 32, 32), r"unsqueeze\(0\)"),
+    ],
+)
+def test_clip_that_does_not_fit_raises(small_model, shape, message):
+    with pytest.raises(ValueError, match=message):
+        small_model(torch.randn(shape))
+
+
+def test_single_frame_is_a_still_clip(small_model, small_clip):
+    frame = small_clip[:, :1]
+    expected = small_model.get_vision_features(frame.repeat(1, 4, 1, 1, 1))
+    assert torch.equal(small_model.get_vision_features(frame), expected)
+
+
+def test_any_number_of_channels(small_config):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "in_chans": 5})
+    assert VJEPAModel(config).get_vision_features(torch.randn(1, 4, 5, 32, 32)).shape == (1, 32, 48)
+
+
+# --- Pretraining model ---
+
+
+def test_target_encoder_starts_as_a_copy_and_owns_its_weights(small_config):
+    model = VJEPAForPreTraining(small_config)
+    pairs = list(zip(model.target_encoder.parameters(), model.encoder.parameters(), strict=True))
+    assert all(torch.equal(t, s) and t.data_ptr() != s.data_ptr() for t, s in pairs)
+
+
+def test_training_mode_leaves_target_encoder_frozen(small_pretraining):
+    small_pretraining.train()
+    assert small_pretraining.encoder.training
+    assert not any(module.training for module in small_pretraining.target_encoder.modules())
+
+
+def test_update_moves_target_by_one_minus_momentum(small_pretraining):
+    pairs = [
+        (t.clone(), s.clone(), t)
+        for t, s in zip(
+            small_pretraining.target_encoder.parameters(), small_pretraining.encoder.parameters(), strict=True
+        )
+    ]
+    small_pretraining.update_target_encoder(0.9)
+    for target, source, updated in pairs:
+        torch.testing.assert_close(updated, 0.9 * target + 0.1 * source)
+    with pytest.raises(ValueError, match=r"momentum is 1.1"):
+        small_pretraining.update_target_encoder(1.1)
+
+
+def test_gradient_is_that_of_the_mean_over_mask_kinds(small_pretraining, small_clip, small_masks):
+    context, target = small_masks
+    kinds = [(context, target), (context[:, :4], target[:, :7])]
+    separate = [small_pretraining(small_clip, [c], [t]) for c, t in kinds]
+    both = small_pretraining(small_clip, *map(list, zip(*kinds, strict=True)))
+    # the second kind alone would be given mask token 0, so only the first is comparable
+    torch.testing.assert_close(both.predictions[0], separate[0].predictions[0])
+    own = [(p - t).abs().mean() for p, t in zip(both.predictions, both.targets, strict=True)]
+    torch.testing.assert_close(both.loss, (own[0] + own[1]) / 2)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_gives_equal_gradients(small_pretraining, small_clip, small_masks, use_reentrant):
+    small_pretraining.train()
+    small_pretraining(small_clip, *small_masks).loss.backward()
+    expected = {name: p.grad.clone() for name, p in small_pretraining.named_parameters() if p.grad is not None}
+    small_pretraining.zero_grad()
+    small_pretraining.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    small_pretraining(small_clip, *small_masks).loss.backward()
+    found = {name: p.grad for name, p in small_pretraining.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_drop_path_drops_whole_branches_while_training_only(small_config):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "drop_path_rate": 0.5})
+    layer = VJEPAModel(config).encoder.layer[1]
+    branch = torch.ones(400, 2, 3)
+    dropped = layer.drop_path.train()(branch)
+    kept = dropped[:, 0, 0] > 0
+    assert torch.equal(dropped, torch.where(kept, 2.0, 0.0)[:, None, None].expand_as(dropped))
+    assert 140 < kept.sum() < 260
+    assert torch.equal(layer.drop_path.eval()(branch), branch)
+
+
+# --- Classifier ---
+
+
+def test_segments_are_encoded_alone_and_attended_together(small_config, small_clip):
+    model = VJEPAForVideoClassification(small_config).eval()
+    segments = torch.stack([small_clip, small_clip.flip(0)], dim=1)  # (B, S, T, C, H, W)
+    tokens = torch.cat([model.encoder(segments[:, s]).last_hidden_state for s in range(2)], dim=1)
+    expected = model.classifier(model.pooler(tokens))
+    torch.testing.assert_close(model(segments).logits, expected)
+    assert model(small_clip).logits.shape == (2, 3)
+
+
+def test_every_parameter_of_the_classifier_gets_a_gradient(small_config, small_clip):
+    model = VJEPAForVideoClassification(VJEPAConfig(**{**small_config.to_diff_dict(), "num_pooler_layers": 3}))
+    model(small_clip, labels=torch.tensor([0, 2])).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert not any("predictor" in name for name, _ in model.named_parameters())
+
+
+def test_several_labels_a_clip_use_binary_cross_entropy(small_config, small_clip):
+    model = VJEPAForVideoClassification(copy.deepcopy(small_config)).eval()
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    output = model(small_clip, labels=labels)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, labels)
+    torch.testing.assert_close(output.loss, expected)
+
+
+# --- Initialisation ---
+
+
+def test_initialisation_follows_the_release(small_config):
+    torch.manual_seed(0)
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "hidden_size": 192})
+    model = VJEPAForPreTraining(config)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.08), name  # no rescaling by depth
+            assert not module.bias.any(), name
+    assert not model.predictor.mask_tokens.any()
+    pooler = VJEPAForVideoClassification(config).pooler.cross_attention
+    assert pooler.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.05)
+    assert pooler.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_mask_tokens_start_at_random_when_asked(small_config):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "pred_zero_init_mask_tokens": False})
+    assert VJEPAModel(config).predictor.mask_tokens.std() > 0.01
+
+
+# --- Number formats, attention, compilation ---
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positions_stay_float32_under_every_cast(small_model, small_clip, dtype):
+    exact = {name: table.clone() for name, table in small_model.named_buffers()}
+    small_model.to(dtype).float().to(dtype)
+    for name, table in small_model.named_buffers():
+        assert table.dtype == torch.float32
+        assert torch.equal(table, exact[name])
+    assert small_model.get_vision_features(small_clip).dtype == dtype
+
+
+def test_autocast_keeps_the_residual_stream_float32(small_model, small_clip):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = small_model(small_clip, output_hidden_states=True).hidden_states
+    assert {state.dtype for state in states} == {torch.float32}
+
+
+def test_attention_goes_through_the_shared_interface(small_config, small_clip, small_masks):
+    calls = []
+
+    def counting_attention(module, *args, **kwargs):
+        calls.append(type(module).__name__)
+        return eager_attention_forward(module, *args, **kwargs)
+
+    AttentionInterface.register("counting", counting_attention)
+    model = VJEPAForPreTraining._from_config(copy.deepcopy(small_config), attn_implementation="counting")
+    model(small_clip, *small_masks)
+    assert calls == ["VJEPAAttention"] * 6  # two blocks each: target encoder, encoder, predictor
+    calls.clear()
+    VJEPAForVideoClassification._from_config(copy.deepcopy(small_config), attn_implementation="counting")(small_clip)
+    assert calls == ["VJEPAAttention"] * 2 + ["VJEPACrossAttention"]
+
+
+def _compilations(function, inputs, dynamic=None) -> int:
+    """How often torch.compile compiles over the inputs; a graph break raises."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=counter)
+    for arguments in inputs:
+        compiled(*arguments)
+    return counter.frame_count
+
+
+def _draw_masks(num_context: int, num_targets: int) -> tuple[torch.Tensor, torch.Tensor]:
+    order = torch.stack([torch.randperm(32) for _ in range(2)])
+    return order[:, :num_context], order[:, num_context : num_context + num_targets]
+
+
+def _draw_two_kinds(num_context: int) -> tuple[list, list]:
+    kinds = [_draw_masks(num_context, num_context + 2), _draw_masks(num_context - 3, num_context + 5)]
+    return tuple(map(list, zip(*kinds, strict=True)))
+
+
+def test_masks_of_one_length_never_recompile(small_pretraining, small_clip):
+    small_pretraining.train()
+    encoder, predictor = small_pretraining.encoder, small_pretraining.predictor
+    draws = [(small_clip, *_draw_two_kinds(10)) for _ in range(20)]
+    assert _compilations(small_pretraining, draws) == 1
+    assert _compilations(encoder, [(small_clip, _draw_masks(9, 1)[0]) for _ in range(20)]) == 1
+    features = torch.randn(2, 9, 48)
+    assert _compilations(predictor, [(features, *_draw_masks(9, 7), (2, 4, 4)) for _ in range(20)]) == 1
+
+
+def test_masks_of_other_lengths_never_recompile_dynamic_shapes(small_pretraining, small_clip):
+    encoder, predictor = small_pretraining.encoder, small_pretraining.predictor
+    # lengths that no other dimension has: torch takes equal sizes at the first call for one symbol
+    lengths = range(10, 14)
+    assert _compilations(small_pretraining, [(small_clip, *_draw_two_kinds(n)) for n in lengths], dynamic=True) == 1
+    assert _compilations(encoder, [(small_clip, _draw_masks(n, 1)[0]) for n in lengths], dynamic=True) == 1
+    inputs = [(torch.randn(2, n, 48), *_draw_masks(n, n + 3), (2, 4, 4)) for n in lengths]
+    assert _compilations(predictor, inputs, dynamic=True) == 1
+
+
+def test_compiled_model_computes_the_same(small_pretraining, small_clip):
+    masks = _draw_two_kinds(10)
+    expected = small_pretraining(small_clip, *masks).loss
+    torch._dynamo.reset()
+    compiled = torch.compile(small_pretraining, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(small_clip, *masks).loss, expected)

@@ -1,0 +1,570 @@
+"""Checkpoints in the released V-JEPA format, to models of this package and back.
+
+A released file is a torch archive of `encoder`, `predictor` and `target_encoder` (a probe's file: `classifier`), each
+a dictionary of tensors, beside the state of the training run. Conversion is strict: every key is used, or is listed
+here as without effect. Files are mapped, not read: only the tensors that end up in a model take memory.
+"""
+
+import copy
+import logging
+import math
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ..model.configuration_vjepa import VJEPAConfig
+from ..model.modeling_vjepa import (
+    VJEPAForPreTraining,
+    VJEPAForVideoClassification,
+    VJEPAModel,
+    VJEPAPreTrainedModel,
+    sincos_positions,
+)
+from ..model.video_processing_vjepa import VJEPAVideoProcessor
+
+logger = logging.getLogger(__name__)
+
+Tensors = dict[str, torch.Tensor]
+Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
+
+PRETRAINING_PARTS = ("encoder", "predictor", "target_encoder")
+PROBE_PARTS = ("classifier",)
+TOP_LEVEL_KEYS_WITHOUT_EFFECT = ("opt", "scaler", "epoch", "loss", "batch_size", "world_size", "lr")
+# The released probe carries an output projection that its forward pass never applies
+PROBE_KEYS_WITHOUT_EFFECT = tuple(f"pooler.cross_attention_block.xattn.proj.{name}" for name in ("weight", "bias"))
+
+# Our names to the released ones, rule after rule. Both directions read this table: see `_to_released`.
+_ENCODER_NAMES = (
+    (r"^embeddings\.position_embeddings\.table$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^layer\.", "blocks."),
+    (r"\.attention\.", ".attn."),
+    (r"^layernorm\.", "norm."),
+)
+_PREDICTOR_NAMES = (
+    (r"^position_embeddings\.table$", "predictor_pos_embed"),
+    (r"^embedding\.", "predictor_embed."),
+    (r"^layer\.", "predictor_blocks."),
+    (r"\.attention\.", ".attn."),
+    (r"^layernorm\.", "predictor_norm."),
+    (r"^proj\.", "predictor_proj."),
+)
+_CLASSIFIER_NAMES = (
+    (r"^pooler\.cross_attention\.attention\.", "pooler.cross_attention_block.xattn."),
+    (r"^pooler\.cross_attention\.", "pooler.cross_attention_block."),
+    (r"^pooler\.layer\.", "pooler.blocks."),
+    (r"\.attention\.", ".attn."),
+    (r"^classifier\.", "linear."),
+)
+_RELEASED_NAMES = {
+    "encoder": _ENCODER_NAMES,
+    "target_encoder": _ENCODER_NAMES,
+    "predictor": _PREDICTOR_NAMES,
+    "classifier": _CLASSIFIER_NAMES,
+}
+
+# Wrappers of the training run leave these before every key of a part, in any combination
+_PREFIX = re.compile(r"(?:module\.|backbone\.)*")
+_EXPORTED_PREFIX, _EXPORTED_PROBE_PREFIX = "module.backbone.", "module."
+
+# A real target table has drifted by about 1e-4: the released EMA runs over it, and rounds. Another table is off by 1
+POSITION_TOLERANCE = 1e-3
+
+_NUM_PROBLEMS_SHOWN = 10
+_ZIP_MAGIC = b"PK\x03\x04"
+_DOWNLOAD_AGAIN = "Delete it and download it again"
+# What torch.load raises on damaged files, found by cutting small ones and changing their bytes
+_LOADING_ERRORS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
+
+
+class ConversionError(ValueError):
+    """A file is not what the conversion needs; the message names the file, the cause and the remedy."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Released file to model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def convert_original_checkpoint(file: str | os.PathLike, config: VJEPAConfig) -> VJEPAForPreTraining:
+    """Read a released checkpoint as the model that goes on training: encoder, predictor and target encoder.
+
+    No code of the file is run, and its optimiser state takes no memory. The model owns its weights, float32
+    whatever the file holds; it is in eval mode, as after `from_pretrained`.
+
+    Args:
+        file: A file such as the release's `vitl16.pth.tar`.
+        config: The architecture of the file's model; see `find_config`.
+
+    Returns:
+        The model, with the file's own position tables.
+
+    Raises:
+        ConversionError: The file is damaged or no checkpoint, would run code, lacks a part, or does not fit `config`:
+            a key is missing, left over or mis-shaped, or a position table is not that of `config`.
+        FileNotFoundError: There is no such file.
+    """
+    parts = _read_parts(Path(file), PRETRAINING_PARTS)
+    model = _build_empty(VJEPAForPreTraining, config)
+    templates = {part: model.get_submodule(part).state_dict() for part in PRETRAINING_PARTS}
+    _check_parts(Path(file), parts, templates, config)
+    return _fill(model, {part: _from_released(part, parts[part], templates[part]) for part in PRETRAINING_PARTS})
+
+
+def convert_original_features(file: str | os.PathLike, config: VJEPAConfig) -> VJEPAModel:
+    """Read a released checkpoint as the model that is published for features: target encoder and predictor.
+
+    Args:
+        file: As for `convert_original_checkpoint`, and checked as strictly, the context encoder included.
+        config: The architecture of the file's model.
+
+    Returns:
+        The model, in eval mode, whose `encoder` is the file's target encoder.
+
+    Raises:
+        ConversionError: As `convert_original_checkpoint`.
+        FileNotFoundError: There is no such file.
+    """
+    parts = _read_parts(Path(file), PRETRAINING_PARTS)
+    model = _build_empty(VJEPAModel, config)
+    encoder, predictor = (model.get_submodule(name).state_dict() for name in ("encoder", "predictor"))
+    templates = {"encoder": encoder, "predictor": predictor, "target_encoder": encoder}
+    _check_parts(Path(file), parts, templates, config)
+    sources = {"encoder": "target_encoder", "predictor": "predictor"}
+    return _fill(model, {name: _from_released(part, parts[part], templates[part]) for name, part in sources.items()})
+
+
+def convert_original_probe(
+    encoder_file: str | os.PathLike,
+    probe_file: str | os.PathLike,
+    config: VJEPAConfig,
+    id2label: dict[int, str] | None = None,
+) -> VJEPAForVideoClassification:
+    """Read a released attentive probe, and the target encoder that it was trained on, as one classifier.
+
+    Args:
+        encoder_file: The checkpoint, such as `vitl16.pth.tar`; only its target encoder is used.
+        probe_file: The probe, such as `k400-probe.pth.tar`.
+        config: The architecture of the encoder. The number of labels is taken from the probe.
+        id2label: Names of the classes 0 ... num_labels - 1. By default those of `config` where their number fits.
+
+    Returns:
+        The classifier, in eval mode.
+
+    Raises:
+        ConversionError: As `convert_original_checkpoint`, for either file.
+        ValueError: `id2label` does not name the probe's classes.
+        FileNotFoundError: There is no such file.
+    """
+    encoder = _read_parts(Path(encoder_file), ("target_encoder",), unused=("encoder", "predictor"))["target_encoder"]
+    classifier = _read_parts(Path(probe_file), PROBE_PARTS)["classifier"]
+    model = _build_empty(VJEPAForVideoClassification, _with_labels(config, classifier, id2label))
+    encoder_template, classifier_template = model.encoder.state_dict(), _without_encoder(model)
+    _check_parts(Path(encoder_file), {"target_encoder": encoder}, {"target_encoder": encoder_template}, config)
+    _check_parts(Path(probe_file), {"classifier": classifier}, {"classifier": classifier_template}, config)
+    return _fill(
+        model,
+        {
+            "encoder": _from_released("target_encoder", encoder, encoder_template),
+            "": _from_released("classifier", classifier, classifier_template),
+        },
+    )
+
+
+def convert_file(
+    file: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    config: VJEPAConfig,
+    *,
+    probe_file: str | os.PathLike | None = None,
+    id2label: dict[int, str] | None = None,
+) -> VJEPAModel | VJEPAForVideoClassification:
+    """Write the folder of a released model: weights, configuration and video processor, for `from_pretrained`.
+
+    Args:
+        file: The released checkpoint.
+        output_dir: The folder; made where there is none, files of equal name are replaced. Nothing is written where
+            the conversion fails.
+        config: The architecture of the file's model.
+        probe_file: A released probe on that checkpoint. With it the folder holds a classifier, without it a features
+            model: target encoder and predictor.
+        id2label: Names of the probe's classes.
+
+    Returns:
+        The model that was written.
+
+    Raises:
+        ConversionError: As `convert_original_checkpoint`.
+        FileExistsError: `output_dir` is a file.
+        ValueError: `id2label` does not name the probe's classes, or comes without a probe.
+    """
+    if probe_file is None and id2label is not None:
+        raise ValueError("id2label was passed without probe_file, but a features model has no classes; pass the probe")
+    model: VJEPAModel | VJEPAForVideoClassification
+    if probe_file is None:
+        model = convert_original_features(file, config)
+    else:
+        model = convert_original_probe(file, probe_file, config, id2label)
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output_dir)
+    VJEPAVideoProcessor(crop_size=config.crop_size).save_pretrained(output_dir)
+    return model
+
+
+def find_config(file: str | os.PathLike, candidates: Iterable[VJEPAConfig]) -> VJEPAConfig | None:
+    """The first of some configurations that a released checkpoint fits, keys, shapes and position tables.
+
+    The number of attention heads leaves no trace in a file: candidates should not differ in it alone.
+
+    Args:
+        file: The released checkpoint.
+        candidates: Configurations to try, such as the registry's.
+
+    Returns:
+        The configuration, or None where none fits.
+
+    Raises:
+        ConversionError: The file is damaged or no checkpoint, would run code, or lacks a part.
+    """
+    parts = _read_parts(Path(file), PRETRAINING_PARTS)
+    for config in candidates:
+        model = _build_empty(VJEPAForPreTraining, config)
+        templates = {part: model.get_submodule(part).state_dict() for part in PRETRAINING_PARTS}
+        if not any(_find_problems(part, parts[part], templates[part], config) for part in PRETRAINING_PARTS):
+            return config
+    return None
+
+
+def _build_empty(model_class: type[Model], config: VJEPAConfig) -> Model:
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def _fill(model: Model, state_dicts: dict[str, Tensors]) -> Model:
+    """Give the tensors to the submodules of these names (the empty name: the model itself)."""
+    state_dict: Tensors = {}
+    for name, tensors in state_dicts.items():
+        state_dict |= {f"{name}.{key}" if name else key: tensor for key, tensor in tensors.items()}
+    model.load_state_dict(state_dict, assign=True)
+    return model.eval()
+
+
+def _without_encoder(model: VJEPAForVideoClassification) -> Tensors:
+    return {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("encoder.")}
+
+
+def _with_labels(config: VJEPAConfig, classifier: Tensors, id2label: dict[int, str] | None) -> VJEPAConfig:
+    """A copy of the configuration with as many labels as the probe has, and their names."""
+    config = copy.deepcopy(config)
+    head = classifier.get(_common_prefix(classifier) + "linear.weight")
+    num_labels = len(config.id2label or {}) if head is None or head.ndim != 2 else len(head)
+    if num_labels != config.num_labels:
+        config.num_labels = num_labels
+    if id2label is None:
+        return config
+    names = {int(index): label for index, label in id2label.items()}  # JSON has made strings of the indices
+    if sorted(names) != list(range(num_labels)):
+        raise ValueError(
+            f"id2label has {len(names)} entries, but must name each class of the probe, 0 to {num_labels - 1}; "
+            "pass the names of the data set that the probe was trained on"
+        )
+    config.id2label = dict(sorted(names.items()))
+    config.label2id = {label: index for index, label in names.items()}
+    return config
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model to released file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def to_original_state(model: VJEPAForPreTraining) -> dict[str, Tensors]:
+    """The weights of a pretraining model under the released names.
+
+    Args:
+        model: Encoder, predictor and target encoder.
+
+    Returns:
+        `encoder`, `predictor` and `target_encoder`; most of their tensors share the model's memory.
+    """
+    parts = {part: model.get_submodule(part).state_dict() for part in PRETRAINING_PARTS}
+    return {
+        part: _with_prefix(_EXPORTED_PREFIX, _to_released(part, tensors, model.config))
+        for part, tensors in parts.items()
+    }
+
+
+def export_original_checkpoint(model: VJEPAForPreTraining, file: str | os.PathLike, *, epoch: int = 0) -> None:
+    """Write a pretraining model in the released format; `convert_original_checkpoint` reads it back bit-equal.
+
+    The file has the release's top-level keys. Those of the training run (`opt`, `scaler`, `loss`, `batch_size`,
+    `world_size`, `lr`) are None: the released evaluations read the file, but its training cannot resume from it.
+
+    Args:
+        model: The model.
+        file: Where to write; an existing file is replaced, but only once the new one is complete.
+        epoch: Epochs that the model was trained for.
+    """
+    run = dict.fromkeys(TOP_LEVEL_KEYS_WITHOUT_EFFECT) | {"epoch": epoch}
+    _save({**to_original_state(model), **run}, Path(file))
+
+
+def export_original_probe(model: VJEPAForVideoClassification, file: str | os.PathLike, *, epoch: int = 0) -> None:
+    """Write a classifier's pooler and head in the released format; the encoder is not part of it.
+
+    The projection that the release carries and never applies is written as the identity.
+
+    Args:
+        model: The classifier.
+        file: Where to write; an existing file is replaced, but only once the new one is complete.
+        epoch: Epochs that the probe was trained for.
+    """
+    classifier = _to_released("classifier", _without_encoder(model), model.config)
+    weight, bias = PROBE_KEYS_WITHOUT_EFFECT
+    classifier |= {weight: torch.eye(model.config.hidden_size), bias: torch.zeros(model.config.hidden_size)}
+    run = {key: None for key in TOP_LEVEL_KEYS_WITHOUT_EFFECT if key != "loss"} | {"epoch": epoch}
+    _save({"classifier": _with_prefix(_EXPORTED_PROBE_PREFIX, classifier), **run}, Path(file))
+
+
+def _with_prefix(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _save(checkpoint: dict, file: Path) -> None:
+    """Write under a temporary name and rename, so that a kill leaves no broken file behind the final name."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        torch.save(checkpoint, temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names and layouts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _released_key(part: str, name: str) -> str:
+    for pattern, replacement in _RELEASED_NAMES[part]:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _to_released(part: str, tensors: Tensors, config: VJEPAConfig) -> Tensors:
+    """Our tensors of a part under the released names and in the released shapes, without prefix.
+
+    Given a model's empty (meta) tensors this is what a file has to hold.
+    """
+    released: Tensors = {}
+    for name, tensor in tensors.items():
+        key = _released_key(part, name)
+        if key == "mask_tokens":
+            released |= {f"{key}.{i}": token.clone() for i, token in enumerate(tensor.split(1))}  # (1, 1, P) each
+        elif key == "patch_embed.proj.weight":
+            kernel = (config.in_chans, config.tubelet_size, config.patch_size, config.patch_size)
+            released[key] = tensor.unflatten(1, kernel)
+        else:
+            released[key] = tensor
+    return released
+
+
+def _from_released(part: str, released: Tensors, template: Tensors) -> Tensors:
+    """A checked part under our names, in the template's shapes; float32 copies, so that the file can be let go."""
+    prefix = _common_prefix(released)
+    tensors = {}
+    for name, expected in template.items():
+        key = prefix + _released_key(part, name)
+        if key.endswith("mask_tokens"):
+            found = torch.cat([released[f"{key}.{i}"] for i in range(len(expected))])
+        else:
+            found = released[key]
+        found = found.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        tensors[name] = found.reshape(expected.shape)
+    return tensors
+
+
+def _common_prefix(released: Tensors) -> str:
+    """The wrappers' prefix of most keys; a key with another one is then reported as left over."""
+    prefixes = Counter(_PREFIX.match(key).group() for key in released)  # type: ignore[union-attr]  # it matches ""
+    return prefixes.most_common(1)[0][0] if prefixes else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_parts(file: Path, parts: dict[str, Tensors], templates: dict[str, Tensors], config: VJEPAConfig) -> None:
+    """Raise one error that names every key of the parts that does not fit the configuration."""
+    problems = [text for part in parts for text in _find_problems(part, parts[part], templates[part], config)]
+    if not problems:
+        return
+    shown = "".join(f"\n  {problem}" for problem in problems[:_NUM_PROBLEMS_SHOWN])
+    more = len(problems) - _NUM_PROBLEMS_SHOWN
+    raise ConversionError(
+        f"{file} does not fit the configuration, {len(problems)} problem{'s' if len(problems) > 1 else ''}:{shown}"
+        + (f"\n  and {more} more" if more > 0 else "")
+        + "\nEvery key of the file must be used and have its shape: pass the configuration that it was trained with"
+    )
+
+
+def _find_problems(part: str, found: Tensors, template: Tensors, config: VJEPAConfig) -> list[str]:
+    prefix = _common_prefix(found)
+    expected = {prefix + key: tensor for key, tensor in _to_released(part, template, config).items()}
+    ignored = {prefix + key for key in PROBE_KEYS_WITHOUT_EFFECT} if part == "classifier" else set()
+    problems = [f"{part}: key '{key}' is missing" for key in expected if key not in found]
+    problems += [f"{part}: key '{key}' is left over" for key in found if key not in expected and key not in ignored]
+    for key in (key for key in expected if key in found):
+        if found[key].shape != expected[key].shape:
+            shapes = f"{tuple(found[key].shape)}, but the configuration needs {tuple(expected[key].shape)}"
+            problems.append(f"{part}: '{key}' has shape {shapes}")
+        elif not found[key].is_floating_point():
+            problems.append(f"{part}: '{key}' has dtype {found[key].dtype}, but weights are floating-point numbers")
+        elif key.endswith("pos_embed"):
+            problems += [f"{part}: '{key}' {text}" for text in _find_table_problems(found[key], config)]
+    return problems
+
+
+def _find_table_problems(table: torch.Tensor, config: VJEPAConfig) -> list[str]:
+    """What is wrong with a position table of the right shape: equal shapes hide a wrong grid or `uniform_power`."""
+    # In half precision the table itself is rounded, bfloat16 by more than the tolerance
+    tolerance = max(POSITION_TOLERANCE, torch.finfo(table.dtype).eps)
+    deviation = _deviation(table, config, config.uniform_power)
+    if deviation <= tolerance:  # never true of NaN
+        return []
+    if _deviation(table, config, not config.uniform_power) <= tolerance:
+        return [f"is the table of uniform_power={not config.uniform_power}, but the configuration has the opposite"]
+    return [
+        f"differs by {deviation:.2g} from the table of the token grid {config.token_grid}, more than {tolerance}; "
+        "compare crop_size, patch_size, frames_per_clip and tubelet_size"
+    ]
+
+
+def _deviation(table: torch.Tensor, config: VJEPAConfig, uniform_power: bool) -> float:
+    ours = sincos_positions(config.token_grid, table.shape[-1], uniform_power)
+    if ours.shape != table.shape:  # widths that are no multiple of 4 have no table without uniform_power
+        return math.inf
+    return (table.float() - ours).abs().max().item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _read_parts(file: Path, needed: tuple[str, ...], unused: tuple[str, ...] = ()) -> dict[str, Tensors]:
+    """The needed parts of a released file; every other key of it must be known."""
+    checkpoint = _load(file)
+    if not isinstance(checkpoint, dict):
+        raise ConversionError(
+            f"{file} holds a {type(checkpoint).__name__}, but must hold a dictionary with {_quoted(needed)}; "
+            "pass a checkpoint in the released format"
+        )
+    names = _quoted(checkpoint)
+    if missing := [part for part in needed if part not in checkpoint]:
+        raise ConversionError(f"{file} has no {_quoted(missing)}, only {names}; {_remedy(needed, checkpoint)}")
+    known = {*needed, *unused, *TOP_LEVEL_KEYS_WITHOUT_EFFECT}
+    if unknown := [key for key in checkpoint if key not in known]:
+        raise ConversionError(
+            f"{file} has {_quoted(unknown)} at its top level, which the released format has not (found: {names}); "
+            "remove what is not part of the model, so that nothing is dropped in silence"
+        )
+    for part in needed:
+        _check_is_state_dict(file, part, checkpoint[part])
+    return {part: checkpoint[part] for part in needed}
+
+
+def _check_is_state_dict(file: Path, part: str, tensors: object) -> None:
+    if not isinstance(tensors, dict):
+        found = f"a {type(tensors).__name__}"
+    elif wrong := [key for key, t in tensors.items() if not (isinstance(key, str) and isinstance(t, torch.Tensor))]:
+        found = f"{_quoted(wrong[:_NUM_PROBLEMS_SHOWN])}, which is no tensor under a name"
+    else:
+        return
+    raise ConversionError(
+        f"'{part}' of {file} holds {found}, but must be a dictionary of tensors; pass a state_dict()"
+    )
+
+
+def _quoted(names: Iterable) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "nothing"
+
+
+def _remedy(needed: tuple[str, ...], checkpoint: dict) -> str:
+    if "classifier" in checkpoint:
+        return "this is a probe's file: pass it as probe_file, beside the checkpoint of its encoder"
+    if needed == PROBE_PARTS:
+        return "pass a probe's file, such as k400-probe.pth.tar"
+    if "target_encoder" not in checkpoint:
+        return "pass a checkpoint of pretraining with its EMA target encoder: features and probes are made from it"
+    return "pass a complete checkpoint of pretraining"
+
+
+def _load(file: Path) -> object:
+    """The content of a file, mapped and without running code from it.
+
+    Archives of torch before 1.6 cannot be mapped: they are read into memory as a whole.
+    """
+    with file.open("rb") as stream:
+        beginning = stream.read(64)
+    is_archive = beginning.startswith(_ZIP_MAGIC)
+    if not is_archive:
+        _refuse_web_page(file, beginning)
+        logger.warning("%s is no zip archive, so it cannot be mapped: it is read into memory as a whole", file)
+    try:
+        damaged = _find_damaged_record(file) if is_archive else None
+        checkpoint = None if damaged else torch.load(str(file), map_location="cpu", weights_only=True, mmap=is_archive)
+    except _LOADING_ERRORS as error:
+        raise ConversionError(_describe_loading_error(file, error)) from error
+    if damaged:
+        raise ConversionError(f"{file} is damaged: the checksum of its record '{damaged}' is wrong. {_DOWNLOAD_AGAIN}")
+    return checkpoint
+
+
+def _refuse_web_page(file: Path, beginning: bytes) -> None:
+    if not beginning:
+        raise ConversionError(f"{file} is empty. {_DOWNLOAD_AGAIN}")
+    if beginning.lstrip().startswith((b"<", b"{")):
+        raise ConversionError(
+            f"{file} is no checkpoint: it begins with {beginning[:32]!r}, as a web page or an error message of a "
+            f"server does. {_DOWNLOAD_AGAIN}"
+        )
+
+
+def _find_damaged_record(file: Path) -> str | None:
+    """Compare the checksums, which torch.load does not: a mapped file with a wrong byte would load in silence."""
+    with zipfile.ZipFile(file) as archive:
+        return archive.testzip()
+
+
+def _describe_loading_error(file: Path, error: Exception) -> str:
+    # torch wraps what it refuses, and why, in advice to run everything all the same
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"{file} holds the Python object {refused.group(1)}. Weights need none, and reading it could run code "
+            "of the file, so nothing was read. Do not load it by other means: download the file from its authors"
+        )
+    cause = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+    cause = f"{type(error).__name__}: {cause}" if cause else type(error).__name__
+    return f"{file} is damaged, incomplete or no checkpoint of torch ({cause}). {_DOWNLOAD_AGAIN}"
