@@ -1,0 +1,615 @@
+"""Features of whole videos: clips over the video, through the encoder, to one safetensors file per video.
+
+Frames are decoded window by window and dense features are written as they come, so memory does not grow with the
+length of the video: only the pooled features (one vector per clip) are held.
+
+Shapes: B clips in a batch, T frames, H x W pixels, C channels; N tokens = d x h x w of the token grid (depth, height,
+width); D features.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from .. import __version__
+from ..data.clip_sampling import plan_windows
+from ..data.decoding import VideoDecodingError, VideoReader, available_backends, open_video, read_image
+
+if TYPE_CHECKING:
+    from ..hub.loading import OpenedModel
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "vjepa_hub.features/1"
+# Clips of 16 frames over windows of 16 x 4, as in the released configurations (paper, section 3.3).
+DEFAULT_FRAME_STEP = 4
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+ClipProgress = Callable[[int, int], None]
+"""Called with (clips done, clips in the video)."""
+VideoProgress = Callable[[Path, int, int], None]
+"""Called with (video, clips done, clips in the video)."""
+
+
+class FeatureExtractionError(ValueError):
+    """A video that was decoded, but whose features cannot be used."""
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """What to compute for each video.
+
+    Attributes:
+        window: Number of video frames that one clip spans; None: 4 for each frame of the clip, as in the release.
+        stride: Number of video frames from one clip's start to the next; None: the window, so that clips tile the
+            video.
+        batch_size: Clips that go through the model together.
+        pooled: Whether to keep one vector per clip, the mean over its tokens (float32).
+        dense: Whether to keep every token.
+        dense_dtype: "model" stores dense features as the model computes them, "float16" in half precision.
+        backend: Video decoder, as for `open_video`; None lets it choose.
+
+    Raises:
+        ValueError: a number below 1, an unknown `dense_dtype`, a decoder that is not installed, or neither pooled nor
+            dense features wanted.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    batch_size: int = 1
+    pooled: bool = True
+    dense: bool = True
+    dense_dtype: Literal["model", "float16"] = "model"
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("window", "stride", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it counts frames or clips and must be at least 1")
+        if self.dense_dtype not in ("model", "float16"):
+            raise ValueError(f"dense_dtype is '{self.dense_dtype}'; available: model, float16")
+        if self.backend is not None and self.backend not in available_backends():
+            raise ValueError(f"backend is '{self.backend}'; available here: {', '.join(available_backends())}")
+        if not (self.pooled or self.dense):
+            raise ValueError("pooled and dense are both off, so nothing would be computed: turn one on")
+
+    def require_window_for(self, frames_per_clip: int) -> None:
+        """Raise a ValueError where the window is too short for a model's clip, before any video is opened.
+
+        Args:
+            frames_per_clip: Frames in a clip of the model.
+        """
+        if self.window is not None and self.window < frames_per_clip:
+            raise ValueError(
+                f"window is {self.window} frames, but a clip of this model has {frames_per_clip}: "
+                f"give a window of at least {frames_per_clip}"
+            )
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """The features of one video, with the frames and times that they belong to.
+
+    Attributes:
+        pooled: (num_clips, hidden_size), mean over the tokens of each clip, float32; or None.
+        dense: (num_clips, depth, height, width, hidden_size); or None.
+        frame_indices: (num_clips, num_frames) int64, the video frames that make up each clip.
+        timestamps: (num_clips, num_frames) float64, the time of each of them in seconds.
+        metadata: Model, weights, source and settings, as text.
+    """
+
+    pooled: torch.Tensor | None
+    dense: torch.Tensor | None
+    frame_indices: torch.Tensor
+    timestamps: torch.Tensor
+    metadata: dict[str, str]
+
+    @property
+    def num_clips(self) -> int:
+        """Number of clips."""
+        return self.frame_indices.shape[0]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that are there, by name, in the order of the file."""
+        named = {"timestamps": self.timestamps, "frame_indices": self.frame_indices}
+        named |= {"pooled": self.pooled} if self.pooled is not None else {}
+        named |= {"dense": self.dense} if self.dense is not None else {}
+        return named
+
+
+class StillImage:
+    """An image file as a video of one frame, at time 0.
+
+    Args:
+        path: The image.
+
+    Raises:
+        VideoDecodingError: no readable image.
+    """
+
+    num_frames = 1
+    average_fps = 0.0
+
+    def __init__(self, path: str | Path) -> None:
+        self._frame = read_image(path)
+        self.timestamps = np.zeros(1)
+
+    def read_frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The image (num_indices, height, width, 3), once for each index."""
+        return np.repeat(self._frame[None], len(indices), axis=0)
+
+
+@contextmanager
+def open_frames(path: str | Path, backend: str | None = None) -> Iterator[VideoReader | StillImage]:
+    """Open a video file, or an image file (told by its ending) as a video of one frame.
+
+    Args:
+        path: The file.
+        backend: Video decoder, as for `open_video`.
+
+    Raises:
+        VideoDecodingError: the file cannot be opened or read.
+    """
+    if Path(path).suffix.lower() in IMAGE_ENDINGS:
+        yield StillImage(path)
+        return
+    with open_video(path, backend=backend, num_threads=0) as video:
+        yield video
+
+
+def choose_device(device: str | None = None) -> str:
+    """The device to compute on: the one that is asked for, or this machine's accelerator, or the CPU.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "mps", ...; None to choose.
+
+    Raises:
+        ValueError: a device that this machine has not.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    here = ["cpu", accelerator.type] if accelerator is not None else ["cpu"]
+    if device is not None and device.split(":")[0] not in here:
+        raise ValueError(f"device is '{device}'; this machine has: {', '.join(here)}")
+    return here[-1] if device is None else device
+
+
+def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tensor:
+    """Run clips through the processor and the encoder.
+
+    Args:
+        clips: uint8 arrays (num_frames, height, width, 3), one for each clip.
+        opened: The model and its processor.
+
+    Returns:
+        (num_clips, depth, height, width, hidden_size) on the CPU, in the model's dtype. The grid follows the pixels
+        that went in.
+
+    Raises:
+        FeatureExtractionError: the number of tokens is not that of the grid, or a feature is not finite.
+        ValueError: a processor that takes several views of a clip.
+    """
+    parameter = next(opened.model.parameters())
+    pixels = opened.processor(list(clips), return_tensors="pt")["pixel_values_videos"]  # (B, T, C, H, W)
+    if len(pixels) != len(clips):
+        raise ValueError(f"the processor made {len(pixels)} rows of {len(clips)} clips: set num_spatial_views to 1")
+    with torch.inference_mode():
+        tokens = opened.model.get_vision_features(pixels.to(parameter.device, parameter.dtype))  # (B, N, D)
+    grid = _token_grid(opened, num_frames=pixels.shape[1], height=pixels.shape[3], width=pixels.shape[4])
+    if tokens.shape[1] != grid[0] * grid[1] * grid[2]:
+        raise FeatureExtractionError(f"{tokens.shape[1]} tokens do not fill the grid {grid} of depth, height, width")
+    _require_finite(tokens, opened.name)
+    return tokens.cpu().unflatten(1, grid)  # (B, d, h, w, D)
+
+
+def extract_features(
+    path: str | Path, opened: OpenedModel, settings: ExtractionSettings, *, progress: ClipProgress | None = None
+) -> VideoFeatures:
+    """Features of one video, in memory. For long videos with dense features see `extract_features_to_file`.
+
+    Args:
+        path: Video or image file.
+        opened: The model and its processor, from `vjepa_hub.hub.loading.open_model`.
+        settings: Windows, and what to keep.
+        progress: Called before the first batch and after each.
+
+    Raises:
+        VideoDecodingError: the file cannot be opened or read.
+        FeatureExtractionError: the features are not finite.
+    """
+    with open_frames(path, settings.backend) as video:
+        plan = _plan(video, Path(path), opened, settings)
+        parts = [tensors for _, tensors in _iterate_batches(video, plan, opened, settings, progress)]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return VideoFeatures(
+        joined.get("pooled"), joined.get("dense"), plan.frame_indices, plan.timestamps, metadata=plan.metadata
+    )
+
+
+def extract_features_to_file(
+    path: str | Path,
+    output: str | Path,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    *,
+    progress: ClipProgress | None = None,
+) -> VideoFeatures:
+    """Features of one video, written as they come: one batch of frames and tokens is in memory at a time.
+
+    The file appears under its name when it is complete; until then it is `output` + ".partial".
+
+    Args:
+        path: Video or image file.
+        output: The safetensors file to write; replaced if it exists.
+        opened: The model and its processor.
+        settings: Windows, and what to keep.
+        progress: Called before the first batch and after each.
+
+    Returns:
+        What `load_features(output)` returns: tensors that are read from the file when they are used.
+
+    Raises:
+        VideoDecodingError: the file cannot be opened or read.
+        FeatureExtractionError: the features are not finite.
+    """
+    with open_frames(path, settings.backend) as video:
+        plan = _plan(video, Path(path), opened, settings)
+        with FeatureFileWriter(output, _file_layout(plan, opened, settings), plan.metadata) as writer:
+            writer.write_rows("timestamps", 0, plan.timestamps)
+            writer.write_rows("frame_indices", 0, plan.frame_indices)
+            for first_clip, tensors in _iterate_batches(video, plan, opened, settings, progress):
+                for name, rows in tensors.items():
+                    writer.write_rows(name, first_clip, rows)
+    return load_features(output)
+
+
+def save_features(features: VideoFeatures, path: str | Path) -> None:
+    """Write features as safetensors, under a temporary name first; `load_features` gives them back bit by bit.
+
+    Args:
+        features: What to write.
+        path: The file; replaced if it exists.
+    """
+    tensors = features.tensors()
+    layout: Layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with FeatureFileWriter(path, layout, features.metadata) as writer:
+        for name, tensor in tensors.items():
+            writer.write_rows(name, 0, tensor)
+
+
+def load_features(path: str | Path) -> VideoFeatures:
+    """Read features that `save_features` or `extract_features_to_file` wrote, mapped from the file and not copied.
+
+    Args:
+        path: The safetensors file.
+
+    Raises:
+        ValueError: a safetensors file that is none of ours, or of a newer format.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        metadata = dict(sorted((file.metadata() or {}).items()))  # safetensors gives them in random order
+        if metadata.get("format") != FORMAT:
+            found = metadata.get("format", "none")
+            raise ValueError(
+                f"{path} has the format '{found}', not '{FORMAT}': was it written by `vjepa-hub features`?"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+    return VideoFeatures(
+        tensors.get("pooled"), tensors.get("dense"), tensors["frame_indices"], tensors["timestamps"], metadata=metadata
+    )
+
+
+class FeatureFileWriter:
+    """A safetensors file whose tensors are filled row by row.
+
+    safetensors itself writes whole tensors only. The format is an 8-byte header length, a JSON header with each
+    tensor's dtype, shape and place, and the bytes (https://github.com/huggingface/safetensors#format), so rows can be
+    put in place as they come.
+
+    Args:
+        path: The finished file. It appears when the `with` block ends without an error; what an error leaves behind
+            is removed.
+        layout: dtype and shape of each tensor, the widest dtypes first so that all are aligned.
+        metadata: Text for the header.
+    """
+
+    def __init__(self, path: str | Path, layout: Layout, metadata: dict[str, str]) -> None:
+        self.path = Path(path)
+        self.partial_path = self.path.with_name(self.path.name + ".partial")
+        self.layout = layout
+        header, self._starts = _safetensors_header(layout, metadata)
+        self._file = self.partial_path.open("wb")
+        self._file.write(header)
+
+    def write_rows(self, name: str, first_row: int, rows: torch.Tensor) -> None:
+        """Put rows in their place.
+
+        Args:
+            name: A tensor of the layout.
+            first_row: Where along the first axis.
+            rows: (num_rows, ...), of the dtype and the row shape in the layout.
+
+        Raises:
+            ValueError: rows of another dtype or shape, or past the end.
+        """
+        dtype, shape = self.layout[name]
+        is_inside = first_row >= 0 and first_row + rows.shape[0] <= shape[0]
+        if rows.dtype != dtype or tuple(rows.shape[1:]) != shape[1:] or not is_inside:
+            raise ValueError(
+                f"rows {tuple(rows.shape)} {rows.dtype} at row {first_row} do not fit '{name}', "
+                f"which is {shape} {dtype}"
+            )
+        row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+        self._file.seek(self._starts[name] + first_row * row_bytes)
+        self._file.write(rows.contiguous().view(torch.uint8).numpy().data)
+
+    def __enter__(self) -> FeatureFileWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is None:
+            os.replace(self.partial_path, self.path)
+        else:
+            with suppress(FileNotFoundError):
+                self.partial_path.unlink()
+
+
+def _safetensors_header(layout: Layout, metadata: dict[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The header's bytes, and where in the file each tensor starts."""
+    entries: dict[str, object] = {"__metadata__": metadata}
+    offset, offsets = 0, {}
+    for name, (dtype, shape) in layout.items():
+        end = offset + dtype.itemsize * int(np.prod(shape))
+        entries[name] = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offsets[name], offset = offset, end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: len(header) + start for name, start in offsets.items()}
+
+
+@dataclass(frozen=True)
+class _ClipPlan:
+    windows: list[np.ndarray]
+    frame_indices: torch.Tensor
+    timestamps: torch.Tensor
+    metadata: dict[str, str]
+
+
+def _plan(video: VideoReader | StillImage, path: Path, opened: OpenedModel, settings: ExtractionSettings) -> _ClipPlan:
+    frames_per_clip = opened.model.config.frames_per_clip
+    window = settings.window or frames_per_clip * DEFAULT_FRAME_STEP
+    stride = settings.stride or window
+    windows = plan_windows(video.num_frames, frames_per_clip=frames_per_clip, window=window, stride=stride)
+    indices = np.stack(windows).astype(np.int64)
+    metadata = {"file": path.name, "fps": repr(float(video.average_fps)), "video_frames": str(video.num_frames)}
+    metadata |= {"window": str(window), "stride": str(stride), **_model_metadata(opened)}
+    times = np.asarray(video.timestamps, dtype=np.float64)[indices]
+    return _ClipPlan(windows, torch.from_numpy(indices), torch.from_numpy(times), metadata)
+
+
+def _model_metadata(opened: OpenedModel) -> dict[str, str]:
+    config, processor = opened.model.config, opened.processor
+    height, width = _crop(opened)
+    options = processor.to_dict()
+    preprocessing = {name: options[name] for name in ("size", "crop_size", "resample", "image_mean", "image_std")}
+    return {
+        "format": FORMAT,
+        "package": f"vjepa_hub {__version__}",
+        "model": opened.name,
+        "weights": opened.weights,
+        "is_trained": str(opened.is_trained).lower(),
+        "frames_per_clip": str(config.frames_per_clip),
+        "crop": f"{height}x{width}",
+        "patch_size": str(config.patch_size),
+        "tubelet_size": str(config.tubelet_size),
+        "dtype": str(next(opened.model.parameters()).dtype).removeprefix("torch."),
+        "preprocessing": json.dumps(preprocessing),
+    }
+
+
+def _iterate_batches(
+    video: VideoReader | StillImage,
+    plan: _ClipPlan,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    progress: ClipProgress | None,
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """(first clip, what to keep of the batch), in the order of the video."""
+    total = len(plan.windows)
+    if progress is not None:
+        progress(0, total)
+    for first in range(0, total, settings.batch_size):
+        windows = plan.windows[first : first + settings.batch_size]
+        tokens = encode_clips([video.read_frames(window) for window in windows], opened)
+        yield first, _kept(tokens, opened.name, settings)
+        if progress is not None:
+            progress(first + len(windows), total)
+
+
+def _kept(tokens: torch.Tensor, model_name: str, settings: ExtractionSettings) -> dict[str, torch.Tensor]:
+    kept = {}
+    if settings.pooled:
+        kept["pooled"] = tokens.float().mean(dim=(1, 2, 3))  # (B, D)
+    if settings.dense:
+        kept["dense"] = tokens.half() if settings.dense_dtype == "float16" else tokens
+        _require_finite(kept["dense"], model_name)
+    return kept
+
+
+def _file_layout(plan: _ClipPlan, opened: OpenedModel, settings: ExtractionSettings) -> Layout:
+    config = opened.model.config
+    height, width = _crop(opened)
+    grid = _token_grid(opened, num_frames=config.frames_per_clip, height=height, width=width)
+    clips = len(plan.windows)
+    layout: Layout = {
+        "timestamps": (torch.float64, tuple(plan.timestamps.shape)),
+        "frame_indices": (torch.int64, tuple(plan.frame_indices.shape)),
+    }
+    if settings.pooled:
+        layout["pooled"] = (torch.float32, (clips, config.hidden_size))
+    if settings.dense:
+        dtype = torch.float16 if settings.dense_dtype == "float16" else next(opened.model.parameters()).dtype
+        layout["dense"] = (dtype, (clips, *grid, config.hidden_size))
+    return layout
+
+
+def _crop(opened: OpenedModel) -> tuple[int, int]:
+    crop = opened.processor.to_dict()["crop_size"]
+    return int(crop["height"]), int(crop["width"])
+
+
+def _token_grid(opened: OpenedModel, *, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+    config = opened.model.config
+    return num_frames // config.tubelet_size, height // config.patch_size, width // config.patch_size
+
+
+def _require_finite(features: torch.Tensor, model_name: str) -> None:
+    if not torch.isfinite(features).all():
+        dtype = str(features.dtype).removeprefix("torch.")
+        raise FeatureExtractionError(
+            f"{model_name} gave features that are not finite in {dtype}: use float32 or bfloat16, "
+            "or look at the weights"
+        )
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What became of one video of a set.
+
+    Attributes:
+        source: The video.
+        outputs: The files that were written.
+        num_clips: Clips, 0 where it failed.
+        error: Why it failed, or None.
+    """
+
+    source: Path
+    outputs: tuple[Path, ...] = ()
+    num_clips: int = 0
+    error: str | None = None
+
+
+def extract_video_set(
+    paths: Sequence[str | Path],
+    output_dir: str | Path,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    *,
+    after_each: Callable[[Path, Path], Sequence[Path]] | None = None,
+    progress: VideoProgress | None = None,
+) -> list[VideoReport]:
+    """Features of several videos, one file each. One that cannot be read is reported, and the others go on.
+
+    Args:
+        paths: Video files. One that is given twice is done once.
+        output_dir: Folder for `NAME.safetensors`; made if it is not there. Names are those of `output_names`.
+        opened: The model and its processor.
+        settings: Windows, and what to keep.
+        after_each: Called with (video, features file) after each video, and returns the further files that it wrote
+            (pictures).
+        progress: Called before the first batch of clips of each video and after each batch.
+
+    Returns:
+        One report for each video, in the order of `paths`.
+    """
+    settings.require_window_for(opened.model.config.frames_per_clip)
+    names = output_names(paths)
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = []
+    for source, name in names.items():
+        try:
+            reports.append(
+                _extract_one(source, folder / f"{name}.safetensors", opened, settings, after_each, progress)
+            )
+        except (VideoDecodingError, FeatureExtractionError) as error:
+            logger.warning("skipped %s: %s", source, error)
+            reports.append(VideoReport(source, error=str(error)))
+    return reports
+
+
+def _extract_one(
+    source: Path,
+    output: Path,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    after_each: Callable[[Path, Path], Sequence[Path]] | None,
+    progress: VideoProgress | None,
+) -> VideoReport:
+    def clip_progress(done: int, total: int) -> None:
+        if progress is not None:
+            progress(source, done, total)
+
+    features = extract_features_to_file(source, output, opened, settings, progress=clip_progress)
+    further = after_each(source, output) if after_each is not None else ()
+    return VideoReport(source, (output, *further), features.num_clips)
+
+
+def output_names(paths: Sequence[str | Path]) -> dict[Path, str]:
+    """A file name without ending for each video; no two share one, on file systems that ignore case too.
+
+    A video gets its own stem; where stems are equal, the names of the folders above (`a/x.mp4`, `b/x.mp4`: `a-x`,
+    `b-x`), then the ending (`x.mp4`, `x.avi`: `x-mp4`, `x-avi`), then a number tell them apart.
+
+    Args:
+        paths: Video files; one that is given twice has one entry.
+    """
+    unique: dict[Path, Path] = {}
+    for given in paths:
+        unique.setdefault(Path(given).resolve(), Path(given))
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for resolved, path in unique.items():
+        rivals = [other for other in unique if other != resolved and other.stem.casefold() == resolved.stem.casefold()]
+        names[path] = _first_free(_name_candidates(resolved, rivals), taken)
+        taken.add(names[path].casefold())
+    return names
+
+
+def _name_candidates(path: Path, rivals: list[Path]) -> list[str]:
+    """Names from the shortest that tells the path from its rivals."""
+
+    def name(other: Path, depth: int) -> str:
+        return "-".join([*other.parent.parts[len(other.parent.parts) - depth :], other.stem])
+
+    depths = range(min(len(other.parent.parts) for other in [path, *rivals]))
+    by_folder = [
+        name(path, depth)
+        for depth in depths
+        if name(path, depth).casefold() not in {name(other, depth).casefold() for other in rivals}
+    ]
+    return [*by_folder[:1], f"{path.stem}-{path.suffix.removeprefix('.')}", path.stem]
+
+
+def _first_free(candidates: list[str], taken: set[str]) -> str:
+    for candidate in candidates:
+        if candidate.casefold() not in taken:
+            return candidate
+    number = 2
+    while f"{candidates[-1]}-{number}".casefold() in taken:
+        number += 1
+    return f"{candidates[-1]}-{number}"
