@@ -390,7 +390,7 @@ class _PyAVReader(VideoReader):
 
     def _reopen(self) -> None:
         self._release()
-        self._handle = importlib.import_module("av").open(os.fspath(self.path), metadata_errors="ignore")
+        self._handle = _open_with_pyav(self.path)
         if not self._handle.streams.video:
             raise VideoDecodingError(self.path, "it has no video stream")
         self._stream = self._handle.streams.video[0]
@@ -570,6 +570,13 @@ class _ErrorsOfOurs:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
+
+
+def _open_with_pyav(path: Path) -> Any:
+    """Open a container whatever its text metadata holds; PyAV 19 ignores broken text by itself and lost the option."""
+    av = importlib.import_module("av")
+    options = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(os.fspath(path), **options)
 
 
 def _display_rotation(frame: Any) -> float:
