@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from vjepa_hub.hub.registry import MODELS
 
@@ -98,6 +99,14 @@ def test_decoders_are_imported_where_they_are_used(path):
     imported = {alias.name.split(".")[0] for s in statements if isinstance(s, ast.Import) for alias in s.names}
     imported |= {(s.module or "").split(".")[0] for s in statements if isinstance(s, ast.ImportFrom)}
     assert not imported & DECODERS
+
+
+def test_lowest_versions_of_ci_are_the_lower_bounds_of_the_package():
+    bounds = dict(re.findall(r'^    "(\w+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    tested = dict(re.findall(r"^(\w+)==([\d.]+)", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))
+    assert tested.keys() == bounds.keys() - {"decord"}
+    for name, version in tested.items():
+        assert Version(version) == Version(bounds[name]), name
 
 
 def test_readme_table_is_the_registry():
