@@ -41,9 +41,9 @@ def forward_case() -> dict[str, torch.Tensor]:
     return case | {"pixel_values_videos": (frames.float() / 255 - mean) / std}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def small_config() -> VJEPAConfig:
-    """Small enough for any test: 2 x 4 x 4 tokens."""
+    """Small enough for any test: 2 x 4 x 4 tokens. A new one each time: transformers writes into configurations."""
     return VJEPAConfig(
         hidden_size=48,
         num_hidden_layers=2,

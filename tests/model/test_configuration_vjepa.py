@@ -38,6 +38,10 @@ def test_misspelled_field_is_warned_about_with_the_nearest_one():
         ({"pred_hidden_size": 100}, r"pred_hidden_size is 100.*pred_num_attention_heads"),
         ({"hidden_size": 15, "num_attention_heads": 3}, r"hidden_size is 15.*even"),
         ({"num_hidden_layers": 0}, r"num_hidden_layers is 0.*greater than 0"),
+        ({"layer_norm_eps": float("nan")}, r"layer_norm_eps is nan"),
+        ({"mlp_ratio": 0.0001}, r"mlp_ratio is 0.0001.*width 0"),
+        ({"hidden_act": "gellu"}, r"hidden_act is 'gellu'.*gelu"),
+        ({"hidden_size": 12, "num_attention_heads": 2, "uniform_power": False}, r"hidden_size is 12.*multiple of 8"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate is 1.0.*\[0, 1\)"),
     ],
 )

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
     AutoVideoProcessor,
+    Trainer,
+    TrainingArguments,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -73,7 +76,9 @@ def test_save_and_load_is_bit_equal_and_silent(request, folder, max_shard_size, 
     capfd.readouterr()
     transformers_logging.disable_progress_bar()
     try:
-        loaded, info = type(model).from_pretrained(path / "again", output_loading_info=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded, info = type(model).from_pretrained(path / "again", output_loading_info=True)
     finally:
         transformers_logging.enable_progress_bar()
     assert capfd.readouterr() == ("", "")
@@ -187,6 +192,48 @@ def test_device_map_and_dtype_are_honoured(request, source):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {table.dtype for table in model.buffers()} == {torch.float32}
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+def test_folder_that_the_trainer_wrote_loads_without_a_warning(small_config, small_clip, tmp_path):
+    data = [{"pixel_values_videos": clip, "labels": 1} for clip in small_clip]
+    arguments = TrainingArguments(tmp_path, max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(VJEPAForVideoClassification(small_config), arguments, train_dataset=data)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, info = AutoModelForVideoClassification.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    _assert_complete(info)
+
+
+@pytest.mark.parametrize("folder", ["features_folder", "classifier_folder", "pretraining_folder"])
+def test_models_run_with_parts_on_disk(request, folder, small_clip, small_masks, tmp_path):
+    model, path = request.getfixturevalue(folder)
+    device_map = {name: "disk" if name == "encoder" else "cpu" for name, _ in model.named_children()}
+    loaded = type(model).from_pretrained(path, device_map=device_map, offload_folder=tmp_path / "offload")
+    arguments = () if folder == "classifier_folder" else small_masks
+    expected, found = model.eval()(small_clip, *arguments), loaded(small_clip, *arguments)
+    torch.testing.assert_close(found[0], expected[0])
+
+
+def test_table_of_another_grid_of_as_many_tokens_raises(features_folder):
+    _, path = features_folder
+    for changes in ({"uniform_power": False}, {"frames_per_clip": 16, "crop_size": 16}):
+        with pytest.raises(ValueError, match="stored position table is off by"):
+            AutoModel.from_pretrained(path, **changes)
+
+
+def test_target_encoder_under_other_names_is_never_dropped(pretraining_folder, small_config):
+    pretraining, _ = pretraining_folder
+    renamed = {f"vjepa.{name}": tensor for name, tensor in pretraining.state_dict().items()}
+    with pytest.raises(ValueError, match="has a target encoder"):
+        VJEPAModel.from_pretrained(None, config=small_config, state_dict=renamed)
+
+
+def test_weights_say_where_they_come_from_after_saving(small_config, tmp_path):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "weights_origin": "untrained, seed 0"})
+    VJEPAModel(config).save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).config.weights_origin == "untrained, seed 0"
 
 
 def test_disk_offload_of_another_kind_of_folder_raises_with_a_remedy(pretraining_folder, tmp_path):

@@ -86,6 +86,31 @@ def test_bfloat16_stays_near_float32(reference_model, forward_case):
         assert torch.cosine_similarity(ours.float(), theirs, dim=-1).min() > 0.999
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_feature_stays_near_the_release_in_bfloat16(reference_model, forward_case, attention):
+    reference_model.set_attn_implementation(attention)
+    reference_model.to(torch.bfloat16)
+    pixels, (contexts, _) = forward_case["pixel_values_videos"], _reference_masks(forward_case)
+    cases = [(reference_model.encoder, pixels, None, "encoder.features")]
+    cases += [(reference_model.encoder, pixels, contexts[i], f"mask{i}.context_features") for i in range(2)]
+    for name in ("resized", "wide"):
+        clip = forward_case[f"{name}.pixel_values"].transpose(1, 2)
+        cases.append((reference_model.target_encoder, clip, None, f"{name}.features"))
+    for encoder, clip, mask, name in cases:
+        with torch.no_grad():
+            features = encoder(clip, mask).last_hidden_state
+        assert torch.cosine_similarity(features.float(), forward_case[name], dim=-1).min() > 0.999, name
+
+
+def test_positions_without_uniform_power_give_depth_half_the_channels():
+    table = sincos_positions((3, 2, 4), 16, uniform_power=False).view(3, 2, 4, 16)
+    step = 0.01  # the second of two frequencies: 10000 ** -0.5
+    expected = torch.tensor([2, 2 * 0.1, 2 * step, 2 * 0.001]).sin()  # four frequencies over depth 2
+    torch.testing.assert_close(table[2, 1, 3, :4], expected)
+    torch.testing.assert_close(table[2, 1, 3, 8:10], torch.tensor([1, step]).sin())
+    torch.testing.assert_close(table[2, 1, 3, 14:], torch.tensor([3, 3 * step]).cos())
+
+
 @pytest.mark.parametrize("width", [64, 40])
 def test_position_table_equals_the_released_one(reference_model, width):
     part = {64: reference_model.encoder.embeddings, 40: reference_model.predictor}[width]
@@ -159,7 +184,7 @@ def test_masks_made_by_hand_drive_a_prediction(small_pretraining, small_clip):
 
 
 def test_masked_encoding_is_the_encoding_of_those_tokens_alone(small_model, small_clip):
-    every_token = torch.arange(32).expand(2, -1)
+    every_token = torch.arange(32, dtype=torch.int32).expand(2, -1)
     full = small_model(small_clip).last_hidden_state
     torch.testing.assert_close(small_model(small_clip, every_token).last_hidden_state, full)
     order = torch.randperm(32)
@@ -215,6 +240,7 @@ def test_tuple_output_holds_the_same_tensors(small_model, small_clip, small_mask
         (torch.ones(2, 32, dtype=torch.bool), torch.tensor([[0]]), TypeError, "nonzero"),
         (torch.zeros(3, 4, dtype=torch.long), torch.tensor([[0]]), ValueError, "batch_size = 2 or 1"),
         (torch.zeros(2, 0, dtype=torch.long), torch.tensor([[0]]), ValueError, "at least one token"),
+        (torch.tensor([[3, 7]]), torch.tensor([[1, 7]]), ValueError, "token 7 of clip 0 is in context_mask and in"),
         (None, torch.tensor([[0]]), ValueError, "without context_mask"),
         ([torch.tensor([[0]])] * 3, [torch.tensor([[1]])] * 3, ValueError, "3 mask kinds.*= 2"),
         ([torch.tensor([[0]])] * 2, torch.tensor([[1]]), ValueError, "2 mask kinds and target_mask 1"),
@@ -274,6 +300,7 @@ def test_interpolated_positions_keep_raster_order_on_grids_that_are_not_square(s
         ((1, 3, 3, 32, 32), "num_frames = 3.*tubelet_size = 2"),
         ((1, 3, 4, 32, 32), "4 channels.*in_chans = 3"),
         ((4, 3, 32, 32), r"unsqueeze\(0\)"),
+        ((0, 4, 3, 32, 32), "empty batch"),
     ],
 )
 def test_clip_that_does_not_fit_raises(small_model, shape, message):
@@ -319,9 +346,31 @@ def test_update_moves_target_by_one_minus_momentum(small_pretraining):
         torch.testing.assert_close(updated, 0.9 * target + 0.1 * source)
     with pytest.raises(ValueError, match=r"momentum is 1.1"):
         small_pretraining.update_target_encoder(1.1)
+    with pytest.raises(ValueError, match=r"bfloat16.*rounded away"):
+        small_pretraining.to(torch.bfloat16).update_target_encoder(0.9)
 
 
-def test_gradient_is_that_of_the_mean_over_mask_kinds(small_pretraining, small_clip, small_masks):
+def test_target_encoder_is_frozen_from_the_start_and_stays_so(small_config, small_clip, small_masks):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "drop_path_rate": 0.9})
+    model = VJEPAForPreTraining(config)
+    first, second = (model(small_clip, *small_masks).targets[0] for _ in range(2))
+    assert torch.equal(first, second)
+    model.requires_grad_(True)
+    assert not any(p.requires_grad for p in model.target_encoder.parameters())
+    assert all(p.requires_grad for p in model.encoder.parameters())
+
+
+def test_targets_and_loss_are_float32_in_a_half_precision_model(small_pretraining, small_clip, small_masks):
+    small_pretraining.to(torch.bfloat16)
+    output = small_pretraining(small_clip, *small_masks)
+    features = small_pretraining.target_encoder(small_clip).last_hidden_state.float()
+    expected = torch.nn.functional.layer_norm(features, (48,))[torch.arange(2)[:, None], small_masks[1]]
+    assert output.predictions[0].dtype == torch.bfloat16
+    assert torch.equal(output.targets[0], expected)
+    assert torch.equal(output.loss, (output.predictions[0].float() - expected).abs().mean())
+
+
+def test_loss_is_the_mean_over_mask_kinds(small_pretraining, small_clip, small_masks):
     context, target = small_masks
     kinds = [(context, target), (context[:, :4], target[:, :7])]
     separate = [small_pretraining(small_clip, [c], [t]) for c, t in kinds]
@@ -355,6 +404,51 @@ def test_drop_path_drops_whole_branches_while_training_only(small_config):
     assert torch.equal(dropped, torch.where(kept, 2.0, 0.0)[:, None, None].expand_as(dropped))
     assert 140 < kept.sum() < 260
     assert torch.equal(layer.drop_path.eval()(branch), branch)
+
+
+def test_drop_path_grows_linearly_with_depth(small_config):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "drop_path_rate": 0.4, "num_hidden_layers": 5})
+    model = VJEPAModel(config)
+    assert [layer.drop_path.probability for layer in model.encoder.layer] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert {layer.drop_path.probability for layer in model.predictor.layer} == {0.0}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_dropout_acts_while_training_only(small_config, small_clip, attention):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "attention_probs_dropout_prob": 0.5})
+    model = VJEPAModel._from_config(config, attn_implementation=attention)
+    assert torch.equal(*(model.eval()(small_clip).last_hidden_state for _ in range(2)))
+    assert not torch.allclose(*(model.train()(small_clip).last_hidden_state for _ in range(2)))
+
+
+def test_bias_and_activation_follow_the_configuration(small_config):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "qkv_bias": False, "hidden_act": "relu"})
+    layers = [*VJEPAModel(config).encoder.layer, *VJEPAModel(config).predictor.layer]
+    assert all(layer.attention.qkv.bias is None for layer in layers)
+    assert all(layer.mlp.activation(torch.tensor(-1.0)) == 0 for layer in layers)
+
+
+def test_return_dict_of_the_configuration_gives_tuples(small_config, small_clip, small_masks):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "return_dict": False})
+    model = VJEPAModel(config).eval()
+    assert isinstance(model(small_clip), tuple)
+    assert model.predict(small_clip, *small_masks).shape == (2, 22, 48)
+    assert VJEPAForPreTraining(config)(small_clip, *small_masks)[0].ndim == 0
+    assert VJEPAForVideoClassification(config)(small_clip)[0].shape == (2, 3)
+
+
+def test_accumulated_gradients_are_averaged_by_the_trainer():
+    """Without this the Trainer takes a forward with **kwargs to normalise its loss by the accumulated batch itself."""
+    assert not VJEPAForPreTraining.accepts_loss_kwargs
+    assert not VJEPAForVideoClassification.accepts_loss_kwargs
+
+
+def test_dtype_follows_the_norms_where_linear_layers_hold_integers(small_model, small_clip, small_masks):
+    for part in (small_model.encoder.embeddings.patch_embeddings, small_model.predictor):
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, torch.nn.Linear):
+                setattr(part, name, torch.nn.Sequential(layer))  # a layer whose weight has no float dtype to read
+    assert small_model.predict(small_clip, *small_masks).dtype == torch.float32
 
 
 # --- Classifier ---
@@ -396,7 +490,11 @@ def test_initialisation_follows_the_release(small_config):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.08), name  # no rescaling by depth
             assert not module.bias.any(), name
     assert not model.predictor.mask_tokens.any()
-    pooler = VJEPAForVideoClassification(config).pooler.cross_attention
+    deep = VJEPAForVideoClassification(VJEPAConfig(**{**config.to_diff_dict(), "num_pooler_layers": 3})).pooler
+    for depth, layer in enumerate(deep.layer, start=2):
+        for output in (layer.attention.proj, layer.mlp.fc2):
+            assert output.weight.std().item() == pytest.approx(0.02 / (2 * depth) ** 0.5, rel=0.05)
+    pooler = deep.cross_attention
     assert pooler.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.05)
     assert pooler.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
 

@@ -33,6 +33,9 @@ from .configuration_vjepa import VJEPAConfig
 # The released probe leaves its norms at torch's default, unlike the encoder's 1e-6
 POOLER_LAYER_NORM_EPS = 1e-5
 
+# A released target table has drifted by 1e-4 and half precision rounds by 4e-3; the table of another grid is off by 1
+POSITION_TOLERANCE = 1e-2
+
 # Which of transformers' Auto classes builds which model, from any folder of the family
 AUTO_CLASSES = {
     "AutoModel": "VJEPAModel",
@@ -122,6 +125,8 @@ def _check_clip(pixel_values_videos: torch.Tensor, config: VJEPAConfig) -> None:
             f"pixel_values_videos has shape {shape}: {shape[2]} channels in dimension 2, but the model takes "
             f"in_chans = {config.in_chans}; move the channels there with permute, or build the model for {shape[2]}"
         )
+    if shape[0] == 0:
+        raise ValueError(f"pixel_values_videos has shape {shape}: an empty batch; pass at least one clip")
     rules = (("num_frames", 1, "tubelet_size"), ("height", 3, "patch_size"), ("width", 4, "patch_size"))
     for name, axis, divisor_name in rules:
         divisor = getattr(config, divisor_name)
@@ -167,7 +172,12 @@ def sincos_positions(grid: tuple[int, int, int], width: int, uniform_power: bool
 
     Returns:
         `(1, depth * height * width, width)`, float32, on the CPU.
+
+    Raises:
+        ValueError: Without `uniform_power` the width is no multiple of 8, so that its axes do not fill it.
     """
+    if not uniform_power and width % 8:
+        raise ValueError(f"width is {width}, but without uniform_power it must be a multiple of 8")
     third = 2 * math.ceil(width / 6)
     channels = (third, third, third) if uniform_power else (width // 2, width // 4, width // 4)
     axes = [_sincos_1d(count, length) for count, length in zip(channels, grid, strict=True)]
@@ -203,6 +213,18 @@ class VJEPAPositionEmbeddings(nn.Module):
         """Compute the table again, for memory that came up empty."""
         init.copy_(self.table, sincos_positions(self.grid, self.width, self.uniform_power))
 
+    def check_table(self) -> None:
+        """Raise where a loaded table is not that of the configured grid: the weights belong to other settings."""
+        if self.table.device.type == "meta":
+            return
+        expected = sincos_positions(self.grid, self.width, self.uniform_power).to(self.table.device)
+        difference = (self.table - expected).abs().max().item()
+        if not difference < POSITION_TOLERANCE:
+            raise ValueError(
+                f"the stored position table is off by {difference:.3g} from that of a grid of {self.grid} tokens with "
+                f"uniform_power={self.uniform_power}; load with the configuration that the weights were saved with"
+            )
+
     def _apply(self, fn, recurse=True):
         exact = self.table
         super()._apply(fn, recurse)
@@ -232,7 +254,7 @@ def check_mask(name: str, mask: torch.Tensor, batch_size: int, num_tokens: int) 
         found = f"dtype {mask.dtype}" if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise TypeError(
             f"{name} is of {found}, but must be an int64 tensor of token indices; "
-            "a boolean mask of one clip becomes one with mask.nonzero().T"
+            "a boolean mask (num_tokens,) of one clip becomes one with mask.nonzero().T"
         )
     if mask.ndim != 2 or mask.shape[0] not in (1, batch_size) or mask.shape[1] == 0:
         raise ValueError(
@@ -246,6 +268,27 @@ def check_mask(name: str, mask: torch.Tensor, batch_size: int, num_tokens: int) 
         raise ValueError(
             f"{name} holds indices from {lowest} to {highest}, but the clip has {num_tokens} tokens, 0 to "
             f"{num_tokens - 1}; make the mask for the grid of this clip"
+        )
+
+
+def check_disjoint(context_mask: torch.Tensor, target_mask: torch.Tensor) -> None:
+    """Raise where a token is in the context and in the targets; as `check_mask`, on the CPU alone.
+
+    Raises:
+        ValueError: The encoder would see what is to be predicted.
+    """
+    if torch.compiler.is_compiling() or context_mask.device.type != "cpu" or target_mask.device.type != "cpu":
+        return
+    batch_size = max(len(context_mask), len(target_mask))
+    num_tokens = 1 + int(max(context_mask.max(), target_mask.max()))
+    is_context = torch.zeros(batch_size, num_tokens, dtype=torch.bool)
+    is_context.scatter_(1, context_mask.long().expand(batch_size, -1), True)
+    is_shared = is_context.gather(1, target_mask.long().expand(batch_size, -1))
+    if is_shared.any():
+        clip, place = is_shared.nonzero()[0].tolist()
+        raise ValueError(
+            f"token {int(target_mask.expand(batch_size, -1)[clip, place])} of clip {clip} is in context_mask and in "
+            "target_mask, but the encoder must not see what is to be predicted; leave it out of one of them"
         )
 
 
@@ -454,8 +497,7 @@ class VJEPAPatchEmbeddings(nn.Module):
         self.projection = nn.Linear(config.in_chans * config.tubelet_size * config.patch_size**2, config.hidden_size)
 
     def forward(self, pixel_values_videos: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        patches = pixel_values_videos.to(self.projection.weight.dtype)
-        patches = patches.unflatten(4, (-1, self.patch_size)).unflatten(3, (-1, self.patch_size))
+        patches = pixel_values_videos.unflatten(4, (-1, self.patch_size)).unflatten(3, (-1, self.patch_size))
         patches = patches.unflatten(1, (-1, self.tubelet_size))  # (B, T/t, t, C, H/p, p, W/p, p)
         patches = patches.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(1, 3)  # (B, N, C * t * p * p)
         if mask is not None:
@@ -472,18 +514,23 @@ class VJEPAEmbeddings(nn.Module):
         self.patch_embeddings = VJEPAPatchEmbeddings(config)
         self.position_embeddings = VJEPAPositionEmbeddings(config.token_grid, config.hidden_size, config.uniform_power)
 
-    def forward(self, pixel_values_videos: torch.Tensor, context_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, pixel_values_videos: torch.Tensor, context_mask: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
         positions = self.position_embeddings(_token_grid(pixel_values_videos, self.config))
         if context_mask is not None:
             check_mask("context_mask", context_mask, pixel_values_videos.shape[0], positions.shape[1])
             context_mask = context_mask.expand(pixel_values_videos.shape[0], -1)
             positions = select_tokens(positions, context_mask)
-        tokens = self.patch_embeddings(pixel_values_videos, context_mask)
-        return _add_positions(tokens, positions, self.patch_embeddings.projection.weight.dtype)
+        tokens = self.patch_embeddings(pixel_values_videos.to(dtype), context_mask)
+        return _add_positions(tokens, positions, dtype)
 
 
 def _add_positions(tokens: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The sum in float32, rounded once to the weights' dtype: under autocast the stream stays float32, as released."""
+    """The sum in float32, rounded once to the weights' dtype: under autocast the stream stays float32, as released.
+
+    The dtype is that of a norm, since quantisation replaces the weights of linear layers by integers.
+    """
     return (tokens + positions.to(tokens.device)).to(dtype)
 
 
@@ -502,7 +549,7 @@ class VJEPAPreTrainedModel(PreTrainedModel):
     input_modalities = ["video"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the losses are means: the Trainer has to divide them by the accumulated steps
-    _no_split_modules = ["VJEPAEmbeddings", "VJEPALayer", "VJEPAAttentivePooler"]  # noqa: RUF012
+    _no_split_modules = ["VJEPAEmbeddings", "VJEPALayer", "VJEPAPredictor", "VJEPAAttentivePooler"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -536,6 +583,9 @@ class VJEPAPreTrainedModel(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         """Fit a folder of one model of the family to another, before transformers loads it by name."""
+        load = PreTrainedModel._load_pretrained_model
+        if args or "expected_keys" in kwargs:  # adapters, into a model that is complete
+            return load(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         file_keys = _checkpoint_keys(state_dict, checkpoint_files)
         file_parts, model_parts = _parts(file_keys), _parts(model.state_dict())
         if "encoder" in file_parts and "predictor" not in file_parts and isinstance(model, VJEPAModel):
@@ -548,9 +598,30 @@ class VJEPAPreTrainedModel(PreTrainedModel):
                     f"{type(model).__name__} with parts of it on disk; load it on the CPU first and save_pretrained it"
                 )
             state_dict = _read_checkpoint(state_dict, checkpoint_files, sources)
-        return PreTrainedModel._load_pretrained_model(
-            model, state_dict, checkpoint_files, load_config, *args, **kwargs
-        )
+        result = load(model, state_dict, checkpoint_files, load_config)
+        for module in model.modules():
+            if isinstance(module, VJEPAPositionEmbeddings):
+                module.check_table()
+        return result
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        """Refuse what the loading rules did not see, such as keys renamed on the way, rather than drop it."""
+        if any("target_encoder." in key for key in loading_info.unexpected_keys):
+            raise ValueError(
+                f"the checkpoint has a target encoder, which {type(self).__name__} would have left out "
+                "for the context encoder; load it as VJEPAForPreTraining, save_pretrained it, and load that folder"
+            )
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+
+    def _load_and_finalize_distributed_pretrained_model(self, distributed_checkpoint_dir, *args, **kwargs):
+        """Load a distributed checkpoint, which holds just what the class that wrote it needs."""
+        writers = self.config.architectures or [type(self).__name__]
+        if type(self).__name__ not in writers:
+            raise ValueError(
+                f"{distributed_checkpoint_dir} is a distributed checkpoint of {', '.join(writers)}, and cannot be a "
+                f"{type(self).__name__}; load it as what it is, save_pretrained it, and load that folder"
+            )
+        return super()._load_and_finalize_distributed_pretrained_model(distributed_checkpoint_dir, *args, **kwargs)
 
     def predict(
         self,
@@ -578,9 +649,10 @@ class VJEPAPreTrainedModel(PreTrainedModel):
             raise TypeError("predict takes one context mask and one target mask; call it once for each mask kind")
         clip = _prepare_clip(pixel_values_videos, self.config)
         encoder = cast(VJEPAEncoder, self.encoder)
-        context = encoder(clip, context_mask).last_hidden_state
+        context = encoder(clip, context_mask, return_dict=True).last_hidden_state
         grid = _token_grid(clip, self.config)
-        return predictor(context, context_mask, target_mask, grid, mask_index).last_hidden_state
+        output = predictor(context, context_mask, target_mask, grid, mask_index, return_dict=True)
+        return output.last_hidden_state
 
     def _require_predictor(self) -> "VJEPAPredictor":
         predictor = getattr(self, "predictor", None)
@@ -629,7 +701,9 @@ class VJEPAEncoder(VJEPAPreTrainedModel):
     ) -> BaseModelOutput:
         """Encode clips, `(batch_size, num_frames, num_channels, height, width)`, or the tokens that a mask keeps."""
         clip = _prepare_clip(pixel_values_videos, self.config)
-        hidden_states = self.embeddings(clip, context_mask)  # (B, N, D), or (B, K, D) under a mask
+        hidden_states = self.embeddings(
+            clip, context_mask, self.layernorm.weight.dtype
+        )  # (B, N, D), or (B, K, D) under a mask
         for layer in self.layer:
             hidden_states = layer(hidden_states, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
@@ -692,7 +766,7 @@ class VJEPAPredictor(VJEPAPreTrainedModel):
         """
         positions = self.position_embeddings(grid)  # (1, N, P)
         self._check_masks(context_features, context_mask, target_mask, positions.shape[1], mask_index)
-        batch_size, dtype = context_features.shape[0], self.embedding.weight.dtype
+        batch_size, dtype = context_features.shape[0], self.layernorm.weight.dtype
         context_positions = select_tokens(positions, context_mask).expand(batch_size, -1, -1)
         target_positions = select_tokens(positions, target_mask).expand(batch_size, -1, -1)
         context = _add_positions(self.embedding(context_features), context_positions, dtype)  # (B, K, P)
@@ -706,6 +780,7 @@ class VJEPAPredictor(VJEPAPreTrainedModel):
     def _check_masks(self, context_features, context_mask, target_mask, num_tokens: int, mask_index: int) -> None:
         check_mask("context_mask", context_mask, context_features.shape[0], num_tokens)
         check_mask("target_mask", target_mask, context_features.shape[0], num_tokens)
+        check_disjoint(context_mask, target_mask)
         if not 0 <= mask_index < len(self.mask_tokens):
             raise ValueError(
                 f"mask_index is {mask_index}, but the predictor has mask tokens 0 to {len(self.mask_tokens) - 1}"
@@ -722,10 +797,12 @@ def _predict_each_kind(
     grid = _token_grid(clip, encoder.config)
     contexts, predictions = [], []
     for mask_index, (context_mask, target_mask) in enumerate(masks):
-        contexts.append(encoder(clip, context_mask, **kwargs))
+        contexts.append(encoder(clip, context_mask, return_dict=True, **kwargs))
         if predictor is not None:
             features = contexts[-1].last_hidden_state  # (B, K, D)
-            predictions.append(predictor(features, context_mask, target_mask, grid, mask_index, **kwargs))
+            predictions.append(
+                predictor(features, context_mask, target_mask, grid, mask_index, return_dict=True, **kwargs)
+            )
     return contexts, predictions
 
 
@@ -792,7 +869,7 @@ class VJEPAModel(VJEPAPreTrainedModel):
                     "target_mask was passed without context_mask: the context would contain the targets; pass the "
                     "indices of the visible tokens as context_mask"
                 )
-            return VJEPAModelOutput(**self.encoder(clip, **kwargs))
+            return VJEPAModelOutput(**self.encoder(clip, return_dict=True, **kwargs))
         if target_mask is None or skip_predictor:
             masks = [(mask, None) for mask in _as_mask_list(context_mask)]
             contexts, predictions = _predict_each_kind(self.encoder, None, clip, masks, **kwargs)
@@ -806,7 +883,7 @@ class VJEPAModel(VJEPAPreTrainedModel):
 
     def get_vision_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         """Features of every token, `(batch_size, num_tokens, hidden_size)`, in raster order (depth, height, width)."""
-        return self.encoder(pixel_values_videos).last_hidden_state
+        return self.encoder(pixel_values_videos, return_dict=True).last_hidden_state
 
 
 class VJEPAForPreTraining(VJEPAPreTrainedModel):
@@ -822,8 +899,8 @@ class VJEPAForPreTraining(VJEPAPreTrainedModel):
         self.encoder = VJEPAEncoder(config)
         self.predictor = VJEPAPredictor(config)
         self.target_encoder = VJEPAEncoder(config)
-        self.target_encoder.requires_grad_(False)
         self.post_init()
+        self.train(self.training)
 
     def get_input_embeddings(self) -> VJEPAPatchEmbeddings:
         """The projection of the patches: the first layer that has weights."""
@@ -842,6 +919,12 @@ class VJEPAForPreTraining(VJEPAPreTrainedModel):
         self.target_encoder.eval().requires_grad_(False)
         return self
 
+    def requires_grad_(self, requires_grad: bool = True) -> "VJEPAForPreTraining":
+        """Freeze or free encoder and predictor; the target encoder stays frozen."""
+        super().requires_grad_(requires_grad)
+        self.target_encoder.requires_grad_(False)
+        return self
+
     @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:
         """Move the target encoder: `target = momentum * target + (1 - momentum) * encoder`, parameter by parameter.
@@ -849,10 +932,15 @@ class VJEPAForPreTraining(VJEPAPreTrainedModel):
         The fixed position table is left as it is; the release averages it too, which only adds rounding.
 
         Raises:
-            ValueError: `momentum` is outside [0, 1].
+            ValueError: `momentum` is outside [0, 1], or the weights are in half precision.
         """
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum is {momentum}, but must lie in [0, 1]")
+        if self.target_encoder.layernorm.weight.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"the target encoder is {self.target_encoder.layernorm.weight.dtype}, in which a small step of the "
+                "average is rounded away; keep the model in float32 and train under autocast"
+            )
         targets: list[torch.Tensor] = list(self.target_encoder.parameters())
         sources: list[torch.Tensor] = list(self.encoder.parameters())
         torch._foreach_lerp_(targets, sources, 1.0 - momentum)
@@ -884,7 +972,9 @@ class VJEPAForPreTraining(VJEPAPreTrainedModel):
         clip = _prepare_clip(pixel_values_videos, self.config)
         masks = _pair_masks(context_mask, target_mask, self.config.pred_num_mask_tokens)
         with torch.no_grad():
-            features = self.target_encoder(clip).last_hidden_state.float()  # (B, N, D), every token seen
+            features = self.target_encoder(
+                clip, return_dict=True
+            ).last_hidden_state.float()  # (B, N, D), every token seen
             features = F.layer_norm(features, features.shape[-1:])
         contexts, predicted = _predict_each_kind(self.encoder, self.predictor, clip, masks, **kwargs)
         predictions = [output.last_hidden_state for output in predicted]
@@ -997,7 +1087,7 @@ class VJEPAForVideoClassification(VJEPAPreTrainedModel):
         clips, num_segments = pixel_values_videos, 1
         if pixel_values_videos is not None and pixel_values_videos.ndim == 6:
             clips, num_segments = pixel_values_videos.flatten(0, 1), pixel_values_videos.shape[1]
-        outputs = self.encoder(clips, **kwargs)
+        outputs = self.encoder(clips, return_dict=True, **kwargs)
         tokens = outputs.last_hidden_state.unflatten(0, (-1, num_segments)).flatten(1, 2)  # (B, S * N, D)
         logits = self.classifier(self.pooler(tokens))
         loss = None
