@@ -1,13 +1,26 @@
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers.video_utils import VideoMetadata
 
 from tests.conftest import REFERENCE
 from vjepa_hub import VJEPAVideoProcessor
+from vjepa_hub.data.clip_sampling import sample_clip_indices
+from vjepa_hub.data.decoding import open_video
+from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.model import video_processing_vjepa
 
 ONE_GREY_LEVEL = 0.02
+SPREAD_OVER_64 = [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
+CLIP_ROWS = json.loads((REFERENCE / "clip_indices.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +127,438 @@ def test_options_that_cannot_be_meant_raise(frames):
         VJEPAVideoProcessor(num_spatial_views=2)
     with pytest.raises(ValueError, match="square"):
         VJEPAVideoProcessor(crop_size={"height": 48, "width": 64})
+    with pytest.raises(TypeError, match=r"no option 'num_frame'.*'num_frames'"):
+        VJEPAVideoProcessor(num_frame=8)
+
+
+def test_misspelled_option_of_from_pretrained_raises_but_download_options_pass(tmp_path):
+    VJEPAVideoProcessor(crop_size=48).save_pretrained(tmp_path)
+    assert VJEPAVideoProcessor.from_pretrained(tmp_path, local_files_only=True, num_frames=8).num_frames == 8
+    with pytest.raises(TypeError, match=r"no option 'crop_sise'.*'crop_size'"):
+        VJEPAVideoProcessor.from_pretrained(tmp_path, crop_sise=32)
+
+
+# values
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint16, torch.float32, torch.float64])
+def test_the_same_pixels_in_another_type_give_the_same_tensor(frames, dtype):
+    processor = VJEPAVideoProcessor(crop_size=48)
+    clip = torch.from_numpy(frames).to(dtype)
+    clip = clip / 255 if dtype.is_floating_point else clip
+    for made in (clip, clip.numpy(), clip.permute(0, 3, 1, 2), list(clip)):
+        pixels = _pixels(processor, made)
+        assert pixels.dtype == torch.float32
+        assert torch.equal(pixels, _pixels(processor, frames))
+
+
+def test_floats_up_to_one_without_rescaling_give_the_same_tensor(frames):
+    processor = VJEPAVideoProcessor(crop_size=48)
+    pixels = _pixels(processor, frames.astype(np.float32) / 255, do_rescale=False)
+    assert (pixels - _pixels(processor, frames)).abs().max() < 1e-5
+
+
+def test_unusual_memory_gives_the_same_tensor(frames):
+    processor = VJEPAVideoProcessor(crop_size=48)
+    turned = frames[:, ::-1]
+    assert torch.equal(_pixels(processor, turned), _pixels(processor, turned.copy()))
+    fixed = frames.copy()
+    fixed.flags.writeable = False
+    assert torch.equal(_pixels(processor, fixed), _pixels(processor, frames))
+
+
+def test_grey_and_transparent_pil_images_become_rgb(frames):
+    processor = VJEPAVideoProcessor(crop_size=48)
+    grey = [image.convert("L") for image in _as_pil(frames)]
+    transparent = [image.convert("RGBA") for image in _as_pil(frames)]
+    assert torch.equal(_pixels(processor, grey), _pixels(processor, [image.convert("RGB") for image in grey]))
+    assert torch.equal(_pixels(processor, transparent), _pixels(processor, frames))
+
+
+UNIT = np.linspace(0, 1, 4 * 60 * 80 * 3, dtype=np.float32).reshape(4, 60, 80, 3)
+BYTES = (UNIT * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("clip", "options", "message"),
+    [
+        (UNIT * 255, {}, r"from 0 to 255, but floats must lie within 0 to 1: divide them by 255, or pass uint8"),
+        (BYTES, {"do_rescale": False}, r"from 0 to 255.*do_rescale=False.*within 0 to 1: leave do_rescale on"),
+        (UNIT * 255, {"do_rescale": False}, "within 0 to 1"),
+        (UNIT * 1023, {}, "from 0 to 1023, but floats"),
+        (BYTES.astype(np.int32) * 257, {}, "from 0 to 65535.*within 0 to 255: scale them"),
+        (UNIT * 4 - 2, {}, r"from -2 to 2, but pixels are 0 or more.*before normalisation"),
+        (UNIT * 4 - 2, {"do_rescale": False}, "0 or more"),
+        (np.where(UNIT > 0.5, np.nan, UNIT), {}, "nan.*must be finite"),
+        (np.where(UNIT > 0.5, np.inf, UNIT), {"do_rescale": False}, "inf.*must be finite"),
+        (BYTES[..., :1], {}, "1 channels.*convert it to RGB"),
+        (BYTES[:0], {}, "no frames"),
+        (BYTES[..., :2], {}, r"shape \(4, 60, 80, 2\)"),
+    ],
+)
+def test_values_that_cannot_be_meant_raise(clip, options, message):
+    with pytest.raises(ValueError, match=message):
+        VJEPAVideoProcessor(crop_size=48)(clip, return_tensors="pt", **options)
+
+
+def test_values_that_can_be_meant_never_raise():
+    processor = VJEPAVideoProcessor(crop_size=48)
+    for clip in (np.zeros_like(UNIT), (BYTES > 128).astype(np.uint8), UNIT * 1.0001):
+        assert torch.isfinite(_pixels(processor, clip)).all()
+    caffe_mean = {"image_mean": [104.0, 117.0, 124.0], "image_std": [1.0, 1.0, 1.0], "do_rescale": False}
+    assert _pixels(processor, BYTES, **caffe_mean).max() > 100
+    assert _pixels(processor, BYTES, do_rescale=False, do_normalize=False).max() > 200
+    assert _pixels(processor, BYTES, rescale_factor=1 / 127.5, do_normalize=False).max() > 1.5
+
+
+def test_the_bad_video_of_a_batch_is_named():
+    with pytest.raises(ValueError, match="video 1 of the batch has values from nan"):
+        VJEPAVideoProcessor()([BYTES, UNIT * np.nan])
+
+
+@pytest.mark.parametrize("videos", [[], None, 7, np.zeros((60, 80), np.uint8), [np.zeros((60, 80), np.uint8)]])
+def test_what_is_no_video_raises(videos):
+    with pytest.raises(TypeError, match="pass a path, an http"):
+        VJEPAVideoProcessor()(videos)
+
+
+# sampling
+
+
+def test_indices_are_those_of_the_data_room():
+    rows = [row for row in CLIP_ROWS if row["allow_clip_overlap"]]
+    assert len(rows) > 250
+    for row in rows:
+        pace = {"frame_step": row["frame_step"]}
+        if row["clip_duration_seconds"] is not None:
+            pace = {"clip_duration": row["clip_duration_seconds"]}
+        num_frames, num_segments = row["frames_per_clip"], row["num_clips"]
+        metadata = VideoMetadata(total_num_frames=row["num_video_frames"], fps=row["fps"])
+        processor = VJEPAVideoProcessor(num_frames=num_frames, num_segments=num_segments, **pace)
+        expected = sample_clip_indices(
+            row["num_video_frames"],
+            fps=row["fps"],
+            frames_per_clip=num_frames,
+            num_clips=num_segments,
+            allow_clip_overlap=True,
+            **pace,
+        )
+        assert processor.sample_frames(metadata).tolist() == np.concatenate(expected).tolist()
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 8, 16])
+@pytest.mark.parametrize("num_segments", [1, 2, 8])
+def test_indices_are_those_of_the_data_room_for_every_length(num_frames, num_segments):
+    processor = VJEPAVideoProcessor(num_frames=num_frames, num_segments=num_segments, frame_step=3)
+    for length in (*range(1, 150), 383, 384, 385, 1000):
+        expected = sample_clip_indices(
+            length,
+            fps=None,
+            frames_per_clip=num_frames,
+            num_clips=num_segments,
+            frame_step=3,
+            allow_clip_overlap=True,
+        )
+        found = processor.sample_frames(VideoMetadata(total_num_frames=length))
+        assert found.tolist() == np.concatenate(expected).tolist()
+
+
+def test_fps_is_the_nearest_whole_step():
+    steps = {}
+    for fps in (30, 15, 12.5, 7.5, 1):
+        metadata = VideoMetadata(total_num_frames=10_000, fps=29.97)
+        indices = VJEPAVideoProcessor(num_frames=2, fps=fps).sample_frames(metadata)
+        steps[fps] = (indices[-1] - indices[0] + 1) / 2
+    assert steps == {30: 1, 15: 2, 12.5: 2, 7.5: 4, 1: 30}
+
+
+@pytest.fixture(scope="module")
+def long_clip() -> np.ndarray:
+    """100 small frames, each filled with its own number."""
+    return np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None, None], (100, 20, 24, 3)).copy()
+
+
+PLAIN = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
+
+
+def _numbers(output) -> np.ndarray:
+    """The number that fills each frame."""
+    return output["pixel_values_videos"][..., 0, 0, 0].int().numpy()
+
+
+def test_decoded_frames_are_used_as_they_are_unless_a_sampling_option_is_given(long_clip):
+    processor = VJEPAVideoProcessor(**PLAIN)
+    assert _numbers(processor(long_clip, return_tensors="pt")).tolist() == [list(range(100))]
+    for options in ({"frame_step": 4}, {"num_frames": 16}, {"do_sample_frames": True}):
+        assert _numbers(processor(long_clip, return_tensors="pt", **options)).tolist() == [SPREAD_OVER_64]
+    stored = VJEPAVideoProcessor(num_frames=16, **PLAIN)
+    assert _numbers(stored(long_clip, return_tensors="pt")).tolist() == [SPREAD_OVER_64]
+    assert _numbers(stored(long_clip, do_sample_frames=False, return_tensors="pt")).shape == (1, 100)
+
+
+def test_segments_are_an_axis_and_views_are_rows():
+    clips = np.random.default_rng(0).integers(0, 256, (2, 100, 20, 24, 3), dtype=np.uint8)
+    processor = VJEPAVideoProcessor(crop_size=16, num_segments=3, num_frames=4, frame_step=2)
+    assert _pixels(processor, clips).shape == (2, 3, 4, 3, 16, 16)
+    pixels = _pixels(processor, clips, num_spatial_views=3)
+    assert pixels.shape == (6, 3, 4, 3, 16, 16)
+    alone = VJEPAVideoProcessor(crop_size=16, num_spatial_views=3)
+    for number, clip in enumerate(clips):
+        for segment, start in enumerate((0, 33, 66)):
+            views = _pixels(alone, clip[[start, start + 2, start + 5, start + 7]])
+            assert torch.equal(pixels[3 * number : 3 * number + 3, segment], views)
+
+
+def test_an_option_of_the_call_takes_the_place_of_a_stored_one(long_clip, tmp_path):
+    processor = VJEPAVideoProcessor(frame_step=2, num_frames=4, **PLAIN)
+    metadata = {"fps": 10.0, "total_num_frames": 100}
+    found = processor(long_clip, fps=2.5, video_metadata=metadata, return_tensors="pt")
+    assert _numbers(found).tolist() == [[0, 5, 10, 15]]
+    processor.save_pretrained(tmp_path)
+    loaded = VJEPAVideoProcessor.from_pretrained(tmp_path, clip_duration=0.8)
+    assert (loaded.frame_step, loaded.clip_duration, loaded.num_frames) == (None, 0.8, 4)
+    whole = VJEPAVideoProcessor(do_sample_frames=False, **PLAIN)
+    assert _numbers(whole(long_clip, num_frames=4, return_tensors="pt")).tolist() == [[0, 5, 10, 15]]
+
+
+@pytest.mark.parametrize("pace", [{"frame_step": 2}, {"fps": 12.5}, {"clip_duration": 0.5}])
+def test_sampling_options_are_saved_and_restored(pace, tmp_path):
+    options = {"num_frames": 4, "num_segments": 3, "num_spatial_views": 3, **pace}
+    processor = VJEPAVideoProcessor(crop_size=48, **options)
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
+    assert options.items() <= saved.items()
+    loaded = VJEPAVideoProcessor.from_pretrained(tmp_path)
+    assert torch.equal(_pixels(loaded, sample_clip_path()), _pixels(processor, sample_clip_path()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame_step": 2, "fps": 3.0}, "frame_step.*fps.*give one of them"),
+        ({"num_frames": 0}, "num_frames is 0.*positive integer"),
+        ({"num_segments": -2}, "num_segments is -2"),
+        ({"frame_step": True}, "frame_step is True"),
+        ({"clip_duration": float("nan")}, "clip_duration is nan.*positive number"),
+        ({"do_sample_frames": False, "num_frames": 8}, "do_sample_frames is False, but.*num_frames"),
+        ({"do_sample_frames": False, "num_segments": 2}, "do_sample_frames is False, but.*num_segments"),
+    ],
+)
+def test_sampling_options_that_cannot_be_meant_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        VJEPAVideoProcessor(**options)
+
+
+def test_sampling_that_a_video_does_not_allow_raises(long_clip):
+    with pytest.raises(ValueError, match=r"fps is 5.*not known.*video_metadata"):
+        VJEPAVideoProcessor()(long_clip, fps=5)
+    with pytest.raises(ValueError, match=r"clip_duration of 0.1 on a video of 25 frames per second.*at least 0.64 s"):
+        VJEPAVideoProcessor()(sample_clip_path(), clip_duration=0.1)
+    with pytest.raises(ValueError, match=r"fps of 100 on a video of 25"):
+        VJEPAVideoProcessor()(sample_clip_path(), fps=100)
+
+
+# metadata
+
+
+def test_metadata_of_decoded_frames_has_the_given_indices_and_times(long_clip):
+    processor = VJEPAVideoProcessor(crop_size=16, return_metadata=True)
+    times = np.arange(100) ** 1.5
+    described = [{"total_num_frames": 900, "fps": 30.0, "frames_indices": range(200, 300), "timestamps": times}, None]
+    first, second = processor([long_clip, long_clip], num_frames=4, video_metadata=described)["video_metadata"]
+    assert first.frames_indices == [200, 205, 210, 215]
+    assert first.timestamps == times[[0, 5, 10, 15]].tolist()
+    assert (first.total_num_frames, first.height, first.width) == (900, 20, 24)
+    assert second.frames_indices == [0, 5, 10, 15]
+    assert second.timestamps is None
+
+
+def test_metadata_that_does_not_fit_raises(long_clip):
+    with pytest.raises(ValueError, match="2 entries for 1 videos"):
+        VJEPAVideoProcessor()(long_clip, video_metadata=[{}, {}])
+    with pytest.raises(ValueError, match="3 timestamps for 100 frames"):
+        VJEPAVideoProcessor()(long_clip, video_metadata={"timestamps": [0, 1, 2]})
+    with pytest.raises(ValueError, match="a file describes itself"):
+        VJEPAVideoProcessor()(sample_clip_path(), video_metadata={"fps": 3.0})
+
+
+# files
+
+INSTALLED = [
+    name for name, (module, _) in video_processing_vjepa.DECODERS.items() if video_processing_vjepa._can_import(module)
+]
+
+
+def _use(monkeypatch, *decoders):
+    monkeypatch.setattr(video_processing_vjepa, "_installed_decoders", lambda: decoders)
+
+
+@pytest.mark.parametrize("decoder", INSTALLED)
+@pytest.mark.parametrize(
+    "make",
+    [str, Path, Path.read_bytes, lambda path: bytearray(path.read_bytes()), lambda path: [path]],
+    ids=["str", "path", "bytes", "bytearray", "list"],
+)
+def test_every_form_of_a_file_gives_the_pixels_of_its_frames(decoder, make, monkeypatch):
+    _use(monkeypatch, decoder)
+    processor = VJEPAVideoProcessor(crop_size=32, num_segments=2, return_metadata=True)
+    output = processor(make(Path(sample_clip_path())), return_tensors="pt")
+    metadata = output["video_metadata"][0]
+    with open_video(sample_clip_path()) as reader:
+        expected = sample_clip_indices(96, fps=None, frame_step=4, num_clips=2, allow_clip_overlap=True)
+        frames = reader.read_frames(np.concatenate(expected))
+        assert metadata.timestamps == [pytest.approx(reader.timestamps[indices]) for indices in expected]
+    assert metadata.frames_indices == [indices.tolist() for indices in expected]
+    assert metadata.video_backend == decoder
+    assert (metadata.total_num_frames, metadata.fps, metadata.height, metadata.width) == (96, 25, 360, 640)
+    pixels = _pixels(VJEPAVideoProcessor(crop_size=32), frames)
+    assert torch.equal(output["pixel_values_videos"].flatten(1, 2), pixels)
+
+
+def test_a_file_becomes_the_first_clip_of_the_released_evaluation():
+    processor = VJEPAVideoProcessor(crop_size=32, return_metadata=True)
+    output = processor([sample_clip_path(), sample_clip_path()], return_tensors="pt")
+    assert output["pixel_values_videos"].shape == (2, 16, 3, 32, 32)
+    assert output["video_metadata"][1].frames_indices == SPREAD_OVER_64
+
+
+def test_files_and_decoded_frames_share_a_batch():
+    processor = VJEPAVideoProcessor(crop_size=32)
+    with open_video(sample_clip_path()) as reader:
+        frames = reader.read_frames(SPREAD_OVER_64)
+    pixels = _pixels(processor, [sample_clip_path(), frames])
+    assert torch.equal(pixels[0], pixels[1])
+
+
+def test_all_frames_of_a_file_on_demand():
+    processor = VJEPAVideoProcessor(crop_size=16, do_sample_frames=False)
+    assert _pixels(processor, sample_clip_path()).shape == (1, 96, 3, 16, 16)
+
+
+@pytest.mark.parametrize("decoder", INSTALLED)
+def test_only_the_wanted_frames_are_asked_for(decoder, monkeypatch):
+    _use(monkeypatch, decoder)
+    asked, read = [], video_processing_vjepa.VIDEO_DECODERS[decoder]
+
+    def watched(source, choose):
+        frames, metadata = read(source, choose)
+        asked.append(len(frames))
+        return frames, metadata
+
+    monkeypatch.setitem(video_processing_vjepa.VIDEO_DECODERS, decoder, watched)
+    for num_segments in (3, 12):  # windows of 16 frames, which lie apart, then share frames
+        options = {"num_frames": 4, "frame_step": 4, "num_segments": num_segments}
+        _pixels(VJEPAVideoProcessor(crop_size=16, **options), sample_clip_path())
+    assert asked == [12, 14]  # of 48: the windows begin every 7 frames, and take 0, 7, 14 and 14 again
+
+
+@pytest.fixture(scope="module")
+def write_clip(tmp_path_factory):
+    """`write_clip(name, num_frames)`: grey frames, each brighter than the last."""
+    av = pytest.importorskip("av", reason="PyAV writes the test videos (pip install av)")
+    folder = tmp_path_factory.mktemp("videos")
+
+    def write(name, num_frames) -> Path:
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for number in range(num_frames):
+                frame = np.full((48, 64, 3), 20 + 4 * number, dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        return folder / name
+
+    return write
+
+
+@pytest.mark.parametrize("decoder", INSTALLED)
+def test_a_container_without_a_frame_count_is_counted(decoder, write_clip, monkeypatch):
+    _use(monkeypatch, decoder)
+    path = write_clip("counted.mkv", 40)
+    processor = VJEPAVideoProcessor(crop_size=16, num_frames=4, num_segments=2, return_metadata=True)
+    metadata = processor(path)["video_metadata"][0]
+    assert metadata.total_num_frames == 40
+    assert metadata.frames_indices == [[0, 5, 10, 15], [20, 25, 30, 35]]
+    with open_video(path) as reader:
+        frames = reader.read_frames([0, 5, 10, 15, 20, 25, 30, 35])
+    pixels = _pixels(VJEPAVideoProcessor(crop_size=16), frames)
+    assert torch.equal(_pixels(processor, path, return_metadata=False).flatten(1, 2), pixels)
+    assert _pixels(processor, path, do_sample_frames=False, num_frames=None).shape[1] == 40
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 16, 17])
+def test_a_short_file_fills_its_clip(num_frames, write_clip):
+    path = write_clip(f"short{num_frames}.mp4", num_frames)
+    output = VJEPAVideoProcessor(crop_size=16, return_metadata=True)(path, return_tensors="pt")
+    assert output["pixel_values_videos"].shape == (1, 16, 3, 16, 16)
+    expected = sample_clip_indices(num_frames, fps=None, frame_step=4, allow_clip_overlap=True)
+    assert output["video_metadata"][0].frames_indices == expected[0].tolist()
+
+
+@pytest.mark.parametrize("decoder", INSTALLED)
+def test_a_file_that_cannot_be_decoded_is_named(decoder, tmp_path, monkeypatch):
+    _use(monkeypatch, decoder)
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(ValueError, match=rf"text.mp4' cannot be decoded \({decoder}: .*ffplay"):
+        VJEPAVideoProcessor()(tmp_path / "text.mp4")
+    with pytest.raises(ValueError, match="a video of 11 bytes cannot be decoded"):
+        VJEPAVideoProcessor()(b"not a video")
+    with pytest.raises(FileNotFoundError, match=r"missing\.mp4"):
+        VJEPAVideoProcessor()(tmp_path / "missing.mp4")
+
+
+def test_what_one_decoder_cannot_read_goes_to_the_next(monkeypatch):
+    def fails(source, choose):
+        raise RuntimeError("no more frames left to decode")
+
+    _use(monkeypatch, "opencv", "pyav")
+    monkeypatch.setitem(video_processing_vjepa.DECODERS, "opencv", ("cv2", None))
+    monkeypatch.setitem(video_processing_vjepa.VIDEO_DECODERS, "opencv", fails)
+    metadata = VJEPAVideoProcessor(return_metadata=True)(sample_clip_path())["video_metadata"][0]
+    assert metadata.video_backend == "pyav"
+    _use(monkeypatch, "opencv")
+    with pytest.raises(ValueError, match="opencv: no more frames"):
+        VJEPAVideoProcessor()(sample_clip_path())
+
+
+def test_without_a_decoder_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(video_processing_vjepa, "_can_import", lambda module: False)
+    with pytest.raises(ImportError, match="pip install av"):
+        video_processing_vjepa._installed_decoders.__wrapped__()
+
+
+def test_decord_is_used_only_where_there_is_no_other(monkeypatch):
+    installed = {"torchcodec.decoders", "av", "decord"}
+    choose = video_processing_vjepa._installed_decoders.__wrapped__
+    monkeypatch.setattr(video_processing_vjepa, "_can_import", lambda module: module in installed)
+    assert choose() == ("torchcodec", "pyav")
+    installed -= {"torchcodec.decoders", "av"}
+    assert choose() == ("decord",)
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.fixture
+def address(monkeypatch):
+    """Of the folder of the sample clip, served on this machine."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    handler = partial(_QuietHandler, directory=str(Path(sample_clip_path()).parent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_address_gives_the_pixels_of_its_file(address):
+    processor = VJEPAVideoProcessor(crop_size=16)
+    pixels = _pixels(processor, f"{address}/big_buck_bunny.mp4")
+    assert torch.equal(pixels, _pixels(processor, sample_clip_path()))
+
+
+def test_an_address_without_a_video_raises(address):
+    with pytest.raises(Exception, match=r"404.*no_such_file.mp4"):  # the class is httpx's or httpx2's
+        VJEPAVideoProcessor()(f"{address}/no_such_file.mp4")
