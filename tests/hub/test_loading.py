@@ -1,12 +1,79 @@
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import close_session, constants, scan_cache_dir
+from safetensors.torch import load_file
 
 import vjepa_hub
 from tests.conftest import REFERENCE
+from tests.hub.test_download import FileServer
 from vjepa_hub import VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
-from vjepa_hub.hub.loading import open_model
+from vjepa_hub.hub import download, loading
+from vjepa_hub.hub.download import DownloadError
+from vjepa_hub.hub.loading import find_cached, load_classifier, load_untrained, open_model
+from vjepa_hub.hub.registry import MODELS, RELEASE_ADDRESS, ModelEntry, download_address
+
+TINY, TINY_FILE = "vjepa-reference", "/tiny/tiny.pth.tar"
+TINY_FIELDS = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "crop_size": 64,
+    "frames_per_clip": 8,
+    "pred_hidden_size": 40,
+    "pred_num_hidden_layers": 2,
+    "pred_num_attention_heads": 4,
+}
+TINY_ENTRY = ModelEntry(
+    name=TINY,
+    description="the tiny model of the reference cases",
+    fields=TINY_FIELDS,
+    checkpoint=f"{RELEASE_ADDRESS}tiny/tiny.pth.tar",
+    probes={"k400": f"{RELEASE_ADDRESS}tiny/k400-probe.pth.tar"},
+)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def server(cache, monkeypatch):
+    """A mirror with the reference model as a released file, which the registry knows."""
+    monkeypatch.setitem(MODELS, TINY, TINY_ENTRY)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download, "_NUM_HEAD_RETRIES", 1)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    close_session()
+    with FileServer() as server:
+        server.files[TINY_FILE] = (REFERENCE / "official_tiny.pth.tar").read_bytes()
+        server.files["/tiny/k400-probe.pth.tar"] = (REFERENCE / "official_tiny_probe.pth.tar").read_bytes()
+        monkeypatch.setenv("VJEPA_HUB_BASE_URL", server.address)
+        yield server
+    close_session()
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def _gets(server: FileServer) -> list[str]:
+    return [path for method, path, _ in server.requests if method == "GET"]
+
+
+def _assert_reference_features(model: VJEPAModel, forward_case) -> None:
+    features = model.get_vision_features(forward_case["pixel_values_videos"])
+    torch.testing.assert_close(features, forward_case["target_encoder.features"], rtol=0, atol=1e-5)
 
 
 def test_untrained_tiny_is_the_same_each_time_and_says_so(caplog):
@@ -66,8 +133,6 @@ def test_pretraining_folder_opens_as_its_target_encoder(small_config, tmp_path):
 def test_bad_names_raise_with_what_there_is(small_config, tmp_path):
     with pytest.raises(KeyError, match=r"'vjepa-tiny' is neither.*vjepa-vit-tiny"):
         open_model("vjepa-tiny")
-    with pytest.raises(ValueError, match=r"vitl16.pth.tar .*cc-by-nc"):
-        open_model("vjepa-vitl16")
     with pytest.raises(ValueError, match="only a released file"):
         open_model("vjepa-vit-tiny", config=small_config)
     VJEPAModel(small_config).save_pretrained(tmp_path)
@@ -75,3 +140,253 @@ def test_bad_names_raise_with_what_there_is(small_config, tmp_path):
     tmp_path.mkdir()
     with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         open_model(tmp_path)
+
+
+def test_released_name_is_downloaded_converted_and_described(server, cache, forward_case, caplog):
+    opened = open_model(TINY)
+    _assert_reference_features(opened.model, forward_case)
+    assert opened.is_trained
+    assert opened.processor.crop_size["height"] == 64
+    assert not opened.model.training
+    assert opened.weights == (
+        "target encoder of the released file tiny.pth.tar, converter version 1 "
+        "from https://dl.fbaipublicfiles.com/jepa/tiny/tiny.pth.tar"
+    )
+    assert f"the weights of {TINY} are under CC BY-NC 4.0" in caplog.text
+    assert find_cached(TINY) == cache / f"models--vjepa_hub--{TINY}" / "snapshots" / "converter-1"
+    assert {"model.safetensors", "config.json", "video_preprocessor_config.json"} <= _files(find_cached(TINY))
+
+
+def test_second_load_asks_nothing_and_works_offline_with_the_licence_again(server, cache, monkeypatch, caplog):
+    first = vjepa_hub.load(TINY)
+    server.requests.clear()
+    caplog.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    second = vjepa_hub.load(TINY)
+    assert server.requests == []
+    assert "CC BY-NC 4.0" in caplog.text
+    for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_download_is_deleted_unless_it_is_to_be_kept(server, cache):
+    open_model(TINY)
+    assert not {name for name in _files(cache) if ".pth.tar" in name}
+    shutil.rmtree(cache)
+    open_model(TINY, keep_download=True)
+    kept = cache / f"models--vjepa_hub--{TINY}" / "kept" / "tiny.pth.tar"
+    assert kept.read_bytes() == server.files[TINY_FILE]
+    assert {name for name in _files(cache) if ".pth.tar" in name} == {"tiny.pth.tar"}
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_new_converter_version_converts_again_and_downloads_only_what_was_not_kept(
+    server, cache, monkeypatch, is_kept
+):
+    open_model(TINY, keep_download=is_kept)
+    monkeypatch.setattr(loading, "CONVERTER_VERSION", 2)
+    assert find_cached(TINY) is None
+    assert "converter version 2" in open_model(TINY).weights
+    assert find_cached(TINY).name == "converter-2"
+    assert _gets(server) == [TINY_FILE] * (1 if is_kept else 2)
+    monkeypatch.setattr(loading, "CONVERTER_VERSION", 3)
+    open_model(TINY)
+    assert _gets(server) == [TINY_FILE] * (1 if is_kept else 3)  # what was kept stays, though not asked for again
+
+
+def test_offline_without_a_cache_names_address_and_remedy(server, cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match=rf"{server.address}tiny/tiny.pth.tar: the mode is offline .*Unset"):
+        open_model(TINY)
+    monkeypatch.delenv("VJEPA_HUB_BASE_URL")
+    with pytest.raises(OSError, match=r"https://dl\.fbaipublicfiles\.com/jepa/vitl16/vitl16\.pth\.tar"):
+        vjepa_hub.load("vjepa-vitl16")
+    assert server.requests == []
+
+
+def test_broken_download_goes_on_at_the_next_call(server, cache, monkeypatch, forward_case):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    server.break_after, server.always_breaks = [1_000_000, 0], True
+    with pytest.raises(DownloadError, match="1000000 bytes are kept"):
+        open_model(TINY)
+    assert find_cached(TINY) is None
+    server.break_after, server.requests = [], []
+    _assert_reference_features(open_model(TINY).model, forward_case)
+    assert server.ranges() == ["bytes=1000000-"]
+
+
+def _cut(content: bytes) -> bytes:
+    return content[:-5000]
+
+
+def _change_one_byte(content: bytes) -> bytes:
+    return content[:900_000] + bytes([content[900_000] ^ 1]) + content[900_001:]
+
+
+def _web_page(content: bytes) -> bytes:
+    return b"<!DOCTYPE html><html><body>Sign in to the network</body></html>"
+
+
+@pytest.mark.parametrize("spoil", [_cut, _change_one_byte, _web_page])
+def test_bad_file_that_came_whole_is_never_used_and_is_fetched_anew(server, cache, forward_case, spoil):
+    good = server.files[TINY_FILE]
+    server.files[TINY_FILE] = spoil(good)
+    with pytest.raises(DownloadError, match=rf"{server.address}tiny/tiny.pth.tar sent is not .*call again"):
+        open_model(TINY)
+    assert find_cached(TINY) is None
+    assert _files(cache) <= {"conversion.lock"}
+    server.files[TINY_FILE] = good
+    _assert_reference_features(open_model(TINY).model, forward_case)
+
+
+def test_longer_announced_length_and_missing_file_leave_no_model(server, cache):
+    server.extra_length = 1000
+    with pytest.raises(DownloadError, match=r"tiny\.pth\.tar"):
+        open_model(TINY)
+    server.extra_length, server.status = 0, 404
+    with pytest.raises(DownloadError, match="the server answers 404"):
+        open_model(TINY)
+    assert find_cached(TINY) is None
+
+
+def test_killed_conversion_is_never_used_and_needs_no_second_download(server, cache, monkeypatch, forward_case):
+    def convert_half(file, output_dir, config, **options):
+        config.save_pretrained(output_dir)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "convert_file", convert_half)
+        with pytest.raises(KeyboardInterrupt):
+            open_model(TINY)
+    assert find_cached(TINY) is None
+    leftover = cache / f"models--vjepa_hub--{TINY}" / "converting" / "converter-1"  # of a kill without clean-up
+    leftover.mkdir(parents=True)
+    (leftover / "model-00001-of-00002.safetensors").touch()
+    _assert_reference_features(open_model(TINY).model, forward_case)
+    assert _gets(server) == [TINY_FILE]
+    assert "model-00001-of-00002.safetensors" not in _files(cache)
+
+
+def test_cache_is_one_that_huggingface_hub_lists_and_deletes(server, cache):
+    open_model(TINY, keep_download=True)
+    info = scan_cache_dir(cache)
+    assert not info.warnings
+    (repo,) = info.repos
+    assert repo.repo_id == f"vjepa_hub/{TINY}"
+    (revision,) = repo.revisions
+    assert revision.refs == {"main"}  # `hf cache prune` deletes what no reference names
+    info.delete_revisions(revision.commit_hash).execute()
+    assert find_cached(TINY) is None
+
+
+def test_probe_is_a_classifier_with_the_released_logits(server, cache, forward_case, caplog):
+    classifier = load_classifier(TINY, "k400")
+    case = load_file(REFERENCE / "probe.safetensors")
+    logits = classifier(forward_case["pixel_values_videos"]).logits
+    torch.testing.assert_close(logits, case["logits"], rtol=0, atol=2e-5)
+    assert classifier.config.id2label[6] == "LABEL_6"
+    assert not classifier.training
+    assert "CC BY-NC 4.0" in caplog.text
+    assert not {name for name in _files(cache) if ".pth.tar" in name}
+
+
+def test_probe_takes_the_encoder_from_the_cache_and_the_next_load_asks_nothing(server, cache, monkeypatch):
+    encoder = open_model(TINY).model.encoder
+    server.requests.clear()
+    classifier = load_classifier(TINY, "k400")
+    assert _gets(server) == ["/tiny/k400-probe.pth.tar"]
+    for key, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, classifier.encoder.state_dict()[key])
+    server.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_classifier(TINY, "k400", dtype="bfloat16").dtype == torch.bfloat16
+    assert server.requests == []
+    assert find_cached(TINY, "k400").parents[1].name == f"models--vjepa_hub--{TINY}-k400"
+
+
+def test_probe_that_there_is_not_is_told_with_those_there_are(cache):
+    with pytest.raises(KeyError, match=r"'vjepa-vitl16' has no probe for 'k600'; there are: k400, ssv2"):
+        load_classifier("vjepa-vitl16", "k600")
+    with pytest.raises(KeyError, match=r"'vjepa-vit-tiny' has no probe for 'k400'; there are: none"):
+        load_classifier("vjepa-vit-tiny", "k400")
+
+
+@pytest.mark.parametrize("base", ["https://mirror.org/jepa", "https://mirror.org/jepa/"])
+def test_base_address_replaces_that_of_the_release(monkeypatch, base):
+    monkeypatch.setenv("VJEPA_HUB_BASE_URL", base)
+    address = f"{RELEASE_ADDRESS}vitl16/vitl16.pth.tar"
+    assert download_address(address) == "https://mirror.org/jepa/vitl16/vitl16.pth.tar"
+    assert download_address("https://elsewhere.org/a.pth.tar") == "https://elsewhere.org/a.pth.tar"
+
+
+@pytest.mark.parametrize("base", ["/data/jepa", "ftp://mirror.org", "mirror.org/jepa", "https://"])
+def test_base_address_that_is_no_web_address_is_refused(server, cache, monkeypatch, base):
+    monkeypatch.setenv("VJEPA_HUB_BASE_URL", base)
+    with pytest.raises(ValueError, match=rf"VJEPA_HUB_BASE_URL is '{base}', but has to be an http"):
+        open_model(TINY)
+
+
+def test_released_file_of_the_registry_has_its_licence_logged(server, reference_config, caplog):
+    open_model(REFERENCE / "official_tiny.pth.tar")
+    assert "CC BY-NC 4.0" in caplog.text
+    caplog.clear()
+    open_model(REFERENCE / "official_tiny.pth.tar", config=reference_config)  # may be anyone's
+    assert "CC BY-NC" not in caplog.text
+
+
+def test_untrained_model_follows_the_global_generator_and_downloads_nothing(server, cache):
+    torch.manual_seed(1)
+    first = load_untrained(TINY, dtype="bfloat16")
+    torch.manual_seed(2)
+    second = load_untrained(TINY, dtype=torch.bfloat16)
+    kernels = [model.encoder.embeddings.patch_embeddings.projection.weight for model in (first, second)]
+    assert kernels[0].dtype == torch.bfloat16
+    assert not torch.equal(*kernels)
+    assert server.requests == []
+    assert not cache.exists()
+
+
+# Loads the reference model by its name in a process of its own, once the file of the other process is there
+CHILD = f"""
+import pathlib, sys, time
+import torch, vjepa_hub
+from vjepa_hub.hub.registry import MODELS, ModelEntry
+MODELS[{TINY!r}] = ModelEntry(
+    name={TINY!r}, description="", fields={TINY_FIELDS!r}, checkpoint={TINY_ENTRY.checkpoint!r}
+)
+own, other, out = map(pathlib.Path, sys.argv[1:])
+own.touch()
+for _ in range(6000):
+    if other.exists():
+        break
+    time.sleep(0.01)
+torch.save(vjepa_hub.load({TINY!r}).state_dict(), out)
+"""
+
+
+def _start(tmp_path: Path, own: str, other: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", CHILD, *(tmp_path / name for name in (own, other, f"{own}.pt"))]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    environment = inherited | {"HF_HOME": str(tmp_path / "home")}
+    root = Path(vjepa_hub.__file__).parents[1]
+    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(*children: subprocess.Popen) -> None:
+    for child in children:
+        _, errors = child.communicate(timeout=120)
+        assert child.returncode == 0, errors
+
+
+def test_two_processes_at_once_download_once_and_a_third_needs_no_network(server, tmp_path, monkeypatch):
+    _finish(_start(tmp_path, "first", "second"), _start(tmp_path, "second", "first"))
+    assert _gets(server) == [TINY_FILE]
+    hub = tmp_path / "home" / "hub"  # HF_HOME was honoured
+    assert {path.name for path in (hub / f"models--vjepa_hub--{TINY}").iterdir()} == {"blobs", "refs", "snapshots"}
+    server.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    third = vjepa_hub.load(TINY).state_dict()
+    assert server.requests == []
+    for name in ("first", "second"):
+        weights = torch.load(tmp_path / f"{name}.pt")
+        assert all(torch.equal(tensor, third[key]) for key, tensor in weights.items())

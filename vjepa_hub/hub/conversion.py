@@ -32,6 +32,9 @@ from ..model.video_processing_vjepa import VJEPAVideoProcessor
 
 logger = logging.getLogger(__name__)
 
+# Part of the name of every cached conversion: another number, and released files are converted again
+CONVERTER_VERSION = 1
+
 Tensors = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
 
@@ -220,6 +223,8 @@ def convert_file(
     """
     if probe_file is None and id2label is not None:
         raise ValueError("id2label was passed without probe_file, but a features model has no classes; pass the probe")
+    config = copy.deepcopy(config)
+    config.weights_origin = f"target encoder of {Path(file).name}, converter version {CONVERTER_VERSION}"
     model: VJEPAModel | VJEPAForVideoClassification
     if probe_file is None:
         model = convert_original_features(file, config)

@@ -1,19 +1,57 @@
-"""From a name, a folder or a released file to a model that is ready to compute features."""
+"""From a name, a folder or a released file to a model that is ready to compute features.
+
+Released models are downloaded and converted once. What is cached is a folder of safetensors for `from_pretrained`,
+in huggingface_hub's cache (`HF_HUB_CACHE`, or below `HF_HOME`) and in its layout: `hf cache` lists and removes it.
+
+    models--vjepa_hub--vjepa-vitl16/snapshots/converter-1/         encoder and predictor
+    models--vjepa_hub--vjepa-vitl16-k400/snapshots/converter-1/    a probe, with a copy of the encoder
+    models--vjepa_hub--vjepa-vitl16/blobs/                         the download, while it is needed
+    models--vjepa_hub--vjepa-vitl16/kept/                          the download, with keep_download=True
+
+The downloaded file (5 GB for ViT-L, most of it optimiser state) is deleted after a good conversion. A package whose
+converter has another version converts again, from a kept file or from a new download. The environment variable
+`VJEPA_HUB_BASE_URL` sets the address of a mirror (see `registry`), `HF_HUB_OFFLINE=1` forbids every request.
+"""
 
 import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock
 
 from ..model.configuration_vjepa import VJEPAConfig
-from ..model.modeling_vjepa import VJEPAModel
+from ..model.modeling_vjepa import (
+    VJEPAForPreTraining,
+    VJEPAForVideoClassification,
+    VJEPAModel,
+    VJEPAPreTrainedModel,
+)
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
-from .conversion import convert_original_features, find_config
-from .registry import MODELS, ModelEntry
+from .conversion import (
+    CONVERTER_VERSION,
+    ConversionError,
+    convert_file,
+    convert_original_features,
+    find_config,
+    to_original_state,
+)
+from .download import DownloadError, download_file
+from .registry import MODELS, RELEASE_LICENSE, ModelEntry, download_address, find_model
 
 logger = logging.getLogger(__name__)
 
+Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
+
+# How the origin of weights that no training has touched begins, in the configuration that travels with them
+UNTRAINED = "untrained"
+CHECKPOINT_ENDINGS = frozenset((".tar", ".pth", ".pt", ".bin", ".safetensors"))
 PROCESSOR_FILE = "video_preprocessor_config.json"
 
 
@@ -42,14 +80,15 @@ def load(
     config: VJEPAConfig | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    keep_download: bool = False,
 ) -> VJEPAModel:
     """Load encoder and predictor for features, as `open_model` does, and return the model alone.
 
     Example:
         >>> import vjepa_hub
-        >>> model = vjepa_hub.load("vjepa-vit-tiny")
+        >>> model = vjepa_hub.load("vjepa-vitl16")  # downloads and converts at the first time
     """
-    return open_model(name_or_path, config=config, device=device, dtype=dtype).model
+    return open_model(name_or_path, config=config, device=device, dtype=dtype, keep_download=keep_download).model
 
 
 def open_model(
@@ -58,19 +97,26 @@ def open_model(
     config: VJEPAConfig | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    keep_download: bool = False,
 ) -> OpenedModel:
     """Open a model for features, with its processor and a sentence on its weights.
 
+    A released model (`vjepa-vitl16`, ...) is downloaded and converted at the first time, and comes from the cache
+    from then on, offline too; the module's docstring says where things lie. Its licence is logged each time.
+
     Args:
-        name_or_path: `vjepa-vit-tiny`; a folder written by `save_pretrained` (features, pretraining or classifier); a
-            released file (`*.pth.tar`); or a name on the Hub (`owner/name`).
+        name_or_path: A name of the registry; a folder written by `save_pretrained` (features, pretraining or
+            classifier); a released file (`*.pth.tar`); or a name on the Hub (`owner/name`).
         config: Configuration, or a JSON file of one, for a released file that is none of the registry's models.
         device: Where the model goes; the CPU by default.
         dtype: Number format of the weights, such as "bfloat16"; by default as stored.
+        keep_download: Keep the downloaded file beside its conversion, so that another version of the converter finds
+            it. By default it is deleted; nothing is downloaded for the sake of being kept.
 
     Raises:
         KeyError: No such name, folder or file.
         ValueError: The released file fits no configuration, or a configuration was passed where the model has its own.
+        DownloadError: A released model is not in the cache and could not be downloaded; an OSError.
         OSError: transformers could not load the folder or Hub name.
     """
     path = Path(name_or_path)
@@ -81,32 +127,124 @@ def open_model(
     elif path.is_dir():
         opened = _open_pretrained(str(name_or_path), "folder")
     elif str(name_or_path) in MODELS:
-        opened = _open_registered(MODELS[str(name_or_path)])
-    elif str(name_or_path).count("/") == 1 and not path.suffix:
+        opened = _open_registered(MODELS[str(name_or_path)], keep_download)
+    elif str(name_or_path).count("/") == 1 and path.suffix not in CHECKPOINT_ENDINGS:
         opened = _open_pretrained(str(name_or_path), "Hub repository")
     else:
         raise KeyError(
             f"'{name_or_path}' is neither a folder, nor a file, nor a Hub name (owner/name), nor a registered model; "
             f"registered: {', '.join(MODELS)}"
         )
-    number_format = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    opened.model.eval().to(device=device, dtype=number_format)
+    _place(opened.model, device, dtype)
     return opened
 
 
-def _open_registered(entry: ModelEntry) -> OpenedModel:
-    if entry.seed is None:
-        raise ValueError(
-            f"'{entry.name}' has to be downloaded first: get {entry.checkpoint} (licence {entry.license}) "
-            "and pass the file's path in place of the name"
-        )
+def load_classifier(
+    name: str,
+    dataset: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    keep_download: bool = False,
+) -> VJEPAForVideoClassification:
+    """Load a released model with its attentive probe, downloaded, converted and cached as by `open_model`.
+
+    The encoder comes from the cache where it is there already: then only the probe is fetched. A classifier of one's
+    own is loaded from its folder by `VJEPAForVideoClassification.from_pretrained`.
+
+    Args:
+        name: A released model of the registry, such as `vjepa-vitl16`.
+        dataset: What the probe was trained on: k400, ssv2, in1k, places or inat.
+        device: Where the model goes; the CPU by default.
+        dtype: Number format of the weights, such as "bfloat16"; by default as stored.
+        keep_download: As for `open_model`, for the probe and, if it is fetched, for the encoder.
+
+    Returns:
+        The classifier, in eval mode. Its labels are LABEL_0, LABEL_1, ...: the released files hold no names.
+
+    Raises:
+        KeyError: There is no such model, or no such probe of it.
+        DownloadError: It is not in the cache and could not be downloaded; an OSError.
+
+    Example:
+        >>> from vjepa_hub.hub.loading import load_classifier
+        >>> classifier = load_classifier("vjepa-vitl16", "k400")
+    """
+    entry = find_model(name)
+    if dataset not in entry.probes:
+        known = ", ".join(entry.probes) or "none"
+        raise KeyError(f"'{name}' has no probe for '{dataset}'; there are: {known}")
+    folder = _cache_classifier(entry, dataset, keep_download)
+    _log_license(name)
+    return _place(VJEPAForVideoClassification.from_pretrained(folder), device, dtype)
+
+
+def load_untrained(
+    name: str, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> VJEPAModel:
+    """Build a registered architecture with random weights from torch's global generator; nothing is downloaded.
+
+    Args:
+        name: A model of the registry.
+        device: Where the model goes; by default where torch builds it.
+        dtype: Number format of the weights; by default torch's.
+
+    Raises:
+        KeyError: There is no such model.
+    """
+    config = find_model(name).config()
+    config.weights_origin = f"{UNTRAINED}, random"
+    return _place(VJEPAModel(config), device, dtype)
+
+
+def find_cached(name: str, dataset: str | None = None) -> Path | None:
+    """The folder of a released model, or of its probe, in the cache; None where it has not been converted yet.
+
+    Args:
+        name: A model of the registry.
+        dataset: A data set of its probes, for the classifier.
+
+    Raises:
+        KeyError: There is no such model.
+    """
+    snapshot = _snapshot(_cache_name(find_model(name), dataset))
+    return snapshot if snapshot.is_dir() else None
+
+
+def _place(model: Model, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Model:
+    number_format = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(number_format, torch.dtype) and number_format.is_floating_point):
+        raise ValueError(f"dtype is '{dtype}', but must be a floating format such as float32, bfloat16 or float16")
+    return model.eval().to(device=device, dtype=number_format)
+
+
+def _open_registered(entry: ModelEntry, keep_download: bool) -> OpenedModel:
+    if entry.checkpoint is None:
+        return _open_seeded(entry)
+    folder = _cache_features(entry, keep_download)
+    _log_license(entry.name)
+    weights = f"{_describe_released(_file_name(entry.checkpoint))} from {entry.checkpoint}"
+    processor = VJEPAVideoProcessor.from_pretrained(folder)
+    return OpenedModel(entry.name, VJEPAModel.from_pretrained(folder), processor, weights, is_trained=True)
+
+
+def _open_seeded(entry: ModelEntry) -> OpenedModel:
+    config = entry.config()
+    config.weights_origin = weights = f"{UNTRAINED}, seed {entry.seed}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(entry.seed)
-        model = VJEPAModel(entry.config())
-    weights = f"untrained, seed {entry.seed}"
+        model = VJEPAModel(config)
     logger.warning("%s is %s: its features show that things work, and no more", entry.name, weights)
     processor = VJEPAVideoProcessor(crop_size=model.config.crop_size)
     return OpenedModel(entry.name, model, processor, weights, is_trained=False)
+
+
+def _log_license(name: str) -> None:
+    logger.warning("the weights of %s are under %s", name, RELEASE_LICENSE)
+
+
+def _describe_released(file_name: str) -> str:
+    return f"target encoder of the released file {file_name}, converter version {CONVERTER_VERSION}"
 
 
 def _open_pretrained(name: str, kind: str) -> OpenedModel:
@@ -117,15 +255,22 @@ def _open_pretrained(name: str, kind: str) -> OpenedModel:
         processor = VJEPAVideoProcessor(crop_size=model.config.crop_size)
     else:
         processor = VJEPAVideoProcessor.from_pretrained(name)
-    return OpenedModel(name, model, processor, f"from the {kind} {name}", is_trained=True)
+    origin = model.config.weights_origin or ""
+    is_trained = not origin.startswith(UNTRAINED)
+    if not is_trained:
+        logger.warning("%s is %s", name, origin)
+    weights = f"from the {kind} {name}" + (f" ({origin})" if origin else "")
+    return OpenedModel(name, model, processor, weights, is_trained)
 
 
 def _open_released_file(file: Path, config: VJEPAConfig | str | Path | None) -> OpenedModel:
+    is_registered = config is None  # otherwise it is refused here
     config = resolve_config(file, config)
+    if is_registered:
+        _log_license(str(file))
     model = convert_original_features(file, config)
     processor = VJEPAVideoProcessor(crop_size=config.crop_size)
-    weights = f"target encoder of the released file {file.name}"
-    return OpenedModel(str(file), model, processor, weights, is_trained=True)
+    return OpenedModel(str(file), model, processor, _describe_released(file.name), is_trained=True)
 
 
 def resolve_config(file: Path, config: VJEPAConfig | str | Path | None) -> VJEPAConfig:
@@ -146,3 +291,127 @@ def resolve_config(file: Path, config: VJEPAConfig | str | Path | None) -> VJEPA
             "a JSON file such as save_pretrained writes"
         )
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cache of converted models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _cache_features(entry: ModelEntry, keep_download: bool) -> Path:
+    """The folder of a released model, made if it is not there."""
+    name = _cache_name(entry)
+    snapshot = _snapshot(name)
+    with _sole_maker(name, snapshot) as is_maker:
+        if is_maker:
+            file = _fetch_released(name, str(entry.checkpoint))
+            with _refused_files(file, str(entry.checkpoint)), _written_at_once(snapshot) as folder:
+                convert_file(file, folder, entry.config())
+            _dispose(file, name, keep_download)
+    return snapshot
+
+
+def _cache_classifier(entry: ModelEntry, dataset: str, keep_download: bool) -> Path:
+    """The folder of a released model with its probe, made if it is not there."""
+    name = _cache_name(entry, dataset)
+    snapshot = _snapshot(name)
+    with _sole_maker(name, snapshot) as is_maker:
+        if is_maker:
+            features = _cache_features(entry, keep_download)
+            probe_file = _fetch_released(name, entry.probes[dataset])
+            with _refused_files(probe_file, entry.probes[dataset]), _written_at_once(snapshot) as folder:
+                encoder_file = folder.with_name("encoder.pth.tar")  # deleted with the temporary folder
+                _write_released_encoder(features, encoder_file)
+                convert_file(encoder_file, folder, entry.config(), probe_file=probe_file)
+            _dispose(probe_file, name, keep_download)
+    return snapshot
+
+
+def _write_released_encoder(features: Path, file: Path) -> None:
+    """The cached encoder in the released format, bit-equal: far smaller than the file that it came from."""
+    model = VJEPAForPreTraining.from_pretrained(features)
+    torch.save({"target_encoder": to_original_state(model)["target_encoder"]}, file)
+
+
+def _cache_name(entry: ModelEntry, dataset: str | None = None) -> str:
+    return entry.name if dataset is None else f"{entry.name}-{dataset}"
+
+
+def _cache_folder(name: str) -> Path:
+    # "vjepa_hub" cannot be an account of the Hub, which has no underscores: no repository of it can be meant
+    return Path(constants.HF_HUB_CACHE) / f"models--vjepa_hub--{name}"
+
+
+def _snapshot(name: str) -> Path:
+    return _cache_folder(name) / "snapshots" / f"converter-{CONVERTER_VERSION}"
+
+
+@contextmanager
+def _sole_maker(name: str, snapshot: Path) -> Iterator[bool]:
+    """Whether the folder has to be made; if so no other process makes it meanwhile."""
+    if snapshot.is_dir():
+        yield False
+        return
+    lock_file = Path(constants.HF_HUB_CACHE) / ".locks" / _cache_folder(name).name / "conversion.lock"
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock_file):
+        yield not snapshot.is_dir()
+
+
+@contextmanager
+def _written_at_once(snapshot: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all is written; what a kill leaves has another name."""
+    temporary = snapshot.parents[1] / "converting"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: the lock is ours
+    (temporary / snapshot.name).mkdir(parents=True)
+    try:
+        yield temporary / snapshot.name
+        snapshot.parent.mkdir(exist_ok=True)
+        os.replace(temporary / snapshot.name, snapshot)
+    finally:
+        shutil.rmtree(temporary)
+    # As in a repository's folder: without it `hf cache prune` takes the conversion for an abandoned one
+    reference = snapshot.parents[1] / "refs" / "main"
+    reference.parent.mkdir(exist_ok=True)
+    reference.write_text(snapshot.name)
+
+
+def _file_name(address: str) -> str:
+    return address.rsplit("/", 1)[-1]
+
+
+def _kept_file(name: str, file_name: str) -> Path:
+    return _cache_folder(name) / "kept" / file_name
+
+
+def _fetch_released(name: str, address: str) -> Path:
+    """A released file: the kept one, what an interrupted conversion has left, or a download."""
+    kept = _kept_file(name, _file_name(address))
+    if kept.is_file():
+        return kept
+    file = _cache_folder(name) / "blobs" / _file_name(address)
+    if not file.is_file():
+        download_file(download_address(address), file)
+    return file
+
+
+@contextmanager
+def _refused_files(file: Path, address: str) -> Iterator[None]:
+    """Delete a file that cannot be converted, so that the next call fetches it anew."""
+    try:
+        yield
+    except ConversionError as error:
+        file.unlink()
+        raise DownloadError(
+            f"what {download_address(address)} sent is not the released file: {error}. It was deleted: call again to "
+            "fetch it anew, or fetch it by other means and pass its path in place of the model's name"
+        ) from error
+
+
+def _dispose(file: Path, name: str, keep_download: bool) -> None:
+    kept = _kept_file(name, file.name)
+    if keep_download:
+        kept.parent.mkdir(exist_ok=True)
+        os.replace(file, kept)
+    elif file != kept:
+        file.unlink()

@@ -1,12 +1,22 @@
-"""The models that go by a name: one table, which loading, cards and the README table read."""
+"""The models that go by a name: one table, which loading, cards and the README table read.
 
+Released files are fetched below `RELEASE_ADDRESS`. The environment variable `VJEPA_HUB_BASE_URL` sets another base
+address, that of a mirror with the same folders and file names:
+
+    VJEPA_HUB_BASE_URL=https://mirror.example.org/jepa/ vjepa-hub features street.mp4 --model vjepa-vitl16
+"""
+
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..model.configuration_vjepa import VJEPAConfig
 
 RELEASE_ADDRESS = "https://dl.fbaipublicfiles.com/jepa/"
+RELEASE_LICENSE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/), which excludes commercial use"
+BASE_ADDRESS_VARIABLE = "VJEPA_HUB_BASE_URL"
 
 
 @dataclass(frozen=True)
@@ -88,3 +98,24 @@ def find_model(name: str) -> ModelEntry:
     if name not in MODELS:
         raise KeyError(f"unknown model '{name}'; available: {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def download_address(address: str) -> str:
+    """Where a released file is fetched: its address in the table, or the same file below the user's base address.
+
+    Args:
+        address: A `checkpoint` or probe of a `ModelEntry`. One that is not below `RELEASE_ADDRESS` stays as it is.
+
+    Raises:
+        ValueError: `VJEPA_HUB_BASE_URL` is set, but is no http or https address.
+    """
+    base = os.environ.get(BASE_ADDRESS_VARIABLE)
+    if not base or not address.startswith(RELEASE_ADDRESS):
+        return address
+    parts = urlsplit(base)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"{BASE_ADDRESS_VARIABLE} is '{base}', but has to be an http or https address; give that of the folder "
+            f"which stands for {RELEASE_ADDRESS}, or unset it"
+        )
+    return f"{base.rstrip('/')}/{address.removeprefix(RELEASE_ADDRESS)}"

@@ -1,0 +1,84 @@
+"""Entry points of `torch.hub.load`. They need no installation: torch.hub puts this folder on the path for the call.
+
+Example:
+    >>> import torch
+    >>> model = torch.hub.load(".", "vjepa_vit_large", source="local")
+    >>> processor = torch.hub.load(".", "vjepa_video_processor", source="local")
+
+Nothing is imported at the top: torch.hub runs this file before it compares `dependencies` with what is installed.
+"""
+
+# Import names, as torch.hub looks them up
+dependencies = ["torch", "torchvision", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"]
+
+
+def vjepa_vit_large(pretrained=True, *, device=None, dtype=None):
+    """V-JEPA ViT-L/16 at 224 pixels: encoder and predictor (weights: CC BY-NC 4.0).
+
+    Args:
+        pretrained: The released weights, downloaded and converted at the first call and cached from then on. False:
+            random weights, and no download.
+        device: Where the model goes; the CPU by default.
+        dtype: Number format of the weights, such as "bfloat16"; by default float32.
+
+    Returns:
+        A `VJEPAModel`, in eval mode.
+
+    Raises:
+        OSError: The released file is not in the cache and could not be downloaded.
+    """
+    return _load("vjepa-vitl16", pretrained, device, dtype)
+
+
+def vjepa_vit_huge(pretrained=True, *, device=None, dtype=None):
+    """V-JEPA ViT-H/16 at 224 pixels: encoder and predictor (weights: CC BY-NC 4.0).
+
+    Arguments, result and errors as for `vjepa_vit_large`.
+    """
+    return _load("vjepa-vith16", pretrained, device, dtype)
+
+
+def vjepa_vit_huge_384(pretrained=True, *, device=None, dtype=None):
+    """V-JEPA ViT-H/16 at 384 pixels: encoder and predictor (weights: CC BY-NC 4.0).
+
+    Arguments, result and errors as for `vjepa_vit_large`.
+    """
+    return _load("vjepa-vith16-384", pretrained, device, dtype)
+
+
+def vjepa_vit_tiny(pretrained=True, *, device=None, dtype=None):
+    """V-JEPA ViT-Ti/8 at 112 pixels: encoder and predictor, this package's own architecture (Apache-2.0).
+
+    There are no trained weights of it yet: `pretrained=True` gives the initialisation from seed 0, the same each time,
+    and logs a warning that says so.
+
+    Args:
+        pretrained: The seeded initialisation. False: random weights from torch's global generator.
+        device: Where the model goes; the CPU by default.
+        dtype: Number format of the weights, such as "bfloat16"; by default float32.
+
+    Returns:
+        A `VJEPAModel`, in eval mode.
+    """
+    return _load("vjepa-vit-tiny", pretrained, device, dtype)
+
+
+def vjepa_video_processor(pretrained=True, *, crop_size=224):
+    """The video processor: decoded frames to the pixels that the models take.
+
+    Args:
+        pretrained: Without effect, since a processor has no weights; taken so that every entry takes it.
+        crop_size: Side of the frames in pixels: 224, 384 for `vjepa_vit_huge_384`, 112 for `vjepa_vit_tiny`.
+
+    Returns:
+        A `VJEPAVideoProcessor`.
+    """
+    from vjepa_hub import VJEPAVideoProcessor
+
+    return VJEPAVideoProcessor(crop_size=crop_size)
+
+
+def _load(name, pretrained, device, dtype):
+    from vjepa_hub.hub.loading import load, load_untrained
+
+    return (load if pretrained else load_untrained)(name, device=device, dtype=dtype)

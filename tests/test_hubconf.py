@@ -1,0 +1,151 @@
+"""torch.hub's entries in fresh processes, one for each form of the call: what this one has imported hides faults."""
+
+import ast
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hubconf
+from vjepa_hub.hub.registry import find_model
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = {
+    "vjepa_vit_large": "vjepa-vitl16",
+    "vjepa_vit_huge": "vjepa-vith16",
+    "vjepa_vit_huge_384": "vjepa-vith16-384",
+    "vjepa_vit_tiny": "vjepa-vit-tiny",
+    "vjepa_video_processor": None,
+}
+
+# Calls torch.hub.load for each row of (entry, device to build on, options), and says what came
+CHILD = """
+import json, sys
+import torch
+from transformers import PreTrainedModel  # it cannot be imported on the meta device (torch 2.7's dynamo)
+repository, source, calls = sys.argv[1:]
+torch.hub.set_dir("hub")
+rows = []
+for entry, built_on, options in json.loads(calls):
+    with torch.device(built_on):
+        found = torch.hub.load(repository, entry, source=source, trust_repo=True, verbose=False, **options)
+    row = {"entry": entry, "class": type(found).__name__}
+    if isinstance(found, torch.nn.Module):
+        first = next(found.parameters())
+        row |= {"config": found.config.to_dict(), "training": found.training, "dtype": str(first.dtype)}
+        row["sum"] = None if first.is_meta else first.double().sum().item()
+    else:
+        row["crop_size"] = found.crop_size["height"]
+    rows.append(row)
+import vjepa_hub
+print(json.dumps({"package": vjepa_hub.__file__, "rows": rows}))
+"""
+MODEL_CALLS = [  # on the meta device, where ViT-H takes no memory
+    (entry, "meta", {"pretrained": False, "dtype": "bfloat16"}) for entry, name in ENTRIES.items() if name
+]
+PROCESSOR_CALL = ("vjepa_video_processor", "cpu", {"pretrained": True, "crop_size": 112})
+PRETRAINED_TINY_CALL = ("vjepa_vit_tiny", "cpu", {"pretrained": True})
+FORMS = {
+    # "." is the README's form: it has to be found from the checkout, and not by an installation
+    "local": (".", "local", [*MODEL_CALLS, PROCESSOR_CALL]),
+    "cached": ("owner/repo:branch", "github", [PROCESSOR_CALL, *MODEL_CALLS, PRETRAINED_TINY_CALL]),
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder to work in, with the tree as torch.hub has it after a download."""
+    folder = tmp_path_factory.mktemp("torch_hub")
+    repository = folder / "hub" / "owner_repo_branch"
+    shutil.copytree(ROOT / "vjepa_hub", repository / "vjepa_hub", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "hubconf.py", repository)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def loaded(request, workplace) -> tuple[dict[str, list[dict]], str]:
+    """What each entry returned, and what the process wrote to stderr; offline, with an empty cache."""
+    repository, source, calls = FORMS[request.param]
+    copy = workplace / "hub" / "owner_repo_branch"
+    environment = os.environ | {"HF_HOME": str(workplace / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-c", CHILD, repository, source, json.dumps(calls)]
+    cwd = copy if source == "local" else workplace
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert Path(found["package"]).parent == copy / "vjepa_hub"
+    rows: dict[str, list[dict]] = {}
+    for row in found["rows"]:
+        rows.setdefault(row["entry"], []).append(row)
+    return rows, done.stderr
+
+
+def _assert_architecture(found: dict, name: str) -> None:
+    assert found["class"] == "VJEPAModel"
+    expected = find_model(name).config().to_dict()
+    for field in ("hidden_size", "num_hidden_layers", "crop_size", "patch_size", "pred_hidden_size"):
+        assert found["config"][field] == expected[field], field
+
+
+@pytest.mark.parametrize("entry", [entry for entry, name in ENTRIES.items() if name])
+def test_entry_builds_its_architecture_without_installation_and_download(loaded, entry):
+    found = loaded[0][entry][0]
+    _assert_architecture(found, ENTRIES[entry])
+    assert found["dtype"] == "torch.bfloat16"
+    assert not found["training"]
+
+
+def test_processor_entry_has_the_crop_size_asked_for(loaded):
+    (found,) = loaded[0]["vjepa_video_processor"]
+    assert found["class"] == "VJEPAVideoProcessor"
+    assert found["crop_size"] == 112
+
+
+@pytest.mark.parametrize("loaded", ["cached"], indirect=True)
+def test_pretrained_tiny_is_the_seeded_model_and_says_so(loaded):
+    rows, errors = loaded
+    _, found = rows["vjepa_vit_tiny"]
+    _assert_architecture(found, "vjepa-vit-tiny")
+    assert "untrained, seed 0" in errors
+    assert found["sum"] == next(hubconf.vjepa_vit_tiny().parameters()).double().sum().item()
+
+
+def test_pretrained_is_the_default_and_asks_for_the_released_file(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for entry, folder in {"large": "vitl16", "huge": "vith16", "huge_384": "vith16-384"}.items():
+        with pytest.raises(OSError, match=rf"jepa/{folder}/{folder}\.pth\.tar"):
+            getattr(hubconf, f"vjepa_vit_{entry}")()
+
+
+def test_entries_are_those_of_the_contract_and_explain_themselves():
+    entries = {name: value for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
+    assert set(entries) == set(ENTRIES)
+    for entry in entries.values():
+        assert inspect.signature(entry).parameters["pretrained"].default is True
+        assert all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(entry).parameters.values())
+        assert entry.__doc__
+
+
+def test_hubconf_imports_nothing_at_its_top():
+    body = ast.parse((ROOT / "hubconf.py").read_text()).body
+    assert not [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert {type(node) for node in body} == {ast.Expr, ast.Assign, ast.FunctionDef}
+
+
+def test_dependencies_are_what_the_entries_import():
+    imported = set()
+    for path in [*(ROOT / "vjepa_hub" / "model").glob("*.py"), *(ROOT / "vjepa_hub" / "hub").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    through_transformers = {"safetensors", "torchvision"}  # weights, and the base class of the video processor
+    assert set(hubconf.dependencies) == (imported - sys.stdlib_module_names) | through_transformers
