@@ -24,7 +24,7 @@ def main() -> None:
     with open_video(arguments.video) as video:
         indices = sample_clip_indices(video.num_frames, fps=video.average_fps, frame_step=4)[0]
         frames = video.read_frames(indices)
-    pixels = opened.processor(frames, return_tensors="pt")
+    pixels = opened.processor(frames, do_sample_frames=False, return_tensors="pt")
     with torch.inference_mode():
         features = opened.model(**pixels).last_hidden_state
     volume = features.unflatten(1, opened.model.config.token_grid)

@@ -25,7 +25,8 @@ def main() -> None:
     opened = open_model(arguments.model)
     with open_video(arguments.video) as video:
         indices = sample_clip_indices(video.num_frames, fps=video.average_fps, frame_step=4)[0]
-        pixels = opened.processor(video.read_frames(indices), return_tensors="pt")["pixel_values_videos"]
+        frames = video.read_frames(indices)
+    pixels = opened.processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
     _, num_frames, _, height, width = pixels.shape
     config = opened.model.config
     grid = TokenGrid(

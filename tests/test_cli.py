@@ -1,4 +1,5 @@
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import vjepa_hub
 from tests.conftest import REFERENCE
 from vjepa_hub.cli import app
+from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.features.extraction import load_features
 from vjepa_hub.model import VJEPAConfig, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 
@@ -101,7 +103,63 @@ def test_one_bad_file_gives_exit_code_1_and_its_cause_and_the_others_are_written
     result = run_features(bad, picture, "--model", model_folder, "--output-dir", tmp_path / "out", "--no-dense")
     assert result.exit_code == 1
     assert "failed: cannot decode" in result.output
+    assert "2 videos: 1 done, 0 done before, 1 failed" in result.output
+    assert written(tmp_path / "out") == ["failed.jsonl", "picture.safetensors"]
+    bad.unlink()
+    again = run_features(picture, "--model", model_folder, "--output-dir", tmp_path / "out", "--no-dense")
+    assert (again.exit_code, "1 videos: 0 done, 1 done before, 0 failed" in again.output) == (0, True)
+
+
+def test_folder_and_manifest_are_taken_with_the_tree_of_the_outputs_like_theirs(model_folder, tmp_path):
+    for name in ("set/a/one.mp4", "other/two 2.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(Path(sample_clip_path()).read_bytes())
+    (tmp_path / "list.csv").write_text("other/two 2.mp4 7\nset/a/one.mp4 1\n")
+    options = ["--manifest", tmp_path / "list.csv", "--model", model_folder, "--output-dir", tmp_path / "out"]
+    result = run_features(tmp_path / "set", *options, "--no-dense", "--stride", 60)
+    assert result.exit_code == 0, result.output
+    outputs = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert outputs == ["a/one.safetensors", "other/two 2.safetensors"]
+
+
+def test_features_made_with_other_settings_are_replaced_only_with_overwrite(model_folder, picture, tmp_path):
+    options = [picture, "--model", model_folder, "--output-dir", tmp_path / "out"]
+    assert run_features(*options, "--no-dense").exit_code == 0
+    result = run_features(*options)
+    message = " ".join(result.output.replace("│", " ").split())
+    assert (result.exit_code, "dense is false there and model now" in message, "--overwrite" in message) == (
+        2,
+        True,
+        True,
+    )
     assert written(tmp_path / "out") == ["picture.safetensors"]
+    assert run_features(*options, "--overwrite").exit_code == 0
+    assert written(tmp_path / "out") == ["picture.gif", "picture.png", "picture.safetensors"]
+
+
+def test_torchrun_shares_the_videos_out_and_a_bad_file_of_one_process_never_stops_the_other(model_folder, tmp_path):
+    (tmp_path / "set").mkdir()
+    for number in range(3):
+        image = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / "set" / f"{number}.png")
+    (tmp_path / "set" / "bad.mp4").write_bytes(b"")  # the smallest, so it goes to the process that has least
+    files = sorted(map(str, (tmp_path / "set").iterdir()))
+    options = ["features", *files, "--model", model_folder, "--no-picture", "--no-animation"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    torchrun += ["--master-port", str(free_port()), "-m", "vjepa_hub.cli", *options]
+    both = subprocess.run([*torchrun, "--output-dir", str(tmp_path / "two")], capture_output=True, text=True)
+    assert both.returncode == 1
+    assert both.stdout.count("4 videos: 3 done, 0 done before, 1 failed") == 1, both.stderr
+    assert run_features(*options[1:], "--output-dir", tmp_path / "one").exit_code == 1
+    assert written(tmp_path / "two") == written(tmp_path / "one")
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def test_files_of_equal_name_never_overwrite_each_other(model_folder, picture, tmp_path):

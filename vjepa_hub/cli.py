@@ -5,6 +5,7 @@ What is heavy (torch, transformers) is imported inside the commands, so that `--
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -26,8 +27,14 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from .features.extraction import VideoProgress, VideoReport
+    from .features.extraction import ExtractionSettings
+    from .features.mask_pictures import MaskedClip
+    from .features.processes import Processes
+    from .features.video_list import VideoFile
+    from .features.video_set import AfterEach, VideoProgress, VideoReport
+    from .hub.cache import CachedFolder
     from .hub.loading import OpenedModel
+    from .hub.registry import ModelEntry
 
 app = typer.Typer(
     name="vjepa-hub",
@@ -36,6 +43,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
+
+
+# A summary of more videos than these names only those that failed.
+MAX_ROWS = 50
 
 
 class Dtype(str, Enum):
@@ -69,13 +80,40 @@ class Baseline(str, Enum):
     clips = "clips"
 
 
+class MaskKind(str, Enum):
+    """Kinds of masks."""
+
+    short_range = "short-range"
+    long_range = "long-range"
+    random_tube = "random-tube"
+    causal = "causal"
+    future = "future"
+    box = "box"
+
+
 VideoFiles = Annotated[
-    list[Path] | None, typer.Argument(metavar="FILE...", help="Video or image files.", show_default=False)
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE...", help="Video or image files, and folders: all videos below them.", show_default=False
+    ),
+]
+Manifests = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--manifest",
+        help="List of videos, with paths from its own folder: .txt (a path a line), .csv ('path label', or commas and "
+        "a column 'path') or .jsonl (with 'path' or 'video'). May be repeated.",
+        show_default=False,
+    ),
 ]
 SampleClip = Annotated[bool, typer.Option("--sample", help="Use the sample clip that comes with the package.")]
 ModelName = Annotated[str, typer.Option(help="A model's name, a folder, or a released file.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="Configuration (JSON) for a released file.")]
-OutputFolder = Annotated[Path, typer.Option(help="Folder for the results; files of equal name are replaced.")]
+OutputFolder = Annotated[Path, typer.Option(help="Folder for the results; a tree like that of the videos' folder.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace features that are there but were made with other weights or settings."),
+]
 Window = Annotated[int | None, typer.Option(help="Video frames that a clip spans. Default: 4 x the frames of a clip.")]
 Stride = Annotated[int | None, typer.Option(help="Video frames from one clip to the next. Default: the window.")]
 BatchSize = Annotated[int, typer.Option(help="Clips that go through the model together.")]
@@ -84,6 +122,9 @@ Device = Annotated[
 ]
 ModelDtype = Annotated[Dtype | None, typer.Option(help="Number format of the model. Default: as stored.")]
 Backend = Annotated[str | None, typer.Option(help="decord, pyav or torchcodec. Default: the first that is there.")]
+FrugalBackend = Annotated[
+    str | None, typer.Option("--backend", help="decord, pyav or torchcodec. Default: pyav, for its bounded memory.")
+]
 WithPicture = Annotated[
     bool | None, typer.Option("--picture/--no-picture", help="Draw a PNG of dense features. Default: as --dense.")
 ]
@@ -121,10 +162,12 @@ def common_options(
 )
 def features(
     files: VideoFiles = None,
+    manifest: Manifests = None,
     sample: SampleClip = False,
     model: ModelName = "vjepa-vit-tiny",
     config: ConfigFile = None,
     output_dir: OutputFolder = Path("features"),
+    overwrite: Overwrite = False,
     window: Window = None,
     stride: Stride = None,
     pooled: Annotated[bool, typer.Option(help="Store one vector per clip, the mean over its tokens.")] = True,
@@ -137,23 +180,26 @@ def features(
     batch_size: BatchSize = 1,
     device: Device = None,
     dtype: ModelDtype = None,
-    backend: Backend = None,
+    backend: FrugalBackend = None,
 ) -> None:
     """Compute features of whole videos, as safetensors with timestamps, and draw them as colours.
 
     Clips are taken over each video. NAME.safetensors holds `pooled` (clips, hidden size), `dense` (clips, depth,
     height, width, hidden size), `frame_indices` and `timestamps` in seconds (clips, frames). Its header names the
-    model, its weights and the settings. A file that cannot be read is reported, the others go on, and the exit code
-    is 1.
+    model, its weights and the settings.
+
+    A file that cannot be read is reported, in failed.jsonl too; the others go on, and the exit code is 1. The same
+    command again keeps what is done, goes on after an interruption, and tries again what failed. On several GPUs:
+    [bold]torchrun --nproc-per-node 4 -m vjepa_hub.cli features FOLDER[/bold].
     """
     from functools import partial
 
-    from .features.extraction import ExtractionSettings, choose_device, extract_video_set
-    from .features.pictures import PictureSettings, draw_video_pictures
-    from .hub.loading import open_model
+    from .features.extraction import ExtractionSettings
+    from .features.pictures import PictureSettings, update_video_pictures
+    from .features.processes import join_processes
 
     with _usage_errors():
-        paths = _input_files(files, sample)
+        videos = _input_videos(files, manifest, sample)
         picture, animation = _wanted_pictures(dense, picture, animation)
         settings = ExtractionSettings(
             window=window,
@@ -165,16 +211,15 @@ def features(
             backend=backend,
         )
         look = PictureSettings(interpolation=interpolation.value, baseline=baseline.value, backend=backend)
-        opened = open_model(model, config=config, device=choose_device(device), dtype=dtype.value if dtype else None)
-        settings.require_window_for(opened.model.config.frames_per_clip)
-        output_dir.mkdir(parents=True, exist_ok=True)
-    draw = partial(draw_video_pictures, opened=opened, settings=look, picture=picture, animation=animation)
-    with _clip_progress(paths) as progress:
-        reports = extract_video_set(
-            paths, output_dir, opened, settings, after_each=draw if picture or animation else None, progress=progress
-        )
-    _show_reports(reports, opened)
-    raise typer.Exit(1 if any(report.error for report in reports) else 0)
+    with join_processes() as processes:
+        with _usage_errors():
+            opened = _open_on_own_device(processes, model, config, device, dtype)
+            settings.require_window_for(opened.model.config.frames_per_clip)
+            output_dir.mkdir(parents=True, exist_ok=True)
+        draw = partial(update_video_pictures, opened=opened, settings=look, picture=picture, animation=animation)
+        after_each = draw if picture or animation else None
+        is_complete = _extract_shared(videos, output_dir, opened, settings, overwrite, after_each, processes)
+    raise typer.Exit(0 if is_complete else 1)
 
 
 @app.command(epilog="Example: [bold]vjepa-hub convert vitl16.pth.tar vjepa-vitl16 --model vjepa-vitl16[/bold]")
@@ -210,6 +255,90 @@ def convert(
     console.print("The weights keep the licence of the file; those of the release are CC BY-NC 4.0.")
 
 
+@app.command(name="list", epilog="Example: [bold]vjepa-hub list --json[/bold]")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")] = False,
+) -> None:
+    """List the models that go by a name, and what of them is in the local cache."""
+    import json
+
+    from huggingface_hub import constants
+
+    from .hub.cache import list_cached
+    from .hub.registry import MODELS, download_address
+
+    with _usage_errors():
+        entries, cached = list(MODELS.values()), list_cached()
+        addresses = [entry.checkpoint and download_address(entry.checkpoint) for entry in entries]
+    if as_json:
+        rows = [_model_fields(entry, address) for entry, address in zip(entries, addresses, strict=True)]
+        folders = [{**vars(folder), "path": str(folder.path)} for folder in cached]
+        typer.echo(json.dumps({"models": rows, "cache": constants.HF_HUB_CACHE, "cached": folders}, indent=2))
+        return
+    console = Console()
+    console.print(_model_table(entries, addresses))
+    console.print()
+    if cached:
+        console.print(_cache_table(cached))
+    where = f"cache: {constants.HF_HUB_CACHE}" + ("" if cached else " (no model of the family)")
+    console.print(Text(where, style="dim", overflow="fold"))
+
+
+@app.command(
+    name="show-masks",
+    epilog="Example: [bold]vjepa-hub show-masks street.mp4 --kind short-range --kind future --output masks.png[/bold]",
+)
+def show_masks(
+    video: Annotated[
+        Path | None, typer.Argument(help="A video or an image. Default: the sample clip.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The picture, a .png; replaced if it exists.")] = Path("masks.png"),
+    kind: Annotated[
+        list[MaskKind] | None,
+        typer.Option(help="May be repeated. Default: the kinds of training, that is all but future and box."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model whose tokens are shown: a name or a folder.")] = "vjepa-vitl16",
+    size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Pixels of the clip, 224 or 192x320. Default: the model's.")
+    ] = None,
+    step: Annotated[int, typer.Option(help="Step of training, which sets the size of the blocks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the places of blocks and patches.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Clips that are drawn together and cut to the smallest counts; the first is shown.")
+    ] = 1,
+    frame: Annotated[
+        int | None, typer.Option(help="First hidden frame of the clip, for future. Default: the middle one.")
+    ] = None,
+    box: Annotated[
+        tuple[int, int, int, int] | None,
+        typer.Option(metavar="TOP LEFT BOTTOM RIGHT", help="Pixels, for box. Default: the middle of the frame."),
+    ] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Moments to show at most.")] = 8,
+    animation: Annotated[bool, typer.Option("--animation", help="Draw a GIF of all moments too.")] = False,
+    backend: Backend = None,
+) -> None:
+    """Draw masks on a clip: what the encoder sees, and what is hidden from it for the predictor to predict.
+
+    short-range and long-range are the two kinds of the paper's training, random-tube and causal those of its
+    ablation, future and box are made by hand. The same step and seed give the same masks.
+    """
+    from .data.samples import sample_clip_path
+    from .features.mask_pictures import TRAINING_KINDS, MaskDraw, open_masked_clip, save_mask_pictures, token_grid
+
+    kinds = [chosen.value for chosen in kind] if kind else list(TRAINING_KINDS)
+    _require_kind("--frame", frame, "future", kinds)
+    _require_kind("--box", box, "box", kinds)
+    _require_new_png(output, video)
+    with _usage_errors():
+        grid = token_grid(model, size)
+        draw = MaskDraw(grid=grid, step=step, seed=seed, batch_size=batch_size, frame=frame, box=box)
+        clip = open_masked_clip(video or sample_clip_path(), draw, kinds, model=model, backend=backend)
+        written = save_mask_pictures(clip, draw, output, columns=columns, animation=animation)
+    _show_counts(clip)
+    for path in written:
+        typer.echo(f"wrote {path}")
+
+
 @contextmanager
 def _usage_errors() -> Iterator[None]:
     """Turn what the library says of wrong options into a usage message without a traceback, exit code 2."""
@@ -221,15 +350,62 @@ def _usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _input_files(files: list[Path] | None, sample: bool) -> list[Path]:
+def _input_videos(files: list[Path] | None, manifests: list[Path] | None, sample: bool) -> list[VideoFile]:
+    from .features.video_list import find_videos
+
     paths = list(files or [])
     if sample:
         from .data.samples import sample_clip_path
 
         paths.append(Path(sample_clip_path()))
-    if not paths:
-        raise typer.BadParameter("no video given: name at least one FILE, or use --sample for the clip in the package")
-    return paths
+    if not paths and not manifests:
+        raise typer.BadParameter(
+            "no video given: name at least one FILE, folder or --manifest, or use --sample for the clip in the package"
+        )
+    return find_videos(paths, manifests or [])
+
+
+def _open_on_own_device(
+    processes: Processes, model: str, config: Path | None, device: str | None, dtype: Dtype | None
+) -> OpenedModel:
+    from .features.extraction import choose_device
+    from .hub.loading import open_model
+
+    own = choose_device(device, process=None if processes.count == 1 else processes.local_rank)
+    with processes.first_goes_first():
+        return open_model(model, config=config, device=own, dtype=dtype.value if dtype else None)
+
+
+def _extract_shared(
+    videos: list[VideoFile],
+    output_dir: Path,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    overwrite: bool,
+    after_each: AfterEach | None,
+    processes: Processes,
+) -> bool:
+    """Do the videos of this process; the first one shows a bar and the summary. Whether all videos succeeded."""
+    from .features.video_set import OutputMismatchError, extract_video_set
+
+    with _clip_progress(videos, processes) as progress:
+        try:
+            reports = extract_video_set(
+                videos,
+                output_dir,
+                opened,
+                settings,
+                overwrite=overwrite,
+                after_each=after_each,
+                progress=progress,
+                processes=processes,
+            )
+        except OutputMismatchError as error:
+            raise typer.BadParameter(str(error)) from error
+    if processes.is_first:
+        _show_reports(reports, opened)
+    processes.wait()  # torchrun ends all as soon as one exits with 1
+    return not any(report.error for report in reports)
 
 
 def _wanted_pictures(dense: bool, picture: bool | None, animation: bool | None) -> tuple[bool, bool]:
@@ -248,8 +424,13 @@ class _ClipRate(ProgressColumn):
 
 
 @contextmanager
-def _clip_progress(paths: list[Path]) -> Iterator[VideoProgress]:
-    """A bar on stderr for the video at work."""
+def _clip_progress(videos: list[VideoFile], processes: Processes) -> Iterator[VideoProgress | None]:
+    """A bar on stderr for the video at work in the first of the processes."""
+    if not processes.is_first:
+        yield None
+        return
+    numbers = {video.path: number for number, video in enumerate(videos, 1)}
+    beside = "" if processes.count == 1 else f", process 1 of {processes.count}"
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -262,7 +443,8 @@ def _clip_progress(paths: list[Path]) -> Iterator[VideoProgress]:
 
         def show(source: Path, done: int, total: int) -> None:
             if done == 0:
-                bars.reset(bar, total=total, description=f"{source.name} ({paths.index(source) + 1} of {len(paths)})")
+                place = f"{numbers[source]} of {len(videos)}{beside}"
+                bars.reset(bar, total=total, description=f"{source.name} ({place})")
             bars.update(bar, completed=done)
 
         yield show
@@ -270,22 +452,96 @@ def _clip_progress(paths: list[Path]) -> Iterator[VideoProgress]:
 
 def _show_reports(reports: list[VideoReport], opened: OpenedModel) -> None:
     """What was written where, what failed and why, and with which weights."""
-    table = Table("video", "clips", "written", box=None, pad_edge=False)
-    names = [report.source.name for report in reports]
-    for report in reports:
-        is_unique = names.count(report.source.name) == 1
-        name = Text(report.source.name if is_unique else str(report.source), overflow="fold")
-        if report.error:
-            table.add_row(name, "-", Text(f"failed: {report.error}", style="red", overflow="fold"))
-        else:
-            table.add_row(name, str(report.num_clips), Text("\n".join(map(str, report.outputs)), overflow="fold"))
     console = Console()
-    console.print(table)
+    console.print(_report_table(reports))
+    console.print(Text(_report_counts(reports)))
     console.print(Text(f"model {opened.name}: {opened.weights}", style="" if opened.is_trained else "bold yellow"))
     if not opened.is_trained:
         console.print(
             Text("These features are UNTRAINED: they show that things work, and no more.", style="bold yellow")
         )
+
+
+def _report_table(reports: list[VideoReport]) -> Table:
+    """A row for each video; of a long list, for each that failed."""
+    table = Table("video", "clips", "written", box=None, pad_edge=False)
+    names = Counter(report.source.name for report in reports)
+    for report in reports:
+        name = Text(report.source.name if names[report.source.name] == 1 else str(report.source), overflow="fold")
+        if report.error:
+            table.add_row(name, "-", Text(f"failed: {report.error}", style="red", overflow="fold"))
+        elif len(reports) <= MAX_ROWS:
+            lines = ["done before"] * report.is_done_before + [str(path) for path in report.outputs]
+            table.add_row(name, str(report.num_clips), Text("\n".join(lines), overflow="fold"))
+    return table
+
+
+def _report_counts(reports: list[VideoReport]) -> str:
+    failed = sum(report.error is not None for report in reports)
+    before = sum(report.error is None and report.is_done_before for report in reports)
+    counts = f"{len(reports)} videos: {len(reports) - failed - before} done, {before} done before, {failed} failed"
+    return counts + (", listed in failed.jsonl in the output folder" if failed else "")
+
+
+def _model_fields(entry: ModelEntry, address: str | None) -> dict:
+    from .hub.loading import find_cached
+
+    cached = find_cached(entry.name)
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "license": entry.license,
+        "is_trained": entry.is_trained,
+        "checkpoint": address,
+        "probes": list(entry.probes),
+        "cached": None if cached is None else str(cached),
+    }
+
+
+def _model_table(entries: list[ModelEntry], addresses: list[str | None]) -> Table:
+    """A row for each model; the address of its released file and its probes under the description."""
+    table = Table("model", "what it is", "licence", "trained", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for entry, address in zip(entries, addresses, strict=True):
+        about = Text(entry.description, overflow="fold")
+        about.append("" if address is None else f"\n{address}", style="dim")
+        about.append(f"\nprobes: {', '.join(entry.probes)}" if entry.probes else "", style="dim")
+        trained = Text("yes") if entry.is_trained else Text("no", style="bold yellow")
+        table.add_row(Text(entry.name, style="bold", no_wrap=True), about, entry.license, trained)
+    return table
+
+
+def _cache_table(cached: list[CachedFolder]) -> Table:
+    table = Table("in the cache", "state", "size", "path", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.columns[2].justify = "right"
+    for folder in cached:
+        size = f"{folder.num_bytes / 1e6:,.1f} MB"
+        table.add_row(Text(folder.name, no_wrap=True), folder.state, size, Text(str(folder.path), overflow="fold"))
+    return table
+
+
+def _require_kind(option: str, value: object, kind: str, kinds: list[str]) -> None:
+    if value is not None and kind not in kinds:
+        raise typer.BadParameter(f"{option} was given, but --kind {kind} was not, which it belongs to: add it")
+
+
+def _require_new_png(output: Path, video: Path | None) -> None:
+    if output.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--output is {output}, but the picture is a PNG: give a name that ends with .png")
+    if video is not None and output.resolve() == video.resolve():
+        raise typer.BadParameter(f"--output is {output}, the very file that is drawn on: give another name")
+
+
+def _show_counts(clip: MaskedClip) -> None:
+    from .features.mask_pictures import MaskCounts
+
+    table = Table("mask", "context", "targets", "in neither", "hidden", "mask token", box=None, pad_edge=False)
+    for name, mask in clip.masks.items():
+        counts = MaskCounts.of(mask, clip.grid)
+        numbers = (counts.num_context, counts.num_targets, counts.num_unused)
+        table.add_row(name, *map(str, numbers), f"{100 * counts.share_hidden:.1f} %", str(counts.mask_index))
+    console = Console()
+    console.print(Text(clip.subtitle))
+    console.print(table)
 
 
 def main() -> None:

@@ -159,6 +159,28 @@ def test_threads_never_change_a_frame(write_video, backend, num_threads):
         assert np.array_equal(video.read_frames(order), decode_all_with_pyav(path)[order])
 
 
+@pytest.mark.parametrize("name", ["b_frames.mp4", "open_groups.mkv"])
+def test_reads_that_follow_each_other_go_on_and_never_differ(write_video, backend, name, read_number):
+    path = write_video(name, **KINDS[name])
+    windows = [[0, 5, 11], [12, 13], [13, 20], [50, 59], [3, 4], [5, 40]]
+    with open_video(path, backend=backend) as video:
+        for window in windows:
+            assert [read_number(frame) for frame in video.read_frames(window)] == window
+
+
+def test_pyav_never_decodes_again_what_the_read_before_passed(plain_video, monkeypatch):
+    starts = []
+    original = decoding._PyAVReader._frames_from
+    monkeypatch.setattr(decoding._PyAVReader, "_frames_from", lambda s, key: starts.append(key) or original(s, key))
+    with open_video(plain_video, backend="pyav") as video:
+        starts.clear()
+        for first in range(0, 48, 8):
+            video.read_frames(range(first, first + 8))
+        assert starts == [0]
+        video.read_frames([2])
+        assert starts == [0, 0]
+
+
 def test_repeated_and_unsorted_indices_are_returned_as_asked(plain_video, backend, read_number):
     with open_video(plain_video, backend=backend) as video:
         frames = video.read_frames([40, 7, 7, 59, 0, 40])

@@ -1,5 +1,6 @@
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import av
 import numpy as np
@@ -81,9 +82,11 @@ def open_tiny(grid: tuple[int, int] = (4, 4), *, is_trained: bool = False) -> Op
 class PatchBrightness(nn.Module):
     """A model whose one feature is the mean of each patch, computed by pooling and not by the patch embedding."""
 
+    SAME: ClassVar[dict] = {"num_attention_heads": 1, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+
     def __init__(self):
         super().__init__()
-        self.config = SimpleNamespace(patch_size=PATCH, tubelet_size=2, frames_per_clip=8, hidden_size=1)
+        self.config = SimpleNamespace(patch_size=PATCH, tubelet_size=2, frames_per_clip=8, hidden_size=1, **self.SAME)
         self.unused = nn.Parameter(torch.zeros(1))
 
     def get_vision_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:

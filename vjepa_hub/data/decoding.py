@@ -365,7 +365,8 @@ class _DecordReader(VideoReader):
 
 
 class _PyAVReader(VideoReader):
-    """PyAV: the packets are indexed without decoding; a read decodes forward from the right key frame.
+    """PyAV: the packets are indexed without decoding; a read decodes forward, from the right key frame or from where
+    the read before left off.
 
     The key frame to start from for a frame is the last one that is shown no later: leading pictures of an open group,
     which are shown before their key frame, are so decoded from the group before. Frames are told by their timestamps.
@@ -374,6 +375,8 @@ class _PyAVReader(VideoReader):
     backend = "pyav"
     _FRAMES_WORTH_A_SEEK = 16
     _handle: Any = None
+    _running: Iterator[tuple[int, Any]] | None = None
+    _last_index = -1
 
     def _library_errors(self) -> tuple[type[BaseException], ...]:
         return (importlib.import_module("av.error").FFmpegError,)
@@ -398,6 +401,7 @@ class _PyAVReader(VideoReader):
         self._stream.codec_context.thread_count = self._num_threads
 
     def _release(self) -> None:
+        self._running = None
         if self._handle is not None:
             self._handle.close()
             self._handle = None
@@ -468,19 +472,33 @@ class _PyAVReader(VideoReader):
         return np.stack(frames)
 
     def _decode_run(self, pending: deque[int], frames: list[np.ndarray]) -> None:
-        """Decode from one key frame until all is found, or a seek gets to the next wanted frame sooner."""
-        key = self._start_for(pending[0])
-        for index, frame in self._frames_from(key):
-            if index is None or self._pts[index] < self._key_pts[key]:
-                continue
+        """Decode forward until all is found, or a seek gets to the next wanted frame sooner."""
+        running = self._frames_up_to(pending[0])
+        for index, frame in running:
             self._check_frame(index, frame, pending[0])
             if index < pending[0]:
                 continue
             frames.append(frame.to_ndarray(format="rgb24"))
             pending.popleft()
             if not pending or self._is_seek_sooner(index, pending[0]):
+                self._running, self._last_index = running, index
                 return
         raise VideoDecodingError(self.path, f"the stream ends before frame {pending[0]}", _RECODE)
+
+    def _frames_up_to(self, wanted: int) -> Iterator[tuple[int, Any]]:
+        """Frames that lead to a wanted one: where the last read left off if that is no detour, else from a key frame.
+
+        The state is given away: an error on the way leaves none behind.
+        """
+        running, self._running = self._running, None
+        if running is not None and self._last_index < wanted and not self._is_seek_sooner(self._last_index, wanted):
+            return running
+        return self._shown_frames_from(self._start_for(wanted))
+
+    def _shown_frames_from(self, key: int) -> Iterator[tuple[int, Any]]:
+        for index, frame in self._frames_from(key):
+            if index is not None and self._pts[index] >= self._key_pts[key]:
+                yield index, frame
 
     def _check_frame(self, index: int, frame: Any, wanted: int) -> None:
         if frame.is_corrupt:

@@ -9,6 +9,7 @@ width); D features.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from safetensors import safe_open
 
 from .. import __version__
 from ..data.clip_sampling import plan_windows
-from ..data.decoding import VideoDecodingError, VideoReader, available_backends, open_video, read_image
+from ..data.decoding import VideoReader, available_backends, open_video, read_image
 
 if TYPE_CHECKING:
     from ..hub.loading import OpenedModel
@@ -47,8 +48,6 @@ _SAFETENSORS_NAMES = {
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 ClipProgress = Callable[[int, int], None]
 """Called with (clips done, clips in the video)."""
-VideoProgress = Callable[[Path, int, int], None]
-"""Called with (video, clips done, clips in the video)."""
 
 
 class FeatureExtractionError(ValueError):
@@ -67,7 +66,7 @@ class ExtractionSettings:
         pooled: Whether to keep one vector per clip, the mean over its tokens (float32).
         dense: Whether to keep every token.
         dense_dtype: "model" stores dense features as the model computes them, "float16" in half precision.
-        backend: Video decoder, as for `open_video`; None lets it choose.
+        backend: Video decoder, as for `open_video`; None takes PyAV, whose memory stays bounded on long videos.
 
     Raises:
         ValueError: a number below 1, an unknown `dense_dtype`, a decoder that is not installed, or neither pooled nor
@@ -93,6 +92,22 @@ class ExtractionSettings:
             raise ValueError(f"backend is '{self.backend}'; available here: {', '.join(available_backends())}")
         if not (self.pooled or self.dense):
             raise ValueError("pooled and dense are both off, so nothing would be computed: turn one on")
+
+    def describe(self, frames_per_clip: int) -> dict[str, str]:
+        """What makes the features of a video, as text: the settings that change what is stored.
+
+        Batch size and decoder are none of them: they change features by rounding at most.
+
+        Args:
+            frames_per_clip: Frames in a clip of the model.
+        """
+        window = self.window or frames_per_clip * DEFAULT_FRAME_STEP
+        return {
+            "window": str(window),
+            "stride": str(self.stride or window),
+            "pooled": str(self.pooled).lower(),
+            "dense": self.dense_dtype if self.dense else "false",
+        }
 
     def require_window_for(self, frames_per_clip: int) -> None:
         """Raise a ValueError where the window is too short for a model's clip, before any video is opened.
@@ -166,7 +181,7 @@ def open_frames(path: str | Path, backend: str | None = None) -> Iterator[VideoR
 
     Args:
         path: The file.
-        backend: Video decoder, as for `open_video`.
+        backend: Video decoder, as for `open_video`; None takes PyAV, whose memory stays bounded on long videos.
 
     Raises:
         VideoDecodingError: the file cannot be opened or read.
@@ -174,15 +189,26 @@ def open_frames(path: str | Path, backend: str | None = None) -> Iterator[VideoR
     if Path(path).suffix.lower() in IMAGE_ENDINGS:
         yield StillImage(path)
         return
-    with open_video(path, backend=backend, num_threads=0) as video:
+    with open_video(path, backend=backend or _frugal_backend(), num_threads=0) as video:
         yield video
 
 
-def choose_device(device: str | None = None) -> str:
+def _frugal_backend() -> str | None:
+    """The decoder whose memory stays bounded, where it is there.
+
+    While the model computes, decord 0.6 decodes ahead without bound, until the whole video is in memory; PyAV decodes
+    what is read.
+    """
+    return "pyav" if "pyav" in available_backends() else None
+
+
+def choose_device(device: str | None = None, *, process: int | None = None) -> str:
     """The device to compute on: the one that is asked for, or this machine's accelerator, or the CPU.
 
     Args:
         device: "cpu", "cuda", "cuda:1", "mps", ...; None to choose.
+        process: Number of this process among those on this machine, from 0. An accelerator without a number gets this
+            one; where there are more processes than accelerators, they take turns. None: the number stays open.
 
     Raises:
         ValueError: a device that this machine has not.
@@ -191,7 +217,10 @@ def choose_device(device: str | None = None) -> str:
     here = ["cpu", accelerator.type] if accelerator is not None else ["cpu"]
     if device is not None and device.split(":")[0] not in here:
         raise ValueError(f"device is '{device}'; this machine has: {', '.join(here)}")
-    return here[-1] if device is None else device
+    chosen = here[-1] if device is None else device
+    if process is None or chosen == "cpu" or ":" in chosen:
+        return chosen
+    return f"{chosen}:{process % torch.accelerator.device_count()}"
 
 
 def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tensor:
@@ -210,7 +239,9 @@ def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tens
         ValueError: a processor that takes several views of a clip.
     """
     parameter = next(opened.model.parameters())
-    pixels = opened.processor(list(clips), return_tensors="pt")["pixel_values_videos"]  # (B, T, C, H, W)
+    pixels = opened.processor(list(clips), do_sample_frames=False, return_tensors="pt")[
+        "pixel_values_videos"
+    ]  # (B, T, C, H, W)
     if len(pixels) != len(clips):
         raise ValueError(f"the processor made {len(pixels)} rows of {len(clips)} clips: set num_spatial_views to 1")
     with torch.inference_mode():
@@ -238,7 +269,7 @@ def extract_features(
         FeatureExtractionError: the features are not finite.
     """
     with open_frames(path, settings.backend) as video:
-        plan = _plan(video, Path(path), opened, settings)
+        plan = _plan(video, Path(path), describe_model(opened), settings)
         parts = [tensors for _, tensors in _iterate_batches(video, plan, opened, settings, progress)]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return VideoFeatures(
@@ -253,6 +284,7 @@ def extract_features_to_file(
     settings: ExtractionSettings,
     *,
     progress: ClipProgress | None = None,
+    model_metadata: dict[str, str] | None = None,
 ) -> VideoFeatures:
     """Features of one video, written as they come: one batch of frames and tokens is in memory at a time.
 
@@ -264,6 +296,7 @@ def extract_features_to_file(
         opened: The model and its processor.
         settings: Windows, and what to keep.
         progress: Called before the first batch and after each.
+        model_metadata: What `describe_model(opened)` returned, for callers that write many files.
 
     Returns:
         What `load_features(output)` returns: tensors that are read from the file when they are used.
@@ -273,7 +306,7 @@ def extract_features_to_file(
         FeatureExtractionError: the features are not finite.
     """
     with open_frames(path, settings.backend) as video:
-        plan = _plan(video, Path(path), opened, settings)
+        plan = _plan(video, Path(path), model_metadata or describe_model(opened), settings)
         with FeatureFileWriter(output, _file_layout(plan, opened, settings), plan.metadata) as writer:
             writer.write_rows("timestamps", 0, plan.timestamps)
             writer.write_rows("frame_indices", 0, plan.frame_indices)
@@ -399,19 +432,43 @@ class _ClipPlan:
     metadata: dict[str, str]
 
 
-def _plan(video: VideoReader | StillImage, path: Path, opened: OpenedModel, settings: ExtractionSettings) -> _ClipPlan:
-    frames_per_clip = opened.model.config.frames_per_clip
-    window = settings.window or frames_per_clip * DEFAULT_FRAME_STEP
-    stride = settings.stride or window
-    windows = plan_windows(video.num_frames, frames_per_clip=frames_per_clip, window=window, stride=stride)
+def _plan(
+    video: VideoReader | StillImage, path: Path, model_metadata: dict[str, str], settings: ExtractionSettings
+) -> _ClipPlan:
+    frames_per_clip = int(model_metadata["frames_per_clip"])
+    chosen = settings.describe(frames_per_clip)
+    windows = plan_windows(
+        video.num_frames,
+        frames_per_clip=frames_per_clip,
+        window=int(chosen["window"]),
+        stride=int(chosen["stride"]),
+    )
     indices = np.stack(windows).astype(np.int64)
-    metadata = {"file": path.name, "fps": repr(float(video.average_fps)), "video_frames": str(video.num_frames)}
-    metadata |= {"window": str(window), "stride": str(stride), **_model_metadata(opened)}
+    metadata = {"fps": repr(float(video.average_fps)), "video_frames": str(video.num_frames)}
+    metadata = {**describe_source(path), **metadata, **chosen, **model_metadata}
     times = np.asarray(video.timestamps, dtype=np.float64)[indices]
     return _ClipPlan(windows, torch.from_numpy(indices), torch.from_numpy(times), metadata)
 
 
-def _model_metadata(opened: OpenedModel) -> dict[str, str]:
+def describe_source(path: str | Path) -> dict[str, str]:
+    """Name, size and time of change of a file, as text: what tells one video from another.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    status, name = os.stat(path), os.fsencode(Path(path).name).decode("utf-8", errors="replace")
+    return {"file": name, "source_bytes": str(status.st_size), "source_mtime_ns": str(status.st_mtime_ns)}
+
+
+def describe_model(opened: OpenedModel) -> dict[str, str]:
+    """Model, weights and preprocessing as text, as they stand in the header of each file. Reads all the weights.
+
+    Args:
+        opened: The model and its processor.
+    """
     config, processor = opened.model.config, opened.processor
     height, width = _crop(opened)
     options = processor.to_dict()
@@ -421,6 +478,7 @@ def _model_metadata(opened: OpenedModel) -> dict[str, str]:
         "package": f"vjepa_hub {__version__}",
         "model": opened.name,
         "weights": opened.weights,
+        "encoder_sha256": _encoder_digest(opened),
         "is_trained": str(opened.is_trained).lower(),
         "frames_per_clip": str(config.frames_per_clip),
         "crop": f"{height}x{width}",
@@ -429,6 +487,57 @@ def _model_metadata(opened: OpenedModel) -> dict[str, str]:
         "dtype": str(next(opened.model.parameters()).dtype).removeprefix("torch."),
         "preprocessing": json.dumps(preprocessing),
     }
+
+
+def _encoder_digest(opened: OpenedModel) -> str:
+    """SHA-256 of the encoder's tensors, and of what its shapes do not tell."""
+    config = opened.model.config
+    digest = hashlib.sha256(f"{config.num_attention_heads} {config.hidden_act} {config.layer_norm_eps}".encode())
+    for name, value in sorted(opened.model.state_dict().items()):
+        if "predictor." not in name:
+            digest.update(name.encode())
+            _digest_value(value, digest)
+    return digest.hexdigest()
+
+
+def _digest_value(value: object, digest: hashlib._Hash) -> None:
+    """A tensor, or what quantised layers keep instead: packed tuples of tensors, dtypes and None."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            _digest_value(part, digest)
+    elif isinstance(value, torch.Tensor):
+        tensor = value.dequantize() if value.is_quantized else value
+        digest.update(f"{value.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    else:
+        digest.update(repr(value).encode())
+
+
+def read_header(path: str | Path) -> dict[str, dict] | None:
+    """The header of a safetensors file, or None where the file is none or not whole. Reads no tensor.
+
+    Args:
+        path: The file.
+
+    Returns:
+        For each tensor its `dtype`, `shape` and `data_offsets`, and under `__metadata__` the text.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= num_bytes - 8:
+            return None
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:  # no JSON, or no UTF-8
+            return None
+    if not isinstance(header, dict):
+        return None
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return header if num_bytes == 8 + length + max(ends, default=0) else None
 
 
 def _iterate_batches(
@@ -494,122 +603,3 @@ def _require_finite(features: torch.Tensor, model_name: str) -> None:
             f"{model_name} gave features that are not finite in {dtype}: use float32 or bfloat16, "
             "or look at the weights"
         )
-
-
-@dataclass(frozen=True)
-class VideoReport:
-    """What became of one video of a set.
-
-    Attributes:
-        source: The video.
-        outputs: The files that were written.
-        num_clips: Clips, 0 where it failed.
-        error: Why it failed, or None.
-    """
-
-    source: Path
-    outputs: tuple[Path, ...] = ()
-    num_clips: int = 0
-    error: str | None = None
-
-
-def extract_video_set(
-    paths: Sequence[str | Path],
-    output_dir: str | Path,
-    opened: OpenedModel,
-    settings: ExtractionSettings,
-    *,
-    after_each: Callable[[Path, Path], Sequence[Path]] | None = None,
-    progress: VideoProgress | None = None,
-) -> list[VideoReport]:
-    """Features of several videos, one file each. One that cannot be read is reported, and the others go on.
-
-    Args:
-        paths: Video files. One that is given twice is done once.
-        output_dir: Folder for `NAME.safetensors`; made if it is not there. Names are those of `output_names`.
-        opened: The model and its processor.
-        settings: Windows, and what to keep.
-        after_each: Called with (video, features file) after each video, and returns the further files that it wrote
-            (pictures).
-        progress: Called before the first batch of clips of each video and after each batch.
-
-    Returns:
-        One report for each video, in the order of `paths`.
-    """
-    settings.require_window_for(opened.model.config.frames_per_clip)
-    names = output_names(paths)
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    reports = []
-    for source, name in names.items():
-        try:
-            reports.append(
-                _extract_one(source, folder / f"{name}.safetensors", opened, settings, after_each, progress)
-            )
-        except (VideoDecodingError, FeatureExtractionError) as error:
-            logger.warning("skipped %s: %s", source, error)
-            reports.append(VideoReport(source, error=str(error)))
-    return reports
-
-
-def _extract_one(
-    source: Path,
-    output: Path,
-    opened: OpenedModel,
-    settings: ExtractionSettings,
-    after_each: Callable[[Path, Path], Sequence[Path]] | None,
-    progress: VideoProgress | None,
-) -> VideoReport:
-    def clip_progress(done: int, total: int) -> None:
-        if progress is not None:
-            progress(source, done, total)
-
-    features = extract_features_to_file(source, output, opened, settings, progress=clip_progress)
-    further = after_each(source, output) if after_each is not None else ()
-    return VideoReport(source, (output, *further), features.num_clips)
-
-
-def output_names(paths: Sequence[str | Path]) -> dict[Path, str]:
-    """A file name without ending for each video; no two share one, on file systems that ignore case too.
-
-    A video gets its own stem; where stems are equal, the names of the folders above (`a/x.mp4`, `b/x.mp4`: `a-x`,
-    `b-x`), then the ending (`x.mp4`, `x.avi`: `x-mp4`, `x-avi`), then a number tell them apart.
-
-    Args:
-        paths: Video files; one that is given twice has one entry.
-    """
-    unique: dict[Path, Path] = {}
-    for given in paths:
-        unique.setdefault(Path(given).resolve(), Path(given))
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for resolved, path in unique.items():
-        rivals = [other for other in unique if other != resolved and other.stem.casefold() == resolved.stem.casefold()]
-        names[path] = _first_free(_name_candidates(resolved, rivals), taken)
-        taken.add(names[path].casefold())
-    return names
-
-
-def _name_candidates(path: Path, rivals: list[Path]) -> list[str]:
-    """Names from the shortest that tells the path from its rivals."""
-
-    def name(other: Path, depth: int) -> str:
-        return "-".join([*other.parent.parts[len(other.parent.parts) - depth :], other.stem])
-
-    depths = range(min(len(other.parent.parts) for other in [path, *rivals]))
-    by_folder = [
-        name(path, depth)
-        for depth in depths
-        if name(path, depth).casefold() not in {name(other, depth).casefold() for other in rivals}
-    ]
-    return [*by_folder[:1], f"{path.stem}-{path.suffix.removeprefix('.')}", path.stem]
-
-
-def _first_free(candidates: list[str], taken: set[str]) -> str:
-    for candidate in candidates:
-        if candidate.casefold() not in taken:
-            return candidate
-    number = 2
-    while f"{candidates[-1]}-{number}".casefold() in taken:
-        number += 1
-    return f"{candidates[-1]}-{number}"

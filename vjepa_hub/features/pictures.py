@@ -9,15 +9,16 @@ each.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
 from .extraction import FeatureExtractionError, VideoFeatures, encode_clips, load_features, open_frames
 
@@ -28,9 +29,13 @@ NUM_COLOURS = 3
 # The map reaches full colour at these quantiles, so that a few outlying tokens do not make the rest pale.
 LOW_QUANTILE, HIGH_QUANTILE = 0.01, 0.99
 FRAMES_AT_ONCE = 16
+# Of longer videos every n-th clip is fitted: colours hardly change with more, and time and memory stay bounded.
+MAX_FITTED_CLIPS = 256
 
 Baseline = Literal["auto", "none", "even", "clips"]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Colour = tuple[int, int, int]
+HeaderPart = tuple[str, int, Colour]
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,9 @@ def frames_as_seen(frames: np.ndarray, opened: OpenedModel) -> np.ndarray:
     Returns:
         uint8 (num_frames, crop_height, crop_width, 3).
     """
-    pixels = opened.processor([frames], return_tensors="pt")["pixel_values_videos"][0].float()  # (T, C, H, W)
+    pixels = opened.processor([frames], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"][
+        0
+    ].float()  # (T, C, H, W)
     mean, std = (
         torch.tensor(value).view(1, -1, 1, 1) for value in (opened.processor.image_mean, opened.processor.image_std)
     )
@@ -353,7 +360,7 @@ def draw_picture(strip: PictureStrip, *, cell: int = 224, interpolation: str = "
         cell: Length in pixels of a frame's longer side, rounded to whole pixels per patch.
         interpolation: "nearest" or "bilinear".
     """
-    width, height = _cell_size(strip.maps.shape[1:3], cell)
+    width, height = cell_size(strip.maps.shape[1:3], cell)
     label_width, columns = LABEL_SIZE + GAP, len(strip.frames)
     canvas, top = _paper_with_header(
         strip, label_width + columns * (width + GAP) - GAP, 3 * (height + GAP) + LABEL_SIZE
@@ -364,7 +371,7 @@ def draw_picture(strip: PictureStrip, *, cell: int = 224, interpolation: str = "
         x = MARGIN + label_width + column * (width + GAP)
         for row, picture in enumerate(_cells(strip, column, (width, height), interpolation)):
             canvas.paste(picture, (x, top + row * (height + GAP)))
-        _draw_time(canvas, strip.seconds[column], centre_x=x + width // 2, y=top + 3 * (height + GAP))
+        draw_time(canvas, strip.seconds[column], centre_x=x + width // 2, y=top + 3 * (height + GAP))
     return canvas
 
 
@@ -376,7 +383,7 @@ def draw_animation(strip: PictureStrip, *, cell: int = 224, interpolation: str =
         cell: Length in pixels of a frame's longer side, rounded to whole pixels per patch.
         interpolation: "nearest" or "bilinear".
     """
-    width, height = _cell_size(strip.maps.shape[1:3], cell)
+    width, height = cell_size(strip.maps.shape[1:3], cell)
     paper, top = _paper_with_header(strip, 2 * width + GAP, height + GAP + LABEL_SIZE)
     images = []
     for step, seconds in enumerate(strip.seconds):
@@ -384,29 +391,40 @@ def draw_animation(strip: PictureStrip, *, cell: int = 224, interpolation: str =
         frame, colours, _ = _cells(strip, step, (width, height), interpolation)
         image.paste(frame, (MARGIN, top))
         image.paste(colours, (MARGIN + width + GAP, top))
-        _draw_time(image, seconds, centre_x=MARGIN + width + GAP // 2, y=top + height + GAP)
+        draw_time(image, seconds, centre_x=MARGIN + width + GAP // 2, y=top + height + GAP)
         images.append(image)
     return images
 
 
 def _paper_with_header(strip: PictureStrip, width: int, height: int) -> tuple[Image.Image, int]:
-    """A canvas with room for a body of that size under the header, and where the body begins."""
+    model, *others = strip.subtitle
+    parts: list[HeaderPart] = [(strip.title, TITLE_SIZE, INK), (model, TEXT_SIZE, GREY if strip.is_trained else AMBER)]
+    parts += [(text, TEXT_SIZE, GREY) for text in others]
+    return paper_with_header(parts, width, height)
+
+
+def paper_with_header(parts: Sequence[HeaderPart], width: int, height: int) -> tuple[Image.Image, int]:
+    """A canvas with room for a body of that size under a header.
+
+    Args:
+        parts: Text, size of its letters and colour of each paragraph of the header; long ones are wrapped.
+        width: Of the body, in pixels; a narrow one gets the width that text needs.
+        height: Of the body, in pixels.
+
+    Returns:
+        The canvas, with margins, and the y at which the body begins (its x is `MARGIN`).
+    """
     width = max(width, MIN_TEXT_WIDTH)
-    lines = _header_lines(strip, width)
+    lines = [
+        (line, size, colour) for text, size, colour in parts for line in _wrapped(text, picture_font(size), width)
+    ]
     top = MARGIN + sum(size + GAP for _, size, _ in lines) + GAP
     canvas = Image.new("RGB", (width + 2 * MARGIN, top + height + MARGIN), PAPER)
     draw, y = ImageDraw.Draw(canvas), MARGIN
     for text, size, colour in lines:
-        draw.text((MARGIN, y), text, font=_font(size), fill=colour)
+        draw.text((MARGIN, y), text, font=picture_font(size), fill=colour)
         y += size + GAP
     return canvas, top
-
-
-def _header_lines(strip: PictureStrip, width: int) -> list[tuple[str, int, tuple[int, int, int]]]:
-    model, *others = strip.subtitle
-    parts = [(strip.title, TITLE_SIZE, INK), (model, TEXT_SIZE, GREY if strip.is_trained else AMBER)]
-    parts += [(text, TEXT_SIZE, GREY) for text in others]
-    return [(line, size, colour) for text, size, colour in parts for line in _wrapped(text, _font(size), width)]
 
 
 def _wrapped(text: str, font: Font, width: int) -> list[str]:
@@ -424,7 +442,13 @@ def _wrapped(text: str, font: Font, width: int) -> list[str]:
     return [line for line in lines if line]
 
 
-def _cell_size(grid: tuple[int, ...], cell: int) -> tuple[int, int]:
+def cell_size(grid: tuple[int, ...], cell: int) -> tuple[int, int]:
+    """Width and height in pixels of a drawn frame: near to `cell` on its longer side, whole pixels per patch.
+
+    Args:
+        grid: Patches of a frame, (rows, columns).
+        cell: Wanted length of the longer side in pixels.
+    """
     pixels_per_patch = max(1, round(cell / max(grid)))
     return grid[1] * pixels_per_patch, grid[0] * pixels_per_patch
 
@@ -436,17 +460,19 @@ def _cells(strip: PictureStrip, step: int, size: tuple[int, int], interpolation:
     return [frame, colours, Image.blend(frame, colours, 0.5)]
 
 
-def _font(size: int) -> Font:
+def picture_font(size: int) -> Font:
+    """The font of all pictures, which comes with Pillow."""
     return ImageFont.load_default(size)
 
 
-def _draw_time(canvas: Image.Image, seconds: float, *, centre_x: int, y: int) -> None:
-    font, text = _font(LABEL_SIZE), f"{seconds:.2f} s"
+def draw_time(canvas: Image.Image, seconds: float, *, centre_x: int, y: int) -> None:
+    """Write a time in the video, centred under a frame."""
+    font, text = picture_font(LABEL_SIZE), f"{seconds:.2f} s"
     ImageDraw.Draw(canvas).text((centre_x - font.getlength(text) / 2, y), text, font=font, fill=GREY)
 
 
 def _draw_upright(canvas: Image.Image, text: str, *, x: int, centre_y: int) -> None:
-    font = _font(LABEL_SIZE)
+    font = picture_font(LABEL_SIZE)
     strip = Image.new("RGB", (int(font.getlength(text)) + 1, LABEL_SIZE + 4), PAPER)
     ImageDraw.Draw(strip).text((0, 0), text, font=font, fill=GREY)
     strip = strip.rotate(90, expand=True)
@@ -472,7 +498,7 @@ def draw_video_pictures(
         settings: How they look.
         picture: Whether to draw the still picture.
         animation: Whether to draw the animation (a GIF, which opens everywhere).
-        pca: Colours fitted to another video; None fits them to this one.
+        pca: Colours fitted to another video; None fits them to this one (at most `MAX_FITTED_CLIPS` of its clips).
 
     Returns:
         The files that were written.
@@ -483,22 +509,77 @@ def draw_video_pictures(
         VideoDecodingError: the video cannot be read.
     """
     features, output = load_features(features_path), Path(features_path)
-    dense = _require_dense(features)
+    dense, metadata = _require_dense(features), _picture_metadata(features, settings)
     steps = picture_steps(features.frame_indices, opened.model.config.tubelet_size)
     count = settings.max_animation_steps if animation else settings.columns
     steps = [steps[index] for index in evenly_spaced(len(steps), count)]
     frames = read_step_frames(video_path, features, opened, steps, backend=settings.backend)
     baseline = position_baseline(features, opened, frames, settings.baseline)
-    pca = pca or FeaturePCA.fit(dense, baseline=baseline)
+    pca = pca or FeaturePCA.fit(dense[:: math.ceil(len(dense) / MAX_FITTED_CLIPS)], baseline=baseline)
     strip = make_strip(features, opened, steps, frames, pca, baseline=baseline)
     written = []
     if picture:
         image = draw_picture(strip.thinned(settings.columns), cell=settings.cell, interpolation=settings.interpolation)
-        written.append(save_png(image, output.with_suffix(".png"), features.metadata))
+        written.append(save_png(image, output.with_suffix(".png"), metadata))
     if animation:
         images = draw_animation(strip, cell=settings.cell, interpolation=settings.interpolation)
-        written.append(save_gif(images, strip.seconds, output.with_suffix(".gif"), features.metadata))
+        written.append(save_gif(images, strip.seconds, output.with_suffix(".gif"), metadata))
     return written
+
+
+def update_video_pictures(
+    video_path: str | Path,
+    features_path: str | Path,
+    opened: OpenedModel,
+    settings: PictureSettings,
+    *,
+    picture: bool = True,
+    animation: bool = True,
+) -> list[Path]:
+    """Draw those pictures of one video that are missing, or that were drawn from other features or in another way.
+
+    Args:
+        video_path: The video.
+        features_path: Its features, with dense ones.
+        opened: The model that computed them.
+        settings: How they look.
+        picture: Whether there has to be the still picture.
+        animation: Whether there has to be the animation.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError, FeatureExtractionError, VideoDecodingError: as `draw_video_pictures`.
+    """
+    metadata = _picture_metadata(load_features(features_path), settings)
+    picture = picture and not _is_drawn(Path(features_path).with_suffix(".png"), metadata)
+    animation = animation and not _is_drawn(Path(features_path).with_suffix(".gif"), metadata)
+    if not (picture or animation):
+        return []
+    return draw_video_pictures(video_path, features_path, opened, settings, picture=picture, animation=animation)
+
+
+def _picture_metadata(features: VideoFeatures, settings: PictureSettings) -> dict[str, str]:
+    """What a picture carries along: that of the features, and how it looks."""
+    look = {name: value for name, value in asdict(settings).items() if name != "backend"}
+    return {**features.metadata, "picture": json.dumps(look)}
+
+
+def _is_drawn(path: Path, metadata: dict[str, str]) -> bool:
+    """Whether a PNG or GIF is there and carries exactly this metadata."""
+    try:
+        with Image.open(path) as image:
+            info = image.info
+    except (FileNotFoundError, UnidentifiedImageError):
+        return False
+    if "comment" in info:
+        return info["comment"] == _gif_comment(metadata)
+    return {name: info.get(name) for name in metadata} == metadata
+
+
+def _gif_comment(metadata: dict[str, str]) -> bytes:
+    return json.dumps(metadata).encode()
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
@@ -539,7 +620,7 @@ def save_gif(images: Sequence[Image.Image], seconds: Sequence[float], path: Path
         `path`.
     """
     first, *others = (_with_palette(image) for image in images)
-    partial, comment = path.with_name(path.name + ".partial"), json.dumps(metadata).encode()
+    partial, comment = path.with_name(path.name + ".partial"), _gif_comment(metadata)
     first.save(
         partial,
         format="GIF",

@@ -1,0 +1,318 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from tests.features.test_extraction import BrokenModel, moving_gradient, open_tiny, write_video
+from vjepa_hub.features.extraction import ExtractionSettings
+from vjepa_hub.features.pictures import PictureSettings, update_video_pictures
+from vjepa_hub.features.processes import Processes
+from vjepa_hub.features.video_list import find_videos
+from vjepa_hub.features.video_set import OutputMismatchError, extract_video_set
+from vjepa_hub.hub.loading import OpenedModel
+from vjepa_hub.model import VJEPAVideoProcessor
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = ExtractionSettings(window=8)
+
+
+@pytest.fixture(scope="module")
+def opened() -> OpenedModel:
+    return open_tiny()
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    folder = tmp_path / "videos"
+    for number, name in enumerate(["a/x.mp4", "a/y.mp4", "b/x.mp4"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(folder / name, moving_gradient(16 + 8 * number))
+    return folder
+
+
+def run(videos: Path, output: Path, opened: OpenedModel, settings: ExtractionSettings = SETTINGS, **options):
+    return extract_video_set(find_videos([videos]), output, opened, settings, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file()}
+
+
+def draw_pictures(opened: OpenedModel, **look):
+    settings = PictureSettings(cell=16, columns=2, baseline="none", **look)
+    return lambda video, features: update_video_pictures(video, features, opened, settings)
+
+
+def test_outputs_mirror_the_folder_and_reports_come_in_its_order(opened, videos, tmp_path):
+    reports = run(videos, tmp_path / "out", opened)
+    assert list(contents(tmp_path / "out")) == ["a/x.safetensors", "a/y.safetensors", "b/x.safetensors"]
+    assert [report.outputs for report in reports] == [
+        (tmp_path / "out" / name,) for name in contents(tmp_path / "out")
+    ]
+    assert [report.num_clips for report in reports] == [2, 3, 4]
+
+
+def test_second_run_writes_nothing_and_counts_what_was_done_before(opened, videos, tmp_path):
+    first = run(videos, tmp_path / "out", opened, after_each=draw_pictures(opened))
+    before = times(tmp_path / "out")
+    second = run(videos, tmp_path / "out", opened, after_each=draw_pictures(opened))
+    assert times(tmp_path / "out") == before
+    assert [(report.is_done_before, report.outputs) for report in second] == [(True, ())] * 3
+    assert [report.num_clips for report in second] == [report.num_clips for report in first]
+    assert not any(report.is_done_before for report in first)
+
+
+def other_weights(opened: OpenedModel) -> OpenedModel:
+    other = open_tiny()
+    with torch.no_grad():
+        next(iter(other.model.encoder.parameters())).add_(1e-3)
+    return other
+
+
+def other_crop(opened: OpenedModel) -> OpenedModel:
+    return OpenedModel("tiny", opened.model, VJEPAVideoProcessor(crop_size=48), opened.weights, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "change_model", "message"),
+    [
+        ({"window": 12}, None, "window is 8 there and 12 now; stride is 8 there and 12 now"),
+        ({"window": 8, "stride": 4}, None, r"\(stride is 8 there and 4 now\)"),
+        ({"window": 8, "dense": False}, None, "dense is model there and false now"),
+        ({"window": 8, "dense_dtype": "float16"}, None, "dense is model there and float16 now"),
+        ({"window": 8}, other_weights, "encoder_sha256 is .* there"),
+        ({"window": 8}, other_crop, "preprocessing is .* there"),
+        ({"window": 8}, lambda _: open_tiny(torch.bfloat16), "dtype is float32 there and bfloat16 now"),
+    ],
+)
+def test_outputs_made_in_another_way_are_never_replaced_unasked(
+    opened, videos, tmp_path, options, change_model, message
+):
+    run(videos / "a", tmp_path / "out", opened)
+    before, changed = contents(tmp_path / "out"), change_model(opened) if change_model else opened
+    settings = ExtractionSettings(**options)
+    with pytest.raises(OutputMismatchError, match=f"^2 of 2 outputs .*{message}.*--overwrite"):
+        run(videos / "a", tmp_path / "out", changed, settings)
+    assert contents(tmp_path / "out") == before
+    reports = run(videos / "a", tmp_path / "out", changed, settings, overwrite=True)
+    assert not any(report.is_done_before for report in reports)
+    run(videos / "a", tmp_path / "fresh", changed, settings)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_overwriting_keeps_what_already_fits(opened, videos, tmp_path):
+    run(videos / "a", tmp_path / "out", opened)
+    before = times(tmp_path / "out")
+    assert all(report.is_done_before for report in run(videos / "a", tmp_path / "out", opened, overwrite=True))
+    assert times(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("settings", [ExtractionSettings(window=8, batch_size=2, backend="pyav")])
+def test_batch_size_decoder_and_name_of_the_model_never_make_features_anew(opened, videos, tmp_path, settings):
+    run(videos, tmp_path / "out", opened)
+    renamed = OpenedModel("./tiny", opened.model, opened.processor, "from elsewhere", opened.is_trained)
+    assert all(report.is_done_before for report in run(videos, tmp_path / "out", renamed, settings))
+
+
+def test_features_of_a_video_that_has_changed_are_not_taken_for_done(opened, videos, tmp_path):
+    run(videos, tmp_path / "out", opened)
+    write_video(videos / "b" / "x.mp4", moving_gradient(11))
+    with pytest.raises(OutputMismatchError, match=r"^1 of 3 .*source_bytes is "):
+        run(videos, tmp_path / "out", opened)
+    reports = run(videos, tmp_path / "out", opened, overwrite=True)
+    assert [report.is_done_before for report in reports] == [True, True, False]
+
+
+@pytest.mark.parametrize("kept", [slice(-1), slice(100), slice(0), slice(8, None)], ids=str)
+def test_output_that_is_not_whole_is_made_again(opened, videos, tmp_path, kept):
+    run(videos, tmp_path / "out", opened)
+    whole, broken = contents(tmp_path / "out"), tmp_path / "out" / "a" / "x.safetensors"
+    broken.write_bytes(broken.read_bytes()[kept])
+    reports = run(videos, tmp_path / "out", opened)
+    assert [report.is_done_before for report in reports] == [False, True, True]
+    assert contents(tmp_path / "out") == whole
+
+
+def test_pictures_that_are_missing_or_look_otherwise_are_drawn_again(opened, videos, tmp_path):
+    run(videos / "a", tmp_path / "out", opened, after_each=draw_pictures(opened))
+    whole, features = contents(tmp_path / "out"), tmp_path / "out" / "x.safetensors"
+    features.with_suffix(".png").unlink()
+    features.with_suffix(".gif").write_bytes(b"no picture")
+    reports = run(videos / "a", tmp_path / "out", opened, after_each=draw_pictures(opened))
+    assert [path.name for path in reports[0].outputs] == ["x.png", "x.gif"]
+    assert (reports[1].outputs, contents(tmp_path / "out")) == ((), whole)
+    look = draw_pictures(opened, interpolation="bilinear")
+    assert [len(report.outputs) for report in run(videos / "a", tmp_path / "out", opened, after_each=look)] == [2, 2]
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from tests.features.test_extraction import open_tiny
+from tests.features.test_video_set import draw_pictures, run
+
+opened = open_tiny()
+draw = draw_pictures(opened)
+
+def slow_pictures(video, features):
+    written = draw(video, features)
+    features.with_suffix(".gif").rename(features.with_suffix(".gif.partial"))  # as if killed before the last rename
+    time.sleep(0.5 if video.match("a/y.mp4") else 0)
+    features.with_suffix(".gif.partial").rename(features.with_suffix(".gif"))
+    return written
+
+def slow(video, done, total):
+    time.sleep(0.5 if video.match("b/x.mp4") and done else 0)
+
+run(Path(sys.argv[1]), Path(sys.argv[2]), opened, after_each=slow_pictures, progress=slow)
+"""
+
+
+@pytest.mark.parametrize("moment", ["a/y.gif.partial", "b/x.safetensors.partial"])
+def test_killed_run_that_starts_again_equals_an_uninterrupted_one(opened, videos, tmp_path, moment):
+    run(videos, tmp_path / "whole", opened, after_each=draw_pictures(opened))
+    output = tmp_path / "out"
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(videos), str(output)], cwd=ROOT)
+    while not (output / moment).exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert (output / moment).exists()
+    killed, before = contents(output), times(output)
+    whole = contents(tmp_path / "whole")
+    finished = [name for name in killed if not name.endswith(".partial")]
+    assert {name: killed[name] for name in finished} == {name: whole[name] for name in finished}
+    assert 0 < len(finished) < len(whole)
+    run(videos, output, opened, after_each=draw_pictures(opened))
+    assert contents(output) == whole
+    assert {name: times(output)[name] for name in finished} == {name: before[name] for name in finished}
+
+
+def test_bad_files_are_reported_with_their_cause_and_the_others_go_on(opened, videos, tmp_path):
+    bad, absent = tmp_path / "bad.mp4", tmp_path / "absent.mp4"
+    bad.write_bytes(b"this is no video" * 100)
+    good = videos / "b" / "x.mp4"
+    reports = extract_video_set([bad, absent, tmp_path, good], tmp_path / "out", opened, SETTINGS)
+    assert [report.error is None for report in reports] == [False, False, False, True]
+    assert all(str(report.source) in report.error for report in reports[:3])
+    assert list(contents(tmp_path / "out")) == ["failed.jsonl", "x.safetensors"]
+
+
+def failures(output: Path) -> dict[str, str]:
+    lines = map(json.loads, (output / "failed.jsonl").read_text().splitlines())
+    return {line["video"]: line["error"] for line in lines}
+
+
+def test_failed_videos_are_listed_until_a_later_run_succeeds(opened, videos, tmp_path):
+    bad, other = videos / "a" / "bad.mp4", tmp_path / "other.mp4"
+    bad.write_bytes(b"no video" * 100)
+    other.write_bytes(b"no video" * 100)
+    reports = run(videos, tmp_path / "out", opened)
+    assert failures(tmp_path / "out") == {str(bad): reports[0].error}
+    extract_video_set([other], tmp_path / "out", opened, SETTINGS)
+    assert list(failures(tmp_path / "out")) == [str(bad), str(other)]
+    write_video(bad, moving_gradient(9))
+    assert [report.is_done_before for report in run(videos, tmp_path / "out", opened)] == [False, True, True, True]
+    assert list(failures(tmp_path / "out")) == [str(other)]
+    write_video(other, moving_gradient(9))
+    extract_video_set([other], tmp_path / "out", opened, SETTINGS)
+    assert not (tmp_path / "out" / "failed.jsonl").exists()
+
+
+def test_failing_model_stops_the_run(opened, videos, tmp_path):
+    class Failing(BrokenModel):
+        def get_vision_features(self, pixel_values_videos):
+            raise RuntimeError("out of memory")
+
+    failing = OpenedModel("tiny", Failing(opened.model, 1.0), opened.processor, "", False)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(videos, tmp_path / "out", failing)
+
+
+def test_window_shorter_than_a_clip_is_refused_before_any_output(opened, videos, tmp_path):
+    with pytest.raises(ValueError, match="window is 3 frames, but a clip of this model has 4"):
+        run(videos, tmp_path / "out", opened, ExtractionSettings(window=3))
+    assert not (tmp_path / "out").exists()
+
+
+class OneOfThree(Processes):
+    """A process whose companions have gathered nothing."""
+
+    def from_first(self, make):
+        return make()
+
+    def gather(self, items):
+        return list(items)
+
+
+def test_processes_share_the_videos_out_and_write_what_one_would(opened, videos, tmp_path):
+    run(videos, tmp_path / "one", opened)
+    shared = [run(videos, tmp_path / "three", opened, processes=OneOfThree(rank, 3, rank)) for rank in (2, 1, 0)]
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+    assert [len([each for each in reports if not each.is_done_before]) for reports in shared] == [1, 1, 1]
+
+
+def write_long_video(path: Path, seconds: int) -> Path:
+    """5 frames a second, of 320 x 240: 1.2 MB of pixels in a second."""
+    rows, columns = np.mgrid[:240, :320]
+    ground = np.stack([rows, columns, rows + columns], axis=-1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = 240, 320, "yuv420p", 50
+        for step in range(5 * seconds):
+            frame = ((ground + step) % 256).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+MEASURE = """
+import resource, sys
+from tests.features.test_extraction import open_tiny
+from vjepa_hub.features.extraction import ExtractionSettings
+from vjepa_hub.features.video_set import extract_video_set
+
+opened, output, *videos = open_tiny(), *sys.argv[1:]
+for video in videos:
+    report, = extract_video_set([video], output, opened, ExtractionSettings(window=4))
+    assert report.error is None
+    sys.stdout.write(f"{report.num_clips} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\\n")
+"""
+
+
+def peak_megabytes(output: Path, videos: list[Path]) -> dict[int, float]:
+    """Highest memory of a process so far, after each video, by its number of clips."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    command = [sys.executable, "-c", MEASURE, str(output), *map(str, videos)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    rows = [line.split() for line in result.stdout.splitlines()]
+    return {int(clips): int(peak) * unit / 1e6 for clips, peak in rows}
+
+
+def test_memory_never_grows_with_the_length_of_the_video(tmp_path):
+    videos = [write_long_video(tmp_path / f"{seconds}.mp4", seconds) for seconds in (20, 200)]
+    peaks = peak_megabytes(tmp_path / "out", videos)
+    assert list(peaks) == [25, 250]
+    assert peaks[250] - peaks[25] < 60  # the pixels of the longer one are 230 MB
+
+
+@pytest.mark.slow
+def test_memory_never_grows_on_an_hour_of_video(tmp_path):
+    videos = [write_long_video(tmp_path / f"{seconds}.mp4", seconds) for seconds in (200, 3600)]
+    peaks = peak_megabytes(tmp_path / "out", videos)
+    assert list(peaks) == [250, 4500]
+    assert peaks[4500] - peaks[250] < 60  # the pixels of the longer one are 4.1 GB

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from vjepa_hub.cli import app
+from vjepa_hub.features.mask_pictures import TRAINING_KINDS, MaskCounts, MaskDraw, token_grid
+
+SMALL = ("--model", "vjepa-vit-tiny", "--size", "48x64")
+
+
+def run_show_masks(*arguments: object):
+    return CliRunner().invoke(app, ["show-masks", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def test_sample_clip_and_the_kinds_of_training_are_the_default(tmp_path):
+    output = tmp_path / "masks.png"
+    result = run_show_masks(*SMALL, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.png"]
+    with Image.open(output) as image:
+        assert set(TRAINING_KINDS) <= set(image.text)
+        assert "future" not in image.text
+
+
+def test_printed_counts_are_those_of_the_masks(tmp_path):
+    options = ["--step", 3, "--seed", 4, "--batch-size", 5, "--kind", "long-range", "--kind", "random-tube"]
+    result = run_show_masks(*SMALL, *options, "--output", tmp_path / "masks.png")
+    assert result.exit_code == 0, result.output
+    grid = token_grid("vjepa-vit-tiny", "48x64")
+    rows = {line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line.strip()}
+    for kind in ("long-range", "random-tube"):
+        mask = MaskDraw(grid=grid, step=3, seed=4, batch_size=5).mask(kind)
+        counts = MaskCounts.of(mask, grid)
+        numbers = (mask.context_mask.shape[1], mask.target_mask.shape[1], counts.num_unused)
+        assert rows[kind] == [*map(str, numbers), f"{100 * counts.share_hidden:.1f}", "%", str(mask.mask_index)]
+    assert f"8 x 6 x 8 = {grid.num_tokens} tokens" in result.output
+
+
+def test_masks_made_by_hand_take_their_place_from_the_options(tmp_path):
+    options = ["--kind", "future", "--frame", 4, "--kind", "box", "--box", 0, 0, 8, 16, "--animation"]
+    result = run_show_masks(*SMALL, *options, "--output", tmp_path / "masks.png")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.gif", "masks.png"]
+    with Image.open(tmp_path / "masks.png") as image:
+        assert image.text["future"].startswith(f"context {2 * 48}, targets {6 * 48} of")
+        assert f"targets {8 * 2} of" in image.text["box"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kind", "shortrange"], "short-range"),
+        (["--size", "50"], "must be a multiple of patch_size=8"),
+        (["--size", "big"], "size is 'big'"),
+        (["--model", "vjepa-vitl14"], "unknown model 'vjepa-vitl14'; available: vjepa-vitl16"),
+        (["--output", "masks.jpg"], "ends with .png"),
+        (["--frame", "4"], "add it"),
+        (["--box", "0", "0", "8", "8"], "add it"),
+        (["--kind", "future", "--frame", "99"], "give a frame from 2 to 15"),
+        (["--kind", "box", "--box", "9", "0", "3", "8"], "0 <= first < end <= 48"),
+        (["--step", "-1"], "step is -1"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--columns", "0"], "columns"),
+        (["nonesuch.mp4"], "nonesuch.mp4"),
+        (["--backend", "decorb"], "decorb"),
+    ],
+)
+def test_bad_option_is_a_usage_error_that_names_the_rule(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run_show_masks(*SMALL, *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_picture_never_replaces_the_image_that_it_is_drawn_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), (200, 10, 10)).save("frame.png")
+    before = Path("frame.png").read_bytes()
+    assert run_show_masks("frame.png", *SMALL, "--output", "frame.png").exit_code == 2
+    assert Path("frame.png").read_bytes() == before
+    assert run_show_masks("frame.png", *SMALL, "--output", "masks.png").exit_code == 0

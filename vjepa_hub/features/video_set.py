@@ -1,0 +1,262 @@
+"""Features of many videos: one file each, by one process or several, and again after an interruption.
+
+The outputs are the record of what is done. Each file appears whole under its name and says in its header what made it,
+so a run that starts again skips what fits and goes on; what does not fit is an error, unless it is to be replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.decoding import VideoDecodingError
+from .extraction import (
+    ExtractionSettings,
+    FeatureExtractionError,
+    describe_model,
+    describe_source,
+    extract_features_to_file,
+    load_features,
+    read_header,
+)
+from .processes import Processes, share_out
+from .video_list import VideoFile, output_names
+
+if TYPE_CHECKING:
+    from ..hub.loading import OpenedModel
+
+logger = logging.getLogger(__name__)
+
+FAILED_VIDEOS = "failed.jsonl"
+OUTPUT_ENDINGS = (".safetensors", ".png", ".gif")
+# What of a header has to agree for a file to be what this run would write. Names may differ: the digest tells.
+_IDENTITY = (
+    "format",
+    "file",
+    "source_bytes",
+    "source_mtime_ns",
+    "encoder_sha256",
+    "frames_per_clip",
+    "patch_size",
+    "tubelet_size",
+    "dtype",
+    "preprocessing",
+    "window",
+    "stride",
+    "pooled",
+    "dense",
+)
+
+VideoProgress = Callable[[Path, int, int], None]
+"""Called with (video, clips done, clips in the video)."""
+AfterEach = Callable[[Path, Path], Sequence[Path]]
+"""Called with (video, its features file); returns the further files that it wrote."""
+
+
+class OutputMismatchError(ValueError):
+    """Outputs that are there already, but that this run would not have written."""
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What became of one video of a set.
+
+    Attributes:
+        source: The video.
+        outputs: The files that this run wrote.
+        num_clips: Clips, 0 where it failed.
+        is_done_before: Whether its features were there from an earlier run.
+        error: Why it failed, or None.
+    """
+
+    source: Path
+    outputs: tuple[Path, ...] = ()
+    num_clips: int = 0
+    is_done_before: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One video: where its features go, whether they are there, and its size in bytes."""
+
+    source: Path
+    output: Path
+    is_done: bool
+    num_bytes: int
+
+
+def extract_video_set(
+    videos: Sequence[str | Path | VideoFile],
+    output_dir: str | Path,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    *,
+    overwrite: bool = False,
+    after_each: AfterEach | None = None,
+    progress: VideoProgress | None = None,
+    processes: Processes | None = None,
+) -> list[VideoReport]:
+    """Features of several videos, one file each. One that cannot be read is reported, and the others go on.
+
+    Features that are there already are kept where they were made from the same file with the same weights and
+    settings; the same call after an interruption so goes on where it stopped. The videos that failed are listed in
+    `failed.jsonl` in the output folder, and tried again by the next call.
+
+    Args:
+        videos: Video files, as `find_videos` lists them. One that is given twice is done once.
+        output_dir: Folder for `NAME.safetensors`; made if it is not there. Names are those of `output_names`.
+        opened: The model and its processor.
+        settings: Windows, and what to keep.
+        overwrite: Whether to replace outputs of these names that were made in another way.
+        after_each: Called for each video with its features, also where they are kept (pictures).
+        progress: Called before the first batch of clips of each video and after each batch.
+        processes: Those that share the videos out among them; None: this one does all.
+
+    Returns:
+        One report for each video, in the order of `videos`, in every process.
+
+    Raises:
+        OutputMismatchError: an output is there that was made in another way; nothing is computed then.
+        ValueError: a window shorter than a clip.
+    """
+    settings.require_window_for(opened.model.config.frames_per_clip)
+    processes, folder, model_metadata = processes or Processes(), Path(output_dir), describe_model(opened)
+    wanted = {**model_metadata, **settings.describe(opened.model.config.frames_per_clip)}
+    tasks = processes.from_first(lambda: _plan_set(videos, folder, wanted, overwrite))
+    reports = [
+        (number, _do_task(tasks[number], opened, settings, model_metadata, after_each, progress))
+        for number in _own_share(tasks, processes)
+    ]
+    in_order = [report for _, report in sorted(processes.gather(reports), key=lambda numbered: numbered[0])]
+    if processes.is_first:
+        _list_failures(in_order, folder)
+    return in_order
+
+
+def _plan_set(
+    videos: Sequence[str | Path | VideoFile], folder: Path, wanted: dict[str, str], overwrite: bool
+) -> list[_Task]:
+    tasks, mismatches = [], []
+    for source, name in output_names(videos).items():
+        output = folder / f"{name}.safetensors"
+        differing = _differences(source, output, wanted)
+        num_bytes = source.stat().st_size if source.exists() else 0
+        tasks.append(_Task(source, output, is_done=differing == [], num_bytes=num_bytes))
+        if differing and not overwrite:
+            mismatches.append(f"{output} ({'; '.join(differing)})")
+    if mismatches:
+        raise OutputMismatchError(_mismatch_sentence(mismatches, len(tasks)))
+    for task in tasks:
+        _prepare_folder(task.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    return tasks
+
+
+def _prepare_folder(output: Path) -> None:
+    """Make the folder of an output, and remove what a run that was killed left there."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for ending in OUTPUT_ENDINGS:
+        output.with_name(f"{output.stem}{ending}.partial").unlink(missing_ok=True)
+
+
+def _differences(source: Path, output: Path, wanted: dict[str, str]) -> list[str] | None:
+    """In what an output differs from what would be written: None where there is none, or none that is whole."""
+    if not output.exists() or not source.exists():
+        return None
+    header = read_header(output)
+    if header is None:
+        logger.warning("%s is no whole safetensors file: it is made again", output)
+        return None
+    found = header.get("__metadata__", {})
+    expected = {**describe_source(source), **wanted}
+    return [
+        f"{name} is {_shortened(found.get(name, 'not stated'))} there and {_shortened(expected[name])} now"
+        for name in _IDENTITY
+        if found.get(name) != expected[name]
+    ]
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= 24 else f"{value[:16]}..."
+
+
+def _mismatch_sentence(mismatches: list[str], num_tasks: int) -> str:
+    return (
+        f"{len(mismatches)} of {num_tasks} outputs are there already, made in another way; first {mismatches[0]}: "
+        "name another output folder, use the settings of before, or replace them (overwrite=True, --overwrite)"
+    )
+
+
+def _own_share(tasks: list[_Task], processes: Processes) -> list[int]:
+    """The tasks of this process: its share of what is to be done, and of what is only to be looked at."""
+    shares = []
+    for is_done in (False, True):
+        numbers = [number for number, task in enumerate(tasks) if task.is_done == is_done]
+        share = share_out([tasks[number].num_bytes for number in numbers], processes.count)[processes.rank]
+        shares += [numbers[place] for place in share]
+    return sorted(shares)
+
+
+def _do_task(
+    task: _Task,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    model_metadata: dict[str, str],
+    after_each: AfterEach | None,
+    progress: VideoProgress | None,
+) -> VideoReport:
+    report = VideoReport(task.source, is_done_before=task.is_done)
+    try:
+        if not task.is_done:
+            _extract(task, opened, settings, model_metadata, progress)
+            report = replace(report, outputs=(task.output,))
+        further = after_each(task.source, task.output) if after_each is not None else ()
+    except (VideoDecodingError, FeatureExtractionError) as error:
+        logger.warning("skipped %s: %s", task.source, error)
+        return replace(report, error=str(error))
+    return replace(report, outputs=(*report.outputs, *further), num_clips=load_features(task.output).num_clips)
+
+
+def _extract(
+    task: _Task,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    model_metadata: dict[str, str],
+    progress: VideoProgress | None,
+) -> None:
+    def clip_progress(done: int, total: int) -> None:
+        if progress is not None:
+            progress(task.source, done, total)
+
+    extract_features_to_file(
+        task.source, task.output, opened, settings, progress=clip_progress, model_metadata=model_metadata
+    )
+
+
+def _list_failures(reports: list[VideoReport], folder: Path) -> None:
+    """Write `failed.jsonl`: the videos that failed now, and those of earlier runs that were not among these."""
+    file, tried = folder / FAILED_VIDEOS, {str(report.source) for report in reports}
+    earlier = file.read_text().splitlines() if file.exists() else []
+    lines = [line for line in earlier if _failed_video(line) not in tried]
+    failures = [{"video": str(report.source), "error": report.error} for report in reports if report.error is not None]
+    lines += [json.dumps(failure) for failure in failures]
+    if not lines:
+        file.unlink(missing_ok=True)
+        return
+    partial = file.with_name(f"{FAILED_VIDEOS}.partial")
+    partial.write_text("".join(f"{line}\n" for line in lines))
+    os.replace(partial, file)
+
+
+def _failed_video(line: str) -> str | None:
+    """The video of a line, or None of one that somebody else has written: it stays."""
+    try:
+        return json.loads(line)["video"]
+    except (ValueError, KeyError, TypeError):
+        return None
