@@ -179,19 +179,39 @@ def convert_original_probe(
         ValueError: `id2label` does not name the probe's classes.
         FileNotFoundError: There is no such file.
     """
-    encoder = _read_parts(Path(encoder_file), ("target_encoder",), unused=("encoder", "predictor"))["target_encoder"]
-    classifier = _read_parts(Path(probe_file), PROBE_PARTS)["classifier"]
+    parts = _read_parts(Path(encoder_file), ("target_encoder",), unused=("encoder", "predictor"))
+    template = _build_empty(VJEPAModel, config).encoder.state_dict()
+    _check_parts(Path(encoder_file), parts, {"target_encoder": template}, config)
+    encoder = _from_released("target_encoder", parts["target_encoder"], template)
+    return _attach_probe(encoder, Path(probe_file), config, id2label)
+
+
+def attach_original_probe(
+    model: VJEPAModel, probe_file: str | os.PathLike, id2label: dict[int, str] | None = None
+) -> VJEPAForVideoClassification:
+    """Put a released attentive probe on the encoder that it was trained on, which has been converted before.
+
+    Args:
+        model: The features model; the classifier shares its encoder's memory.
+        probe_file: The probe, such as `k400-probe.pth.tar`.
+        id2label: Names of the classes, as for `convert_original_probe`.
+
+    Raises:
+        ConversionError: As `convert_original_checkpoint`, for the probe.
+        ValueError: `id2label` does not name the probe's classes.
+        FileNotFoundError: There is no such file.
+    """
+    return _attach_probe(dict(model.encoder.state_dict()), Path(probe_file), model.config, id2label)
+
+
+def _attach_probe(
+    encoder: Tensors, probe_file: Path, config: VJEPAConfig, id2label: dict[int, str] | None
+) -> VJEPAForVideoClassification:
+    classifier = _read_parts(probe_file, PROBE_PARTS)["classifier"]
     model = _build_empty(VJEPAForVideoClassification, _with_labels(config, classifier, id2label))
-    encoder_template, classifier_template = model.encoder.state_dict(), _without_encoder(model)
-    _check_parts(Path(encoder_file), {"target_encoder": encoder}, {"target_encoder": encoder_template}, config)
-    _check_parts(Path(probe_file), {"classifier": classifier}, {"classifier": classifier_template}, config)
-    return _fill(
-        model,
-        {
-            "encoder": _from_released("target_encoder", encoder, encoder_template),
-            "": _from_released("classifier", classifier, classifier_template),
-        },
-    )
+    template = _without_encoder(model)
+    _check_parts(probe_file, {"classifier": classifier}, {"classifier": template}, config)
+    return _fill(model, {"encoder": encoder, "": _from_released("classifier", classifier, template)})
 
 
 def convert_file(
@@ -230,10 +250,20 @@ def convert_file(
         model = convert_original_features(file, config)
     else:
         model = convert_original_probe(file, probe_file, config, id2label)
+    write_folder(model, output_dir)
+    return model
+
+
+def write_folder(model: VJEPAPreTrainedModel, output_dir: str | os.PathLike) -> None:
+    """Save a model with the video processor of its crop size.
+
+    Args:
+        model: Any model of the family.
+        output_dir: The folder; made where there is none, files of equal name are replaced.
+    """
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output_dir)
-    VJEPAVideoProcessor(crop_size=config.crop_size).save_pretrained(output_dir)
-    return model
+    VJEPAVideoProcessor(crop_size=model.config.crop_size).save_pretrained(output_dir)
 
 
 def find_config(file: str | os.PathLike, candidates: Iterable[VJEPAConfig]) -> VJEPAConfig | None:

@@ -28,7 +28,6 @@ from huggingface_hub.utils import WeakFileLock
 
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import (
-    VJEPAForPreTraining,
     VJEPAForVideoClassification,
     VJEPAModel,
     VJEPAPreTrainedModel,
@@ -37,10 +36,11 @@ from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .conversion import (
     CONVERTER_VERSION,
     ConversionError,
+    attach_original_probe,
     convert_file,
     convert_original_features,
     find_config,
-    to_original_state,
+    write_folder,
 )
 from .download import DownloadError, download_file
 from .registry import MODELS, RELEASE_LICENSE, ModelEntry, download_address, find_model
@@ -320,17 +320,9 @@ def _cache_classifier(entry: ModelEntry, dataset: str, keep_download: bool) -> P
             features = _cache_features(entry, keep_download)
             probe_file = _fetch_released(name, entry.probes[dataset])
             with _refused_files(probe_file, entry.probes[dataset]), _written_at_once(snapshot) as folder:
-                encoder_file = folder.with_name("encoder.pth.tar")  # deleted with the temporary folder
-                _write_released_encoder(features, encoder_file)
-                convert_file(encoder_file, folder, entry.config(), probe_file=probe_file)
+                write_folder(attach_original_probe(VJEPAModel.from_pretrained(features), probe_file), folder)
             _dispose(probe_file, name, keep_download)
     return snapshot
-
-
-def _write_released_encoder(features: Path, file: Path) -> None:
-    """The cached encoder in the released format, bit-equal: far smaller than the file that it came from."""
-    model = VJEPAForPreTraining.from_pretrained(features)
-    torch.save({"target_encoder": to_original_state(model)["target_encoder"]}, file)
 
 
 def _cache_name(entry: ModelEntry, dataset: str | None = None) -> str:

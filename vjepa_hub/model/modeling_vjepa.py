@@ -517,6 +517,7 @@ class VJEPAEmbeddings(nn.Module):
     def forward(
         self, pixel_values_videos: torch.Tensor, context_mask: torch.Tensor | None, dtype: torch.dtype
     ) -> torch.Tensor:
+        """Tokens, `(batch_size, num_tokens or num_kept, hidden_size)`, in the dtype of the residual stream."""
         positions = self.position_embeddings(_token_grid(pixel_values_videos, self.config))
         if context_mask is not None:
             check_mask("context_mask", context_mask, pixel_values_videos.shape[0], positions.shape[1])
