@@ -239,9 +239,8 @@ def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tens
         ValueError: a processor that takes several views of a clip.
     """
     parameter = next(opened.model.parameters())
-    pixels = opened.processor(list(clips), do_sample_frames=False, return_tensors="pt")[
-        "pixel_values_videos"
-    ]  # (B, T, C, H, W)
+    inputs = opened.processor(list(clips), do_sample_frames=False, return_tensors="pt")
+    pixels = inputs["pixel_values_videos"]  # (B, T, C, H, W)
     if len(pixels) != len(clips):
         raise ValueError(f"the processor made {len(pixels)} rows of {len(clips)} clips: set num_spatial_views to 1")
     with torch.inference_mode():

@@ -234,9 +234,8 @@ def frames_as_seen(frames: np.ndarray, opened: OpenedModel) -> np.ndarray:
     Returns:
         uint8 (num_frames, crop_height, crop_width, 3).
     """
-    pixels = opened.processor([frames], do_sample_frames=False, return_tensors="pt")["pixel_values_videos"][
-        0
-    ].float()  # (T, C, H, W)
+    inputs = opened.processor([frames], do_sample_frames=False, return_tensors="pt")
+    pixels = inputs["pixel_values_videos"][0].float()  # (T, C, H, W)
     mean, std = (
         torch.tensor(value).view(1, -1, 1, 1) for value in (opened.processor.image_mean, opened.processor.image_std)
     )

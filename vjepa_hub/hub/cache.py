@@ -10,11 +10,8 @@ from huggingface_hub import constants
 
 from ..model.configuration_vjepa import VJEPAConfig
 from .download import INCOMPLETE_SUFFIX
-from .loading import find_cached
+from .loading import CACHE_ACCOUNT, find_cached
 from .registry import MODELS
-
-# loading.py keeps its folders under this account, which the Hub cannot have
-CONVERTED_PREFIX = "vjepa_hub/"
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,8 @@ class CachedFolder:
     num_bytes: int
 
 
-def list_cached(cache_dir: str | Path | None = None) -> list[CachedFolder]:
-    """The models of the family in the cache, by name. Nothing is loaded: only configurations are read.
-
-    Args:
-        cache_dir: The cache; by default that of huggingface_hub (`HF_HUB_CACHE`).
-    """
+def list_cached() -> list[CachedFolder]:
+    """The models of the family in huggingface_hub's cache, by name; only their configurations are read."""
     current = {
         path
         for entry in MODELS.values()
@@ -47,15 +40,16 @@ def list_cached(cache_dir: str | Path | None = None) -> list[CachedFolder]:
         if (path := find_cached(entry.name, probe))
     }
     found: list[CachedFolder] = []
+    ours = f"{CACHE_ACCOUNT}/"
     for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
         name = folder.name.removeprefix("models--").replace("--", "/")
-        is_converted = name.startswith(CONVERTED_PREFIX)
+        is_converted = name.startswith(ours)
         for snapshot in sorted(path for path in folder.glob("snapshots/*") if _is_of_the_family(path)):
             converted = "converted" if snapshot in current else "converted by another version"
             state = converted if is_converted else "from the Hub"
-            found.append(CachedFolder(name.removeprefix(CONVERTED_PREFIX), state, snapshot, _num_bytes(snapshot)))
+            found.append(CachedFolder(name.removeprefix(ours), state, snapshot, _num_bytes(snapshot)))
         if is_converted:
-            found += _downloads(name.removeprefix(CONVERTED_PREFIX), folder)
+            found += _downloads(name.removeprefix(ours), folder)
     return found
 
 

@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
 
+# The Hub has no account with an underscore in its name: no repository of it can be meant
+CACHE_ACCOUNT = "vjepa_hub"
 # How the origin of weights that no training has touched begins, in the configuration that travels with them
 UNTRAINED = "untrained"
 CHECKPOINT_ENDINGS = frozenset((".tar", ".pth", ".pt", ".bin", ".safetensors"))
@@ -330,8 +332,7 @@ def _cache_name(entry: ModelEntry, dataset: str | None = None) -> str:
 
 
 def _cache_folder(name: str) -> Path:
-    # "vjepa_hub" cannot be an account of the Hub, which has no underscores: no repository of it can be meant
-    return Path(constants.HF_HUB_CACHE) / f"models--vjepa_hub--{name}"
+    return Path(constants.HF_HUB_CACHE) / f"models--{CACHE_ACCOUNT}--{name}"
 
 
 def _snapshot(name: str) -> Path:

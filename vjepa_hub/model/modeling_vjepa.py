@@ -559,7 +559,7 @@ class VJEPAPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # The release rescales by depth in its constructors, then initialises every linear layer again: the rescaling
-        # is not in effect, except in the pooler (DESIGN: paper's repository, training code).
+        # is not in effect, except in the pooler.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
@@ -702,9 +702,8 @@ class VJEPAEncoder(VJEPAPreTrainedModel):
     ) -> BaseModelOutput:
         """Encode clips, `(batch_size, num_frames, num_channels, height, width)`, or the tokens that a mask keeps."""
         clip = _prepare_clip(pixel_values_videos, self.config)
-        hidden_states = self.embeddings(
-            clip, context_mask, self.layernorm.weight.dtype
-        )  # (B, N, D), or (B, K, D) under a mask
+        dtype = self.layernorm.weight.dtype
+        hidden_states = self.embeddings(clip, context_mask, dtype)  # (B, N, D), or (B, K, D) under a mask
         for layer in self.layer:
             hidden_states = layer(hidden_states, **kwargs)
         return BaseModelOutput(last_hidden_state=self.layernorm(hidden_states))
@@ -973,10 +972,8 @@ class VJEPAForPreTraining(VJEPAPreTrainedModel):
         clip = _prepare_clip(pixel_values_videos, self.config)
         masks = _pair_masks(context_mask, target_mask, self.config.pred_num_mask_tokens)
         with torch.no_grad():
-            features = self.target_encoder(
-                clip, return_dict=True
-            ).last_hidden_state.float()  # (B, N, D), every token seen
-            features = F.layer_norm(features, features.shape[-1:])
+            features = self.target_encoder(clip, return_dict=True).last_hidden_state  # (B, N, D), every token seen
+            features = F.layer_norm(features.float(), features.shape[-1:])
         contexts, predicted = _predict_each_kind(self.encoder, self.predictor, clip, masks, **kwargs)
         predictions = [output.last_hidden_state for output in predicted]
         targets = [select_tokens(features, mask.expand(len(features), -1)) for _, mask in masks]  # (B, M, D) each
