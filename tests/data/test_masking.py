@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import FrozenInstanceError, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,22 @@ import pytest
 import torch
 
 from vjepa_hub.data.masking import (
+    CAUSAL,
     LONG_RANGE,
+    RANDOM_TUBE,
     SHORT_RANGE,
     MaskPair,
     MultiBlockMasking,
     RandomTubeMasking,
     TokenGrid,
+    cut_at_random,
     cut_to_batch_minimum,
     mask_box,
     mask_future,
     mask_tube,
+    require_possible,
     sample_block_size,
+    sample_masks_at,
     sample_multi_block_masks,
     sample_random_tube_masks,
 )
@@ -27,9 +33,11 @@ STATISTICS = json.loads((Path(__file__).parents[1] / "reference_cases" / "mask_s
 KINDS = [name for name, case in STATISTICS.items() if "config" in case]
 GRID = TokenGrid(num_frames=16, height=224, width=224)
 SMALL_GRID = TokenGrid(num_frames=8, height=48, width=80)  # 4 x 3 x 5 tokens
-CAUSAL = MultiBlockMasking(
+CAUSAL_HALF = MultiBlockMasking(
     num_blocks=4, spatial_scale=(0.15, 0.15), temporal_scale=(0.5, 1.0), max_temporal_keep=0.5, mask_index=1
 )
+# Two of nine clips are drawn again: their blocks take both ends of the rows.
+OFTEN_EMPTY = MultiBlockMasking(num_blocks=2, spatial_scale=(0.6, 0.6), aspect_ratio=(1.0, 1.0))
 
 
 def generator(seed=0):
@@ -58,9 +66,25 @@ def grid_of(config):
 
 def draw_batches(name, batch_size, num_batches):
     config = STATISTICS[name]["config"]
-    settings, grid, draws = settings_of(config), grid_of(config), generator()
+    settings, grid = settings_of(config), grid_of(config)
     for step in range(num_batches):
-        yield sample_multi_block_masks(settings, grid, batch_size, step=step, generator=draws)
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        yield sample_masks_at(settings, grid, positions, seed=0, step=step)
+
+
+@cache
+def count_singles(name):
+    """2000 clips, each a batch of its own, which is not cut.
+
+    The numbers of tokens, and how often each patch of the first frame is context.
+    """
+    num_patches = grid_of(STATISTICS[name]["config"]).rows * grid_of(STATISTICS[name]["config"]).columns
+    counts, num_context = {"context": [], "target": []}, torch.zeros(num_patches, dtype=torch.float64)
+    for pair in draw_batches(name, 1, 2000):
+        counts["context"].append(pair.context_mask.shape[1])
+        counts["target"].append(pair.target_mask.shape[1])
+        num_context[pair.context_mask[pair.context_mask < num_patches]] += 1
+    return counts, num_context
 
 
 def assert_same_mean(counts, mean, std, num_samples):
@@ -166,12 +190,16 @@ def test_the_training_kinds_are_those_of_the_reference():
 @pytest.mark.parametrize("name", KINDS)
 def test_counts_of_single_clips_agree_with_the_released_samplers(name):
     case = STATISTICS[name]["single"]
-    pairs = list(draw_batches(name, 1, 2000))
-    for kind, counts in (
-        ("context", [pair.context_mask.shape[1] for pair in pairs]),
-        ("target", [pair.target_mask.shape[1] for pair in pairs]),
-    ):
+    for kind, counts in count_singles(name)[0].items():
         assert_same_mean(counts, case[f"{kind}_tokens_mean"], case[f"{kind}_tokens_std"], case["batches"])
+
+
+def test_counts_of_masks_from_a_generator_agree_with_the_released_samplers():
+    config, case, draws = STATISTICS["causal_half_224"]["config"], STATISTICS["causal_half_224"]["single"], generator()
+    settings, grid = settings_of(config), grid_of(config)
+    pairs = [sample_multi_block_masks(settings, grid, 1, step=step, generator=draws) for step in range(1000)]
+    counts = [pair.context_mask.shape[1] for pair in pairs]
+    assert_same_mean(counts, case["context_tokens_mean"], case["context_tokens_std"], case["batches"])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -189,10 +217,7 @@ def test_counts_after_the_cut_agree_with_the_released_samplers(name):
 def test_each_patch_is_context_as_often_as_in_the_released_samplers(name):
     case = STATISTICS[name]["single"]
     expected = torch.tensor(case["context_probability_first_frame"], dtype=torch.float64).flatten()
-    num_batches, num_context = 2000, torch.zeros(len(expected), dtype=torch.float64)
-    for pair in draw_batches(name, 1, num_batches):
-        tokens = pair.context_mask[0]
-        num_context[tokens[tokens < len(expected)]] += 1
+    num_batches, num_context = 2000, count_singles(name)[1]
     pooled = (expected * case["batches"] + num_context) / (case["batches"] + num_batches)
     variance = (pooled * (1 - pooled)).clamp(min=1e-4) * (1 / case["batches"] + 1 / num_batches)
     scores = (num_context / num_batches - expected) / variance.sqrt()
@@ -202,13 +227,16 @@ def test_each_patch_is_context_as_often_as_in_the_released_samplers(name):
 
 
 def test_a_random_tube_keeps_as_many_tokens_as_the_released_sampler():
-    pair = sample_random_tube_masks(RandomTubeMasking(), GRID, 3, generator=generator())
     case = STATISTICS["random_tube_0.9_224"]
-    assert pair.context_mask.shape == (3, case["context_tokens"])
-    assert pair.target_mask.shape == (3, case["target_tokens"])
+    for pair in (
+        sample_random_tube_masks(RANDOM_TUBE, GRID, 3, generator=generator()),
+        sample_masks_at(RANDOM_TUBE, GRID, range(3), seed=0, step=0),
+    ):
+        assert pair.context_mask.shape == (3, case["context_tokens"])
+        assert pair.target_mask.shape == (3, case["target_tokens"])
 
 
-@pytest.mark.parametrize("settings", [SHORT_RANGE, LONG_RANGE, CAUSAL])
+@pytest.mark.parametrize("settings", [SHORT_RANGE, LONG_RANGE, CAUSAL_HALF])
 @pytest.mark.parametrize("grid", [GRID, SMALL_GRID])
 def test_context_and_targets_are_disjoint_ascending_tokens_of_the_grid(settings, grid):
     for step in range(20):
@@ -222,7 +250,7 @@ def test_context_and_targets_are_disjoint_ascending_tokens_of_the_grid(settings,
         assert (pair.target_mask.diff() > 0).all()
 
 
-@pytest.mark.parametrize("settings", [SHORT_RANGE, LONG_RANGE, CAUSAL])
+@pytest.mark.parametrize("settings", [SHORT_RANGE, LONG_RANGE, CAUSAL_HALF])
 def test_a_single_clip_is_never_cut(settings):
     for step in range(20):
         pair = sample_multi_block_masks(settings, GRID, 1, step=step, generator=generator(step))
@@ -252,9 +280,9 @@ def test_all_blocks_of_the_training_kinds_span_all_frames():
 
 def test_causal_context_never_comes_from_a_later_frame():
     for step in range(20):
-        pair = sample_multi_block_masks(CAUSAL, GRID, 4, step=step, generator=generator(step))
+        pair = sample_multi_block_masks(CAUSAL_HALF, GRID, 4, step=step, generator=generator(step))
         assert pair.context_mask.max() < GRID.num_tokens // 2
-    single = sample_multi_block_masks(CAUSAL, GRID, 1, step=0, generator=generator())
+    single = sample_multi_block_masks(CAUSAL_HALF, GRID, 1, step=0, generator=generator())
     assert volume(single.target_mask, GRID)[GRID.depth // 2 :].all()
 
 
@@ -285,9 +313,8 @@ def test_masks_leave_the_global_generator_alone():
 
 def test_clips_without_context_are_drawn_again_and_never_returned():
     # Two blocks of 3 x 3 in 3 x 5 tokens leave context unless they take both ends: a ninth of the pairs in two orders.
-    settings = MultiBlockMasking(num_blocks=2, spatial_scale=(0.6, 0.6), aspect_ratio=(1.0, 1.0))
-    assert sample_block_size(settings, SMALL_GRID, step=0) == (4, 3, 3)
-    pair = sample_multi_block_masks(settings, SMALL_GRID, 500, step=0, generator=generator())
+    assert sample_block_size(OFTEN_EMPTY, SMALL_GRID, step=0) == (4, 3, 3)
+    pair = sample_multi_block_masks(OFTEN_EMPTY, SMALL_GRID, 500, step=0, generator=generator())
     assert pair.context_mask.shape == (500, 4 * 3 * 1)
 
 
@@ -295,6 +322,8 @@ def test_blocks_that_always_hide_everything_raise_instead_of_drawing_for_ever():
     settings = MultiBlockMasking(num_blocks=1, spatial_scale=(1.0, 1.0), aspect_ratio=(1.0, 1.0))
     with pytest.raises(ValueError, match=r"without context in each of 100 draws.*smaller spatial_scale"):
         sample_multi_block_masks(settings, GRID, 2, step=0, generator=generator())
+    with pytest.raises(ValueError, match=r"without context in each of 100 draws"):
+        sample_masks_at(settings, GRID, [0], seed=0, step=0)
 
 
 def test_a_block_on_a_grid_of_few_tokens_is_never_empty():
@@ -349,6 +378,8 @@ def test_a_random_tube_that_keeps_nothing_raises():
         ({"aspect_ratio": (-1.0, 1.5)}, "aspect_ratio is"),
         ({"aspect_ratio": (0.75, float("nan"))}, "aspect_ratio is"),
         ({"max_temporal_keep": 0.0}, "max_temporal_keep is 0.0"),
+        ({"aspect_ratio": (0.75, float("inf"))}, "aspect_ratio is .* finite"),
+        ({"max_context_tokens": 0}, "max_context_tokens is 0"),
         ({"mask_index": -1}, "mask_index is -1"),
     ],
 )
@@ -368,6 +399,177 @@ def test_an_empty_batch_and_a_negative_step_raise():
         sample_multi_block_masks(SHORT_RANGE, GRID, 0, step=0, generator=generator())
     with pytest.raises(ValueError, match="step is -1"):
         sample_multi_block_masks(SHORT_RANGE, GRID, 1, step=-1, generator=generator())
+
+
+# Masks of training at positions of the global order
+
+
+def draw_at(settings, grid, positions, *, seed=0, step=3, **options):
+    pair = sample_masks_at(settings, grid, positions, seed=seed, step=step, **options)
+    return list(zip(pair.context_mask.tolist(), pair.target_mask.tolist(), strict=True))
+
+
+POSITIONAL = [
+    (SHORT_RANGE, GRID),
+    (LONG_RANGE, GRID),
+    (CAUSAL_HALF, GRID),
+    (RANDOM_TUBE, GRID),
+    (OFTEN_EMPTY, SMALL_GRID),
+]
+
+
+@pytest.mark.parametrize(("settings", "grid"), POSITIONAL)
+@pytest.mark.parametrize("cut", [cut_to_batch_minimum, cut_at_random])
+def test_before_the_cut_masks_do_not_depend_on_the_other_clips_of_the_batch(settings, grid, cut):
+    positions = [*range(40, 70), 5]
+    together = draw_at(settings, grid, positions, cut=cut)
+    for (context, targets), position in zip(together, positions, strict=True):
+        [(whole_context, whole_targets)] = draw_at(settings, grid, [position], cut=cut)
+        assert sorted(whole_context + whole_targets) == list(range(grid.num_tokens))
+        assert set(context) <= set(whole_context)
+        assert set(targets) <= set(whole_targets)
+        if cut is cut_to_batch_minimum:
+            assert context == whole_context[: len(context)]
+            assert targets == whole_targets[: len(targets)]
+
+
+@pytest.mark.parametrize(("settings", "grid"), POSITIONAL)
+def test_masks_at_positions_follow_from_seed_position_and_kind_alone(settings, grid):
+    expected = draw_at(settings, grid, range(8))
+    torch.manual_seed(3)
+    assert draw_at(settings, grid, torch.arange(8)) == expected
+    assert draw_at(settings, grid, np.arange(8)[::-1]) == expected[::-1]
+    for other in (
+        draw_at(settings, grid, range(8), seed=1),
+        draw_at(settings, grid, range(8, 16)),
+        draw_at(replace(settings, mask_index=settings.mask_index + 1), grid, range(8)),
+    ):
+        assert other != expected
+
+
+def test_the_step_changes_the_size_of_the_blocks_of_all_clips_alike():
+    masks = {step: sample_masks_at(SHORT_RANGE, GRID, range(8), seed=0, step=step) for step in (0, 1)}
+    for step, pair in masks.items():
+        is_target = volume(pair.target_mask, GRID)[0]
+        _, rows, columns = sample_block_size(SHORT_RANGE, GRID, step=step)
+        windows = np.lib.stride_tricks.sliding_window_view(is_target, (rows, columns))
+        assert windows.all(axis=(2, 3)).any()
+    assert sample_block_size(SHORT_RANGE, GRID, step=0) != sample_block_size(SHORT_RANGE, GRID, step=1)
+
+
+def test_no_positions_raise():
+    with pytest.raises(ValueError, match="number of positions is 0"):
+        sample_masks_at(SHORT_RANGE, GRID, [], seed=0, step=0)
+
+
+# Cuts
+
+
+def uniform(num_clips, seed=0):
+    return lambda num_draws: torch.rand(num_clips, num_draws, generator=generator(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("cut", [cut_to_batch_minimum, cut_at_random])
+def test_cuts_keep_ascending_tokens_of_the_mask_as_many_as_the_smallest_clip_has(cut):
+    for seed in range(20):
+        is_kept = torch.rand(6, 50, generator=generator(seed)) < 0.4
+        tokens = cut(is_kept, max_kept=None, draw=uniform(6))
+        assert tokens.dtype == torch.int64
+        assert tokens.shape == (6, int(is_kept.sum(dim=1).min()))
+        assert is_kept.gather(1, tokens).all()
+        assert (tokens.diff() > 0).all()
+        assert cut(is_kept, max_kept=5, draw=uniform(6)).shape == (6, 5)
+        assert cut(is_kept, max_kept=50, draw=uniform(6)).tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize("cut", [cut_to_batch_minimum, cut_at_random])
+def test_cuts_take_masks_that_are_full_or_empty(cut):
+    is_kept = torch.ones(2, 4, dtype=torch.bool)
+    assert cut(is_kept, max_kept=None, draw=uniform(2)).tolist() == [[0, 1, 2, 3]] * 2
+    is_kept[1] = False
+    assert cut(is_kept, max_kept=None, draw=uniform(2)).shape == (2, 0)
+
+
+def test_a_random_cut_keeps_every_token_equally_often():
+    is_kept = torch.ones(4000, 20, dtype=torch.bool)
+    is_kept[0, 5:] = False
+    counts = torch.bincount(cut_at_random(is_kept, draw=uniform(4000))[1:].flatten(), minlength=20)
+    assert ((counts - 1000).abs() < 4.5 * math.sqrt(4000 * 0.25 * 0.75)).all()
+
+
+def test_a_random_cut_leaves_targets_in_all_frames_alike_and_the_released_one_does_not():
+    def share_in_last_frame(cut):
+        pair = sample_masks_at(LONG_RANGE, GRID, range(24), seed=0, step=0, cut=cut)
+        return (pair.context_mask >= GRID.num_tokens * 7 // 8).double().mean().item()
+
+    assert share_in_last_frame(cut_to_batch_minimum) < 0.02
+    assert abs(share_in_last_frame(cut_at_random) - 1 / 8) < 0.02
+
+
+def test_a_cut_of_ones_own_takes_the_place_of_the_released_one():
+    def cut_to_a_multiple_of_eight(is_kept, *, max_kept, draw):
+        tokens = cut_to_batch_minimum(is_kept, max_kept=max_kept)
+        return tokens[:, : tokens.shape[1] // 8 * 8]
+
+    for step in range(5):
+        pair = sample_masks_at(CAUSAL_HALF, GRID, range(4), seed=0, step=step, cut=cut_to_a_multiple_of_eight)
+        assert (pair.context_mask.shape[1] % 8, pair.target_mask.shape[1] % 8) == (0, 0)
+
+
+@pytest.mark.parametrize("cut", [cut_to_batch_minimum, cut_at_random])
+def test_the_context_can_be_cut_to_a_fixed_number(cut):
+    settings = replace(SHORT_RANGE, max_context_tokens=100)
+    for step in range(5):
+        pair = sample_masks_at(settings, GRID, range(8), seed=0, step=step, cut=cut)
+        assert pair.context_mask.shape == (8, 100)
+        free = sample_masks_at(SHORT_RANGE, GRID, range(8), seed=0, step=step, cut=cut)
+        assert torch.equal(pair.target_mask, free.target_mask)
+
+
+# Settings that do not go with a grid
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # At every step one block hides the whole clip.
+        ({"num_blocks": 1, "spatial_scale": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}, "100% of 1000 draws"),
+        # At some steps only: blocks of nearly the whole frame round to it.
+        ({"num_blocks": 1, "spatial_scale": (0.2, 1.0)}, r"blocks of \(8, 14, 14\) tokens leave.*100% of 1000 draws"),
+        # Nearly always: so many blocks leave little.
+        ({"num_blocks": 300}, "without context in .* draws.*fewer blocks"),
+        ({"num_blocks": 40, "max_temporal_keep": 0.1}, None),
+    ],
+)
+def test_settings_that_never_leave_context_at_some_step_are_found_before_a_run(changes, message):
+    settings = replace(SHORT_RANGE, **changes)
+    if message is None:
+        require_possible(settings, GRID)
+        return
+    with pytest.raises(ValueError, match=message):
+        require_possible(settings, GRID)
+
+
+def test_a_tube_that_hides_every_patch_or_none_is_found_before_a_run():
+    with pytest.raises(ValueError, match="keeps none of the 4 patches"):
+        require_possible(RANDOM_TUBE, TokenGrid(num_frames=4, height=32, width=32))
+    with pytest.raises(ValueError, match="keeps 4 of the 4 patches"):
+        require_possible(RandomTubeMasking(ratio=1e-12), TokenGrid(num_frames=4, height=32, width=32))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_reference_settings_are_possible(name):
+    config = STATISTICS[name]["config"]
+    require_possible(settings_of(config), grid_of(config))
+
+
+@pytest.mark.parametrize("kind", [SHORT_RANGE, LONG_RANGE, CAUSAL])
+@pytest.mark.parametrize("side", [2, 3, 4, 6])
+def test_settings_found_possible_never_stop_a_run(kind, side):
+    grid = TokenGrid(num_frames=8, height=16 * side, width=16 * side)
+    require_possible(kind, grid)
+    for step in range(50):
+        sample_masks_at(kind, grid, range(step * 100, step * 100 + 100), seed=0, step=step)
 
 
 # Masks made by hand

@@ -4,23 +4,42 @@ The tokens of a clip are its tubelets in raster order: depth (time) first, then 
 at depth `d`, row `r` and column `c` is token `(d * rows + r) * columns + c`. A mask is an int64 tensor of token
 indices, one row for each clip of a batch.
 
-The masks of training are drawn: `sample_multi_block_masks` with `SHORT_RANGE` and `LONG_RANGE`, or
-`sample_random_tube_masks`. Masks made by hand hide the future, a box or a tube: `mask_future`, `mask_box`,
-`mask_tube`.
+The masks of training are drawn, as settings say: those of multi-block masks (`SHORT_RANGE` and `LONG_RANGE` of the
+released training, `CAUSAL`) or of random tubes (`RANDOM_TUBE`). A training run draws them with `sample_masks_at`, for
+positions of its global order, so that they depend neither on workers nor on processes nor on a resume; elsewhere
+`sample_multi_block_masks` and `sample_random_tube_masks` draw from a generator. Both end with a cut to one number of
+tokens for all clips of the batch, which can be replaced: `cut_to_batch_minimum`, `cut_at_random`.
+
+Masks made by hand hide the future, a box or a tube: `mask_future`, `mask_box`, `mask_tube`.
 
 Shapes: B clips in the batch, K blocks, D x R x C the grid (depth, rows, columns), N = D * R * C tokens.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
 
+from .draws import Stream, draw_uniform
+
 # A clip whose blocks leave no context is drawn again: about 2 % of the clips of `LONG_RANGE` at 224 pixels, none of
-# `SHORT_RANGE`. Settings that need a hundred draws leave no context in practice.
+# `SHORT_RANGE`. Settings that leave none in more than three quarters of the draws are refused before a run
+# (`require_possible`): with the others, a hundred draws in a row do not fail in practice (0.75^100 is 3e-13).
 MAX_DRAWS = 100
+MAX_EMPTY_SHARE = 0.75
+_DRAWS_OF_CHECK = 1000
+_ASPECT_RATIOS_OF_CHECK = 129
+# The cut draws its numbers far behind those of the blocks, so that it changes none of them.
+_FIRST_DRAW_OF_CUT = 2**32
+
+# Draws so many uniform numbers for each clip of a batch: float64 (batch_size, num_draws), in [0, 1).
+Draw: TypeAlias = Callable[[int], torch.Tensor]
+# The same for some clips of a batch, from the draw of a given number on: (clips, first_draw, num_draws).
+_DrawFor: TypeAlias = Callable[[np.ndarray, int, int], torch.Tensor]
 
 
 def _require_integer(name: str, value: int, *, at_least: int) -> None:
@@ -38,9 +57,10 @@ def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) ->
 
 
 def _require_range(name: str, bounds: tuple[float, float], *, largest: float) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= largest:
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= largest or math.isinf(bounds[1]):
+        limit = "finite" if math.isinf(largest) else f"up to {largest:g}"
         raise ValueError(
-            f"{name} is {bounds}, but must be a smallest and a largest value above 0 and up to {largest:g}; "
+            f"{name} is {bounds}, but must be a smallest and a largest value above 0 and {limit}; "
             "give the same number twice for a fixed value"
         )
 
@@ -143,6 +163,8 @@ class MultiBlockMasking:
         aspect_ratio: Smallest and largest ratio of a block's height to its width.
         max_temporal_keep: Causal multi-block masks: the context comes from this first share of the clip's depth, and
             all later tokens are targets. 0.5 keeps the first half of the clip's frames, 1.0 puts no limit.
+        max_context_tokens: The context of all clips is cut to this number, unless one of the batch has fewer; None
+            cuts to the batch's smallest alone, as the released configurations do.
         mask_index: Which of the predictor's mask tokens stands for the targets.
 
     Raises:
@@ -154,6 +176,7 @@ class MultiBlockMasking:
     temporal_scale: tuple[float, float] = (1.0, 1.0)
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
     max_temporal_keep: float = 1.0
+    max_context_tokens: int | None = None
     mask_index: int = 0
 
     def __post_init__(self) -> None:
@@ -166,6 +189,8 @@ class MultiBlockMasking:
                 f"max_temporal_keep is {self.max_temporal_keep}, but must be the share of the clip that may be "
                 "context, above 0 and up to 1; give 1.0 for masks that are not causal"
             )
+        if self.max_context_tokens is not None:
+            _require_integer("max_context_tokens", self.max_context_tokens, at_least=1)
         _require_integer("mask_index", self.mask_index, at_least=0)
 
 
@@ -193,9 +218,74 @@ class RandomTubeMasking:
 # The two kinds that training uses together (paper, section 3.2, and the released configurations of all three models).
 SHORT_RANGE = MultiBlockMasking(num_blocks=8, spatial_scale=(0.15, 0.15), mask_index=0)
 LONG_RANGE = MultiBlockMasking(num_blocks=2, spatial_scale=(0.7, 0.7), mask_index=1)
+# The others of the paper's ablation of masks: context from the first 12 of 16 frames, and tubes that hide 90 %.
+CAUSAL = replace(SHORT_RANGE, max_temporal_keep=0.75)
+RANDOM_TUBE = RandomTubeMasking()
+
+MaskKind: TypeAlias = MultiBlockMasking | RandomTubeMasking
+
+
+class Cut(Protocol):
+    """Chooses which tokens of each clip are kept, so that all clips of a batch keep equally many."""
+
+    def __call__(self, is_kept: torch.Tensor, *, max_kept: int | None, draw: Draw) -> torch.Tensor:
+        """Cuts the context, or the targets, of a batch.
+
+        Args:
+            is_kept: The tokens to choose from, boolean `(batch_size, num_tokens)`.
+            max_kept: A clip keeps at most so many; None puts no limit.
+            draw: `draw(num_draws)` are uniform numbers of each clip, float64 `(batch_size, num_draws)`. In training
+                they follow from the seed and the positions of the clips.
+
+        Returns:
+            Ascending token indices, int64 `(batch_size, num_kept)`.
+        """
 
 
 # ------------------------------------------------------------------------------------------------ masks of training
+
+
+def cut_to_batch_minimum(
+    is_kept: torch.Tensor, *, max_kept: int | None = None, draw: Draw | None = None
+) -> torch.Tensor:
+    """Turns boolean masks into indices, and cuts all clips to the batch's smallest count.
+
+    A clip that has more loses its last tokens in raster order, which are those of its last frames, as in the released
+    training.
+
+    Args:
+        is_kept: Boolean `(batch_size, num_tokens)`.
+        max_kept: A clip keeps at most so many tokens; None puts no limit.
+        draw: Not needed, as nothing is random here; other cuts draw from it.
+
+    Returns:
+        Ascending token indices, int64 `(batch_size, num_kept)`.
+    """
+    batch_size, num_tokens = is_kept.shape
+    tokens = np.flatnonzero(is_kept.numpy())  # those of all clips, one clip after the other
+    first_tokens = np.arange(batch_size) * num_tokens  # (B)
+    starts = tokens.searchsorted(first_tokens)
+    num_kept = _num_kept(np.diff(starts, append=len(tokens)), max_kept)
+    kept = tokens.take(starts[:, None] + np.arange(num_kept))  # (B, num_kept)
+    return torch.from_numpy(kept - first_tokens[:, None])
+
+
+def cut_at_random(is_kept: torch.Tensor, *, max_kept: int | None = None, draw: Draw) -> torch.Tensor:
+    """Turns boolean masks into indices, and cuts all clips to the batch's smallest count, at random.
+
+    Unlike the released training, a clip that has more loses tokens of all its frames alike.
+
+    Args:
+        is_kept: Boolean `(batch_size, num_tokens)`.
+        max_kept: A clip keeps at most so many tokens; None puts no limit.
+        draw: Draws the order in which the tokens of a clip are lost.
+
+    Returns:
+        Ascending token indices, int64 `(batch_size, num_kept)`.
+    """
+    order = draw(is_kept.shape[1]).masked_fill(~is_kept, math.inf)  # (B, N)
+    num_kept = _num_kept(is_kept.numpy().sum(axis=1), max_kept)
+    return order.topk(num_kept, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
 
 
 def sample_multi_block_masks(
@@ -221,34 +311,9 @@ def sample_multi_block_masks(
         ValueError: If the blocks leave a clip without context 100 times in a row.
     """
     _require_integer("batch_size", batch_size, at_least=1)
-    block_size = sample_block_size(settings, grid, step=step)
-    is_context = _draw_context(settings, grid, batch_size, block_size, generator)  # (B, N)
-    for _ in range(MAX_DRAWS - 1):
-        is_empty = ~is_context.any(dim=1)
-        if not is_empty.any():
-            break
-        is_context[is_empty] = _draw_context(settings, grid, int(is_empty.sum()), block_size, generator)
-    _require_context(is_context, settings, grid, block_size)
-    return MaskPair(cut_to_batch_minimum(is_context), cut_to_batch_minimum(~is_context), settings.mask_index)
-
-
-def sample_block_size(settings: MultiBlockMasking, grid: TokenGrid, *, step: int) -> tuple[int, int, int]:
-    """Draws the size that all blocks of one iteration have: (depth, rows, columns), in tokens.
-
-    Args:
-        settings: The kind of masks.
-        grid: The tokens of a clip.
-        step: Iteration of the training run, from 0: the seed of the draw.
-    """
-    _require_integer("step", step, at_least=0)
-    generator = torch.Generator().manual_seed(int(step))
-    depth = int(grid.depth * _draw_uniform(settings.temporal_scale, generator))
-    num_patches = int(grid.rows * grid.columns * _draw_uniform(settings.spatial_scale, generator))
-    aspect_ratio = _draw_uniform(settings.aspect_ratio, generator)
-    rows = round(math.sqrt(num_patches * aspect_ratio))
-    columns = round(math.sqrt(num_patches / aspect_ratio))
-    # On a grid of few tokens a block would have none.
-    return max(depth, 1), min(max(rows, 1), grid.rows), min(max(columns, 1), grid.columns)
+    clips, draw = np.arange(batch_size), _draw_from(generator)
+    is_context = _draw_block_context(settings, grid, clips, step=step, draw=draw)
+    return _cut_to_pair(is_context, settings, cut=cut_to_batch_minimum, draw=draw)
 
 
 def sample_random_tube_masks(
@@ -269,35 +334,97 @@ def sample_random_tube_masks(
         ValueError: If the grid has too few patches to keep one of them at this ratio.
     """
     _require_integer("batch_size", batch_size, at_least=1)
-    num_patches = grid.rows * grid.columns
-    # 10 * (1 - 0.9) is 0.9999... in floating point, and means 1.
-    num_kept = int(num_patches * (1 - settings.ratio) + 1e-9)
-    if num_kept == 0:
-        raise ValueError(
-            f"ratio {settings.ratio} keeps none of the {num_patches} patches of a {grid.rows} x {grid.columns} grid, "
-            f"but one has to stay as context; lower the ratio, so that it hides at most {num_patches - 1} of them"
-        )
-    order = torch.rand(batch_size, num_patches, generator=generator).argsort(dim=1)
-    is_kept = torch.zeros(batch_size, num_patches, dtype=torch.bool).scatter_(1, order[:, :num_kept], True)
-    is_context = is_kept.repeat(1, grid.depth)  # (B, N)
-    return MaskPair(cut_to_batch_minimum(is_context), cut_to_batch_minimum(~is_context), settings.mask_index)
+    clips, draw = np.arange(batch_size), _draw_from(generator)
+    is_context = _draw_tube_context(settings, grid, clips, draw=draw)
+    return _cut_to_pair(is_context, settings, cut=cut_to_batch_minimum, draw=draw)
 
 
-def cut_to_batch_minimum(is_kept: torch.Tensor) -> torch.Tensor:
-    """Turns boolean masks into indices, and cuts all clips to the batch's smallest count.
+def sample_masks_at(
+    settings: MaskKind,
+    grid: TokenGrid,
+    positions: Sequence[int] | np.ndarray | torch.Tensor,
+    *,
+    seed: int,
+    step: int,
+    cut: Cut = cut_to_batch_minimum,
+) -> MaskPair:
+    """Draws the masks of clips at given positions of a training run's global order.
 
-    A clip that has more loses its last tokens in raster order, which are those of its last frames, as in the released
-    training.
+    Before the cut, the masks of a clip depend on its position, the seed, the step and the settings alone, not on the
+    other clips of its batch. The cut looks at all of them.
 
     Args:
-        is_kept: Boolean `(batch_size, num_tokens)`.
+        settings: The kind of masks: `SHORT_RANGE`, `LONG_RANGE`, `CAUSAL`, `RANDOM_TUBE` or others.
+        grid: The tokens of a clip.
+        positions: Places of the clips in the global order, from 0. All belong to the same step.
+        seed: Seed of the run.
+        step: Optimiser step of the run, from 0: the size of the blocks follows from it alone.
+        cut: Chooses which tokens remain where a clip has more than another: the release's cut, or another.
 
     Returns:
-        Ascending token indices, int64 `(batch_size, num_kept)`.
+        Masks with `(batch_size, num_context)` and `(batch_size, num_targets)` tokens in ascending order.
+
+    Raises:
+        ValueError: If there are no positions, or settings and grid do not go together (`require_possible`).
     """
-    num_kept = int(is_kept.sum(dim=1).min())
-    # A stable sort puts the kept tokens first and leaves them in raster order.
-    return is_kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_kept].contiguous()
+    _require_integer("number of positions", len(positions), at_least=1)
+    all_positions = np.asarray(positions)
+
+    def draw(clips: np.ndarray, first_draw: int, num_draws: int) -> torch.Tensor:
+        stream = Stream.MASKS + settings.mask_index
+        return draw_uniform(seed, all_positions[clips], stream=stream, num_draws=num_draws, first_draw=first_draw)
+
+    clips = np.arange(len(all_positions))
+    if isinstance(settings, RandomTubeMasking):
+        is_context = _draw_tube_context(settings, grid, clips, draw=draw)
+    else:
+        is_context = _draw_block_context(settings, grid, clips, step=step, draw=draw)
+    return _cut_to_pair(is_context, settings, cut=cut, draw=draw)
+
+
+def sample_block_size(settings: MultiBlockMasking, grid: TokenGrid, *, step: int) -> tuple[int, int, int]:
+    """Draws the size that all blocks of one iteration have: (depth, rows, columns), in tokens.
+
+    Args:
+        settings: The kind of masks.
+        grid: The tokens of a clip.
+        step: Iteration of the training run, from 0: the seed of the draw.
+    """
+    _require_integer("step", step, at_least=0)
+    generator = torch.Generator().manual_seed(int(step))
+    return _block_size(
+        grid,
+        temporal_scale=_draw_between(settings.temporal_scale, generator),
+        spatial_scale=_draw_between(settings.spatial_scale, generator),
+        aspect_ratio=_draw_between(settings.aspect_ratio, generator),
+    )
+
+
+def require_possible(settings: MaskKind, grid: TokenGrid) -> None:
+    """Checks before a run that masks can be drawn at each of its steps.
+
+    Blocks of the largest sizes that the settings allow must leave some context in at least a quarter of a thousand
+    draws. Clips without context are drawn again, but not for ever: a run with other settings would stop at some step.
+
+    Args:
+        settings: The kind of masks.
+        grid: The tokens of a clip.
+
+    Raises:
+        ValueError: If the blocks leave no context too often, or the tubes of a random tube hide every patch.
+    """
+    if isinstance(settings, RandomTubeMasking):
+        _num_kept_patches(settings, grid)
+        return
+    draw = _draw_from(torch.Generator().manual_seed(0))
+    for block_size in _largest_block_sizes(settings, grid):
+        uniforms = draw(np.arange(_DRAWS_OF_CHECK), 0, 3 * settings.num_blocks)
+        is_empty = ~_context_of_blocks(settings, grid, block_size, uniforms).any(axis=1)
+        if (share := is_empty.mean()) > MAX_EMPTY_SHARE:
+            raise ValueError(
+                f"{_describe_blocks(settings, grid, block_size)} without context in {share:.0%} of "
+                f"{_DRAWS_OF_CHECK} draws, but at most {MAX_EMPTY_SHARE:.0%} may have none; {_LEAVE_MORE_CONTEXT}"
+            )
 
 
 # ------------------------------------------------------------------------------------------------ masks made by hand
@@ -401,52 +528,139 @@ def mask_tube(
 # ------------------------------------------------------------------------------------------------ plumbing
 
 
-def _draw_uniform(bounds: tuple[float, float], generator: torch.Generator) -> float:
+_LEAVE_MORE_CONTEXT = "use fewer blocks, a smaller spatial_scale or temporal_scale, or a larger max_temporal_keep"
+
+
+def _draw_from(generator: torch.Generator) -> _DrawFor:
+    """Draws from a generator, which goes on by itself: the number of the first draw is not needed."""
+
+    def draw(clips: np.ndarray, first_draw: int, num_draws: int) -> torch.Tensor:
+        return torch.rand(len(clips), num_draws, generator=generator, dtype=torch.float64)
+
+    return draw
+
+
+def _draw_between(bounds: tuple[float, float], generator: torch.Generator) -> float:
     # A draw is made for a range without width too: the following draws, and so the block sizes, depend on it.
     lowest, highest = bounds
     return lowest + torch.rand(1, generator=generator).item() * (highest - lowest)
 
 
-def _draw_context(
-    settings: MultiBlockMasking,
-    grid: TokenGrid,
-    num_clips: int,
-    block_size: tuple[int, int, int],
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Draws the blocks of each clip; says which tokens they leave as context: boolean `(num_clips, num_tokens)`."""
-    shape = (num_clips, settings.num_blocks)
-    in_depth = _draw_intervals(shape, grid.depth, block_size[0], generator)  # (B, K, D)
-    in_rows = _draw_intervals(shape, grid.rows, block_size[1], generator)  # (B, K, R)
-    in_columns = _draw_intervals(shape, grid.columns, block_size[2], generator)  # (B, K, C)
-    in_block = in_depth[..., :, None, None] & in_rows[..., None, :, None] & in_columns[..., None, None, :]
-    is_context = ~in_block.any(dim=1)  # (B, D, R, C)
+def _block_size(
+    grid: TokenGrid, *, temporal_scale: float, spatial_scale: float, aspect_ratio: float
+) -> tuple[int, int, int]:
+    depth = int(grid.depth * temporal_scale)
+    num_patches = int(grid.rows * grid.columns * spatial_scale)
+    rows = round(math.sqrt(num_patches * aspect_ratio))
+    columns = round(math.sqrt(num_patches / aspect_ratio))
+    # On a grid of few tokens a block would have none.
+    return max(depth, 1), min(max(rows, 1), grid.rows), min(max(columns, 1), grid.columns)
+
+
+def _largest_block_sizes(settings: MultiBlockMasking, grid: TokenGrid) -> list[tuple[int, int, int]]:
+    """The sizes that blocks of the largest scale can have, one for each aspect ratio that makes a difference."""
+    temporal_scale, spatial_scale = (
+        # The upper end of a range is never drawn, unless the range has no width.
+        highest if lowest == highest else math.nextafter(highest, lowest)
+        for lowest, highest in (settings.temporal_scale, settings.spatial_scale)
+    )
+    sizes = {
+        _block_size(grid, temporal_scale=temporal_scale, spatial_scale=spatial_scale, aspect_ratio=aspect_ratio)
+        for aspect_ratio in np.linspace(*settings.aspect_ratio, _ASPECT_RATIOS_OF_CHECK).tolist()
+    }
+    return sorted(sizes)
+
+
+def _draw_block_context(
+    settings: MultiBlockMasking, grid: TokenGrid, clips: np.ndarray, *, step: int, draw: _DrawFor
+) -> np.ndarray:
+    """Draws the blocks of each clip until they leave some context: boolean (B, N), True for context."""
+    block_size = sample_block_size(settings, grid, step=step)
+    num_draws = 3 * settings.num_blocks
+    is_context = np.empty((len(clips), grid.num_tokens), dtype=np.bool_)
+    for attempt in range(MAX_DRAWS):
+        drawn = _context_of_blocks(settings, grid, block_size, draw(clips, attempt * num_draws, num_draws))
+        is_context[clips] = drawn
+        clips = clips[~drawn.any(axis=1)]
+        if len(clips) == 0:
+            return is_context
+    raise ValueError(
+        f"{_describe_blocks(settings, grid, block_size)} without context in each of {MAX_DRAWS} draws, but the "
+        f"encoder has to see something; {_LEAVE_MORE_CONTEXT}"
+    )
+
+
+def _context_of_blocks(
+    settings: MultiBlockMasking, grid: TokenGrid, block_size: tuple[int, int, int], uniforms: torch.Tensor
+) -> np.ndarray:
+    """Turns uniform numbers (B, 3 K) into the places of blocks; says which tokens they leave: boolean (B, N)."""
+    along_depth, along_rows, along_columns = uniforms.numpy().reshape(-1, 3, settings.num_blocks).swapaxes(0, 1)
+    in_columns = _intervals(along_columns, grid.columns, block_size[2])  # (B, K, C)
+    in_rows = _intervals(along_rows, grid.rows, block_size[1])  # (B, K, R)
+    depth = 1 if block_size[0] == grid.depth else grid.depth  # blocks that span the clip are alike in all frames
+    in_depth = _intervals(along_depth, grid.depth, block_size[0])[..., :depth]  # (B, K, depth)
+    in_depth_and_rows = (in_depth[..., None] * in_rows[:, :, None]).reshape(*in_rows.shape[:2], -1)
+    num_blocks_over = in_depth_and_rows.swapaxes(1, 2) @ in_columns  # (B, depth * R, C)
+    is_context = (num_blocks_over == 0).reshape(-1, depth, grid.rows, grid.columns)
+    is_context = np.repeat(is_context, grid.depth // depth, axis=1)  # (B, D, R, C)
     is_context[:, _num_context_tubelets(settings, grid) :] = False
-    return is_context.flatten(1)
+    return is_context.reshape(-1, grid.num_tokens)
 
 
-def _draw_intervals(
-    shape: tuple[int, int], num_positions: int, length: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Draws one interval of `length` positions for each block: boolean `(num_clips, num_blocks, num_positions)`."""
-    starts = torch.randint(0, num_positions - length + 1, shape, generator=generator)[..., None]
-    positions = torch.arange(num_positions)
-    return (positions >= starts) & (positions < starts + length)
+def _intervals(uniforms: np.ndarray, num_places: int, length: int) -> np.ndarray:
+    """Places an interval of `length` for each number: 1 inside and 0 outside, float32 (B, K, num_places)."""
+    starts = (uniforms * (num_places - length + 1)).astype(np.int64)[..., None]
+    places = np.arange(num_places)
+    return ((places >= starts) & (places < starts + length)).astype(np.float32)
 
 
 def _num_context_tubelets(settings: MultiBlockMasking, grid: TokenGrid) -> int:
     return max(1, int(grid.depth * settings.max_temporal_keep))
 
 
-def _require_context(
-    is_context: torch.Tensor, settings: MultiBlockMasking, grid: TokenGrid, block_size: tuple[int, int, int]
-) -> None:
-    if not is_context.any(dim=1).all():
+def _describe_blocks(settings: MultiBlockMasking, grid: TokenGrid, block_size: tuple[int, int, int]) -> str:
+    return (
+        f"{settings.num_blocks} blocks of {block_size} tokens leave a clip of "
+        f"{(grid.depth, grid.rows, grid.columns)} tokens"
+    )
+
+
+def _draw_tube_context(
+    settings: RandomTubeMasking, grid: TokenGrid, clips: np.ndarray, *, draw: _DrawFor
+) -> np.ndarray:
+    """Keeps the patches with the smallest of each clip's numbers, in all frames: boolean (B, N), True for context."""
+    num_patches, num_kept = grid.rows * grid.columns, _num_kept_patches(settings, grid)
+    kept = draw(clips, 0, num_patches).topk(num_kept, dim=1, largest=False, sorted=False).indices
+    is_kept = torch.zeros(len(clips), num_patches, dtype=torch.bool).scatter_(1, kept, True)
+    return is_kept.repeat(1, grid.depth).numpy()
+
+
+def _num_kept_patches(settings: RandomTubeMasking, grid: TokenGrid) -> int:
+    num_patches = grid.rows * grid.columns
+    # 10 * (1 - 0.9) is 0.9999... in floating point, and means 1.
+    num_kept = int(num_patches * (1 - settings.ratio) + 1e-9)
+    if not 0 < num_kept < num_patches:
         raise ValueError(
-            f"{settings.num_blocks} blocks of {block_size} tokens left a clip of "
-            f"{(grid.depth, grid.rows, grid.columns)} tokens without context in each of {MAX_DRAWS} draws, but the "
-            "encoder has to see something; use fewer blocks, a smaller spatial_scale, or a larger max_temporal_keep"
+            f"ratio {settings.ratio} keeps {num_kept or 'none'} of the {num_patches} patches of a {grid.rows} x "
+            f"{grid.columns} grid, but one has to stay as context and one to be a target; give a ratio that hides at "
+            f"least 1 and at most {num_patches - 1} of them"
         )
+    return num_kept
+
+
+def _num_kept(counts: np.ndarray, max_kept: int | None) -> int:
+    smallest = int(counts.min())
+    return smallest if max_kept is None else min(smallest, max_kept)
+
+
+def _cut_to_pair(is_context: np.ndarray, settings: MaskKind, *, cut: Cut, draw: _DrawFor) -> MaskPair:
+    draw_for_cut = partial(draw, np.arange(len(is_context)), _FIRST_DRAW_OF_CUT)
+    max_context = settings.max_context_tokens if isinstance(settings, MultiBlockMasking) else None
+    return MaskPair(
+        context_mask=cut(torch.from_numpy(is_context), max_kept=max_context, draw=draw_for_cut),
+        target_mask=cut(torch.from_numpy(~is_context), max_kept=None, draw=draw_for_cut),
+        mask_index=settings.mask_index,
+    )
 
 
 def _pair_from_targets(is_target: torch.Tensor, mask_index: int, batch_size: int) -> MaskPair:
@@ -520,12 +734,14 @@ def _require_disjoint(context_mask: torch.Tensor, target_mask: torch.Tensor) -> 
             f"context_mask has {len(context_mask)} clips and target_mask {len(target_mask)}, but both need one row "
             "for each clip of the batch; repeat the shorter one"
         )
-    num_tokens = int(torch.maximum(context_mask.max(), target_mask.max())) + 1
-    is_context = torch.zeros(len(context_mask), num_tokens, dtype=torch.bool, device=context_mask.device)
-    is_context.scatter_(1, context_mask, True)
-    is_shared = is_context.gather(1, target_mask)
+    context, targets = context_mask.cpu().numpy(), target_mask.cpu().numpy()
+    num_tokens = max(context.max(), targets.max()) + 1
+    first_tokens = np.arange(len(context))[:, None] * num_tokens  # of each clip, where all clips stand in a row
+    is_context = np.zeros(len(context) * num_tokens, dtype=np.bool_)
+    is_context[(context + first_tokens).ravel()] = True
+    is_shared = is_context.take(targets + first_tokens)
     if is_shared.any():
-        clip, position = is_shared.nonzero()[0].tolist()
+        clip, position = np.argwhere(is_shared)[0]
         raise ValueError(
             f"token {int(target_mask[clip, position])} of clip {clip} is in the context and in the targets, but a "
             "token that the encoder sees cannot be predicted from its context; leave it out of one of them"

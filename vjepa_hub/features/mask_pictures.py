@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw
 
 from ..data.clip_sampling import sample_clip_indices
 from ..data.masking import (
+    CAUSAL,
     LONG_RANGE,
+    RANDOM_TUBE,
     SHORT_RANGE,
     MaskPair,
-    RandomTubeMasking,
     TokenGrid,
     mask_box,
     mask_future,
@@ -48,9 +49,6 @@ from .pictures import (
     save_png,
 )
 
-# The paper's ablation of masks: causal multi-block masks with context from the first 12 of 16 frames
-CAUSAL = replace(SHORT_RANGE, max_temporal_keep=0.75)
-RANDOM_TUBE = RandomTubeMasking()
 TRAINING_KINDS = ("short-range", "long-range", "random-tube", "causal")
 HAND_MADE_KINDS = ("future", "box")
 MASK_KINDS = TRAINING_KINDS + HAND_MADE_KINDS
