@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_MPEG_ENDINGS = {".3gp", ".m2ts", ".m4v", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts"}
-VIDEO_ENDINGS = frozenset(_MPEG_ENDINGS | {".avi", ".flv", ".mkv", ".ogv", ".webm", ".wmv"})
-MANIFEST_ENDINGS = (".txt", ".csv", ".jsonl")
+from ..data.manifests import VIDEO_ENDINGS, read_manifest_entries, videos_below
 
 
 @dataclass(frozen=True)
@@ -78,109 +74,32 @@ def find_videos(inputs: Sequence[str | Path], manifests: Sequence[str | Path] = 
 
 
 def _videos_below(root: Path) -> list[VideoFile]:
-    paths = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [Path(folder, name) for name in names if _is_video_name(name)]
+    paths = videos_below(root)
     if not paths:
         raise ValueError(
             f"no video in the folder {root}: looked there and below for {', '.join(sorted(VIDEO_ENDINGS))}; "
             "name files with other endings one by one, or in a manifest"
         )
-    return [VideoFile(path, root) for path in sorted(paths)]
-
-
-def _is_video_name(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in VIDEO_ENDINGS
+    return [VideoFile(path, root) for path in paths]
 
 
 def read_manifest(manifest: str | Path) -> list[VideoFile]:
     """Read a list of videos. Relative paths count from the manifest's folder, and the outputs mirror them.
 
-    - `.txt`: a path on each line;
-    - `.csv`: a path and a label on each line, as in the release: the last space stands between them, so that paths
-      may contain spaces; or a table with commas and a column `path` in its first line;
-    - `.jsonl`: an object on each line, with `path` or `video`.
-
     Args:
-        manifest: The file, in UTF-8.
+        manifest: A `.txt`, `.csv` or `.jsonl` file, see `vjepa_hub.data.manifests.read_manifest_entries`. Labels are
+            passed over.
 
     Raises:
         ValueError: another ending, no video in it, or a line that cannot be understood.
         OSError: the file cannot be read.
     """
-    manifest = Path(manifest)
-    readers = {".txt": _text_paths, ".csv": _csv_paths, ".jsonl": _jsonl_paths}
-    if manifest.suffix.lower() not in readers:
-        raise ValueError(
-            f"the manifest {manifest} ends in '{manifest.suffix}'; known are {', '.join(MANIFEST_ENDINGS)}"
-        )
-    try:
-        lines = manifest.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the manifest {manifest} is not text in UTF-8 ({error}): save it as such") from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise ValueError(f"the manifest {manifest} names no video: it is empty")
-    return [_listed_video(path, manifest) for path in readers[manifest.suffix.lower()](numbered, manifest)]
+    return [_listed_video(entry.path, Path(manifest)) for entry in read_manifest_entries(manifest)]
 
 
 def _listed_video(path: str, manifest: Path) -> VideoFile:
     is_below = not Path(path).is_absolute() and ".." not in Path(path).parts
     return VideoFile(manifest.parent / path, manifest.parent if is_below else None)
-
-
-NumberedLines = list[tuple[int, str]]
-
-
-def _text_paths(lines: NumberedLines, manifest: Path) -> list[str]:
-    return [line for _, line in lines]
-
-
-def _csv_paths(lines: NumberedLines, manifest: Path) -> list[str]:
-    header = [name.strip() for name in next(csv.reader([lines[0][1]]))]
-    if "path" in header:
-        return _column_paths(lines[1:], header.index("path"), manifest)
-    paths = []
-    for number, line in lines:
-        path, _, label = line.rpartition(" ")
-        if not path or _is_video_name(Path(label).name):
-            raise ValueError(
-                f"line {number} of the manifest {manifest} is '{line}', without a label after the path: write "
-                "'path label', or 'path' in the first line of a table with commas, or a .txt with a path on each line"
-            )
-        paths.append(path.rstrip().strip('"'))
-    return paths
-
-
-def _column_paths(lines: NumberedLines, column: int, manifest: Path) -> list[str]:
-    paths = []
-    for number, line in lines:
-        row = next(csv.reader([line]))
-        if len(row) <= column or not row[column].strip():
-            raise ValueError(
-                f"line {number} of the manifest {manifest} is '{line}', with nothing in its column 'path'"
-            )
-        paths.append(row[column].strip())
-    if not paths:
-        raise ValueError(f"the manifest {manifest} names no video: there is nothing below its first line")
-    return paths
-
-
-def _jsonl_paths(lines: NumberedLines, manifest: Path) -> list[str]:
-    paths = []
-    for number, line in lines:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} of the manifest {manifest} is no JSON ({error})") from error
-        path = (entry.get("path") or entry.get("video")) if isinstance(entry, dict) else None
-        if not isinstance(path, str):
-            raise ValueError(
-                f"line {number} of the manifest {manifest} is '{line}', not an object with the text 'path' or 'video'"
-            )
-        paths.append(path)
-    return paths
 
 
 def output_names(videos: Sequence[str | Path | VideoFile]) -> dict[Path, str]:

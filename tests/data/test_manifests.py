@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from vjepa_hub.data.manifests import ManifestEntry, parse_label, read_manifest_entries, videos_below
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "entries"),
+    [
+        ("list.txt", "a b.mp4\n\n  c.mp4  \r\n", [("a b.mp4", None, 1), ("c.mp4", None, 3)]),
+        ("list.csv", "my clip 1.mp4 12\nc.mp4  0\n", [("my clip 1.mp4", "12", 1), ("c.mp4", "0", 2)]),
+        ("list.csv", '"a b.mp4" 3\n', [("a b.mp4", "3", 1)]),
+        ("list.csv", 'label,path\n3,"a, b.mp4"\n,c d.mp4\n', [("a, b.mp4", "3", 2), ("c d.mp4", None, 3)]),
+        ("list.csv", "path\na b.mp4\n", [("a b.mp4", None, 2)]),
+        ("list.jsonl", '{"path": "a", "label": 1}\n{"video": "b"}\n', [("a", 1, 1), ("b", None, 2)]),
+        ("list.csv", "s3://bucket/a b.mp4 7\n", [("s3://bucket/a b.mp4", "7", 1)]),
+    ],
+)
+def test_paths_and_labels_are_read_as_they_are_written(tmp_path, name, text, entries):
+    (tmp_path / name).write_text(text)
+    assert read_manifest_entries(tmp_path / name) == [ManifestEntry(*entry) for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list.csv", "ok.mp4 1\nmy clip.mp4\n", "line 2 .* without a label"),
+        ("list.csv", "path,label\n,3\n", "line 2 .* nothing in its column 'path'"),
+        ("list.jsonl", '{"path": "a"}\n{path}', "line 2 .* is no JSON"),
+        ("list.jsonl", '{"file": "a"}', "line 1 .* 'path' or 'video'"),
+        ("list.yaml", "a", "ends in '.yaml'"),
+        ("list.txt", "", "names no video"),
+    ],
+)
+def test_line_that_cannot_be_understood_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_manifest_entries(tmp_path / name)
+
+
+@pytest.mark.parametrize(("label", "number"), [("3", 3), (" 0 ", 0), (7, 7), ("012", 12)])
+def test_label_is_the_number_of_a_class(label, number):
+    assert parse_label(label, "line 1") == number
+
+
+@pytest.mark.parametrize("label", ["dog", "-1", -1, "3.0", 3.0, True, "", None, "²", "٣"])
+def test_label_that_is_no_number_of_a_class_is_an_error_that_says_where(label):
+    with pytest.raises(ValueError, match=r"line 9 has .*, but a label is the number of a class"):
+        parse_label(label, "line 9")
+
+
+def test_videos_below_a_folder_come_in_order_without_what_is_hidden(tmp_path):
+    for name in ("b/2.MP4", "b/10.webm", "a.mkv", "b/notes.txt", ".git/x.mp4", "b/._2.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert videos_below(tmp_path) == [Path(tmp_path, name) for name in ("a.mkv", "b/10.webm", "b/2.MP4")]

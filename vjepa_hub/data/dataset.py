@@ -1,0 +1,276 @@
+"""A random clip of each video of a source, as the pretraining takes them, with a stand-in for what cannot be read.
+
+Everything random about a clip is a function of the seed and of its position in the global order of the run: which of
+the video's frames, which box of them, whether mirrored, and which video stands in for one that cannot be read.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .augmentation import Crop, RandomResizedCropSettings, draw_crop
+from .clip_order import ClipRequest
+from .clip_sampling import sample_clip_indices
+from .decoding import VideoDecodingError, available_backends
+from .draws import Stream, draw_uniform, generator_at
+from .quarantine import NoReadableVideoError, Quarantine
+from .records import ClipSource, FrameReader, VideoRecord
+
+
+class _Clip(TypedDict):
+    frames: torch.Tensor
+    is_flipped: bool
+    position: int
+    num_failures: int
+
+
+class Clip(_Clip, total=False):
+    """What a data set gives for a clip.
+
+    Attributes:
+        frames: The box of the crop, cut out of the decoded frames and not resized,
+            `(num_frames, box_height, box_width, 3)`, uint8 RGB.
+        is_flipped: Whether the clip is to be mirrored.
+        position: Its place in the global order of the run.
+        num_failures: Videos that could not be read before this one.
+        label: Number of the video's class; there only if the source has labels.
+    """
+
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """Which frames and which box of a video make a clip. The defaults are those of the released pretraining.
+
+    Args:
+        frames_per_clip: Frames of a clip.
+        frame_step: See `sample_clip_indices`.
+        clip_duration: See `sample_clip_indices`; counts where both are given.
+        crop: What box may be drawn, and how often a clip is mirrored. None: whole frames, not mirrored.
+        seed: Seed of the run.
+        backend: The decoder, see `open_video`.
+
+    Raises:
+        ValueError: If a count, the step or the duration is not positive, if neither of the latter is given, or if
+            the decoder cannot be imported.
+    """
+
+    frames_per_clip: int = 16
+    frame_step: int | None = 4
+    clip_duration: float | None = None
+    crop: RandomResizedCropSettings | None = field(default_factory=RandomResizedCropSettings)
+    seed: int = 0
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        self.sample_indices(1, fps=1e9, position=0)
+        usable = available_backends()
+        # Found out here, a decoder that is missing is an error; found out later, it would be each video's fault.
+        if not usable or self.backend not in (None, *usable):
+            raise ValueError(
+                f"backend is {self.backend!r}, but must be None or one that can be imported here: "
+                f"{', '.join(usable) or 'none can'}; pip install av"
+            )
+
+    def sample_indices(self, num_video_frames: int, *, fps: float | None, position: int) -> np.ndarray:
+        """Draw the frames of the clip at a position, `(frames_per_clip,)`.
+
+        Args:
+            num_video_frames: Frames of the video.
+            fps: Its frames per second; only read with `clip_duration`.
+            position: Place of the clip in the global order.
+
+        Raises:
+            ValueError: If `clip_duration` does not suit the video's `fps`.
+        """
+        return sample_clip_indices(
+            num_video_frames,
+            fps=fps,
+            frames_per_clip=self.frames_per_clip,
+            frame_step=self.frame_step,
+            clip_duration=self.clip_duration,
+            generator=generator_at(self.seed, position, stream=Stream.CLIP),
+        )[0]
+
+    def draw_crop(self, height: int, width: int, *, position: int) -> Crop:
+        """Draw the box of the clip at a position, and whether it is mirrored.
+
+        Args:
+            height: Pixels of the video's frames.
+            width: Pixels of the video's frames.
+            position: Place of the clip in the global order.
+        """
+        if self.crop is None:
+            return Crop(top=0, left=0, height=height, width=width, is_flipped=False)
+        return draw_crop(self.crop, height=height, width=width, seed=self.seed, position=position)
+
+
+def read_clip(record: VideoRecord, settings: ClipSettings, *, position: int) -> Clip:
+    """Read the clip at a position of the global order from a video.
+
+    Args:
+        record: The video.
+        settings: Which frames and which box.
+        position: Place of the clip in the global order.
+
+    Raises:
+        VideoDecodingError: the video cannot be read, or is shorter than `clip_duration` asks for at its rate.
+        ValueError: `clip_duration` for frames whose rate nothing tells.
+    """
+    with record.open(backend=settings.backend) as reader:
+        indices = _choose_frames(reader, settings, position, record.name)
+        crop = settings.draw_crop(reader.height, reader.width, position=position)
+        frames = reader.read_frames(indices, box=(crop.top, crop.left, crop.height, crop.width))
+    clip = Clip(frames=torch.from_numpy(frames), is_flipped=crop.is_flipped, position=position, num_failures=0)
+    if record.label is not None:
+        clip["label"] = record.label
+    return clip
+
+
+def _choose_frames(reader: FrameReader, settings: ClipSettings, position: int, name: str) -> np.ndarray:
+    fps = None if settings.clip_duration is None else reader.average_fps
+    try:
+        return settings.sample_indices(reader.num_frames, fps=fps, position=position)
+    except ValueError as error:
+        if settings.clip_duration is None or fps is None:
+            raise
+        raise VideoDecodingError(name, str(error), "leave the video out") from error
+
+
+class ClipReader:
+    """Reads a clip from the first of several videos that can be read.
+
+    Args:
+        settings: Which frames and which box.
+        quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
+        max_tries: Videos that are tried for one clip.
+
+    Raises:
+        ValueError: If `max_tries` is below 1.
+    """
+
+    def __init__(self, settings: ClipSettings, *, quarantine: Quarantine | None = None, max_tries: int = 10):
+        if max_tries < 1:
+            raise ValueError(
+                f"max_tries is {max_tries}, but at least the video itself has to be tried; give 1 or more"
+            )
+        self.settings, self.max_tries = settings, max_tries
+        self.quarantine = Quarantine() if quarantine is None else quarantine
+
+    def read_first(self, records: Iterable[VideoRecord], *, position: int) -> Clip:
+        """Read the clip at a position from the first video that can be read, and count the ones before it.
+
+        A video in quarantine counts as one that fails, without being opened: the result is the same as without.
+
+        Args:
+            records: The video, then those that stand in for it.
+            position: Place of the clip in the global order.
+
+        Raises:
+            NoReadableVideoError: none of the first `max_tries` can be read.
+        """
+        failed: list[str] = []
+        for record in islice(records, self.max_tries):
+            if record.name not in self.quarantine:
+                try:
+                    clip = read_clip(record, self.settings, position=position)
+                except VideoDecodingError as error:
+                    self.quarantine.add(record.name, cause=error.cause, position=position)
+                else:
+                    clip["num_failures"] = len(failed)
+                    return clip
+            failed.append(record.name)
+        raise NoReadableVideoError(self._complaint(failed, position))
+
+    def _complaint(self, failed: list[str], position: int) -> str:
+        causes = "\n".join(f"  {name}: {self.quarantine.cause(name)}" for name in failed)
+        return (
+            f"none of the {len(failed)} videos that were tried for the clip at position {position} can be read; check "
+            f"the paths, and all videos with `vjepa-hub check-data`{self.quarantine.reminder}. Found:\n{causes}"
+        )
+
+
+class VideoClipDataset(Dataset[Clip]):
+    """One random clip of each video of a source.
+
+    It is asked for a `ClipRequest`, as `ClipOrder` hands them out, or for the number of a video, which then is the
+    position as well. A video that cannot be read is replaced by one that is drawn from (seed, position), and listed.
+
+    Args:
+        source: The videos, see `open_source`.
+        frames_per_clip: Frames of a clip.
+        frame_step: Frames of the video from one of the clip to the next, about; see `sample_clip_indices`.
+        clip_duration: Length of a clip in seconds, instead; counts where both are given.
+        crop: What box may be drawn, and how often a clip is mirrored. None: whole frames, not mirrored.
+        seed: Seed of the run.
+        quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
+        max_tries: Videos that are tried for one clip.
+        backend: The decoder, see `open_video`.
+
+    Raises:
+        ValueError: If a count, the step or the duration is not positive, or if the decoder cannot be imported.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        *,
+        frames_per_clip: int = 16,
+        frame_step: int | None = 4,
+        clip_duration: float | None = None,
+        crop: RandomResizedCropSettings | None = RandomResizedCropSettings(),  # noqa: B008 (it is frozen)
+        seed: int = 0,
+        quarantine: Quarantine | None = None,
+        max_tries: int = 10,
+        backend: str | None = None,
+    ):
+        self.source = source
+        self.settings = ClipSettings(
+            frames_per_clip=frames_per_clip,
+            frame_step=frame_step,
+            clip_duration=clip_duration,
+            crop=crop,
+            seed=seed,
+            backend=backend,
+        )
+        self.reader = ClipReader(self.settings, quarantine=quarantine, max_tries=max_tries)
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.source)
+
+    def __getitem__(self, request: ClipRequest | int) -> Clip:
+        """Read a clip.
+
+        Args:
+            request: Position and video, or the number of a video alone.
+
+        Raises:
+            IndexError: there is no such video.
+            NoReadableVideoError: neither the video nor those drawn in its place can be read.
+        """
+        position, index = request if isinstance(request, tuple) else (request, request)
+        if not 0 <= index < len(self):
+            raise IndexError(f"video {index} is asked for, but the source has the videos 0 to {len(self) - 1}")
+        candidates = (self.source.record(number) for number in self._candidates(position, index))
+        return self.reader.read_first(candidates, position=position)
+
+    def _candidates(self, position: int, index: int) -> Iterator[int]:
+        """Yield a video, and then those that stand in for it: drawn, each one once."""
+        yield index
+        stand_ins = self.source.stand_ins(index)
+        tried = [index - stand_ins.start]
+        num_draws = min(self.reader.max_tries, len(stand_ins)) - 1
+        draws = draw_uniform(self.settings.seed, [position], stream=Stream.REPLACEMENT, num_draws=num_draws)[0]
+        for draw in draws.tolist():
+            place = int(draw * (len(stand_ins) - len(tried)))  # among those not tried yet
+            for earlier in sorted(tried):
+                place += place >= earlier
+            tried.append(place)
+            yield stand_ins[place]
