@@ -1,0 +1,411 @@
+"""Real files, real processes. A pipe that nobody writes to stands for a file on which the decoder hangs."""
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vjepa_hub.data import checking
+from vjepa_hub.data.checking import check_videos, write_check_lists
+from vjepa_hub.data.decoding import available_backends
+from vjepa_hub.data.manifests import read_manifest_entries
+from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+
+SIXTY = 60.0
+
+
+@pytest.fixture(scope="module")
+def good_video(write_video):
+    return write_video("good.mp4", num_frames=12, g="6", bf="2")
+
+
+@pytest.fixture
+def copies(good_video, tmp_path):
+    """Four good videos."""
+    return [Path(shutil.copy(good_video, tmp_path / f"{name}.mp4")) for name in "abcd"]
+
+
+@pytest.fixture
+def silent_pipe(tmp_path):
+    """A file that opens only when somebody writes to it: never."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    os.mkfifo(tmp_path / "silent.mp4")
+    return tmp_path / "silent.mp4"
+
+
+def children_of(process_id: int) -> list[int]:
+    """The living child processes."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("child processes are listed by /proc, which this system does not have")
+    states = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            number, _, rest = file.read_text().partition(" (")
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        states.append((int(number), *rest.rpartition(") ")[2].split()[:2]))
+    return [number for number, state, parent in states if int(parent) == process_id and state != "Z"]
+
+
+def wait_until(is_so, *, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it has not come to that"
+        time.sleep(0.02)
+
+
+# --- good files and bad ones ---
+
+
+def lying_avi(write_video, folder: Path) -> Path:
+    """An AVI whose two headers declare 90 frames; it has 60."""
+    data = bytearray(write_video("honest.avi", codec="mpeg4").read_bytes())
+    for box, offset in ((b"avih", 16), (b"strh", 32)):
+        place = data.index(box) + 8 + offset
+        assert struct.unpack_from("<I", data, place) == (60,)
+        struct.pack_into("<I", data, place, 90)
+    (folder / "lying.avi").write_bytes(data)
+    return folder / "lying.avi"
+
+
+def packet_spans(video: Path) -> list[tuple[int, int]]:
+    """Place and length in bytes of each frame."""
+    av = pytest.importorskip("av")
+    with av.open(str(video)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def overwritten(video: Path, folder: Path) -> Path:
+    """A copy with a frame's bytes set to zero."""
+    position, size = packet_spans(video)[4]
+    data = bytearray(video.read_bytes())
+    data[position : position + size] = bytes(size)
+    (folder / "overwritten.mp4").write_bytes(data)
+    return folder / "overwritten.mp4"
+
+
+@pytest.fixture(scope="module")
+def checked(good_video, write_video, write_audio, tmp_path_factory):
+    """The results of one check of files of all kinds, by their names."""
+    folder = tmp_path_factory.mktemp("checked")
+    files = [
+        good_video,
+        write_video("single.mp4", num_frames=1),
+        lying_avi(write_video, folder),
+        Path(shutil.copy(good_video, folder / "renamed.avi")),
+        overwritten(good_video, folder),
+        write_audio("silence.mp4"),
+        folder / "missing.mp4",
+        folder,
+    ]
+    for name, content in {
+        "truncated.mp4": good_video.read_bytes()[:-400],
+        "empty.mp4": b"",
+        "text.mp4": b"not a video " * 100,
+    }.items():
+        (folder / name).write_bytes(content)
+        files.append(folder / name)
+    summary = check_videos(files, folder / "report.jsonl", processes=2)
+    assert [video.path for video in summary.videos] == [str(file) for file in files]
+    return {Path(video.path).name: video for video in summary.videos}
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("truncated.mp4", "the file is truncated"),
+        ("empty.mp4", "the file is empty"),
+        ("silence.mp4", "it has no video stream"),
+        ("text.mp4", "cannot open it"),
+        ("overwritten.mp4", ""),
+        ("missing.mp4", "there is no such file"),
+        ("checked0", "it is a directory, not a file"),
+    ],
+)
+def test_a_bad_file_is_told_with_its_cause_and_a_remedy(checked, name, cause):
+    video = checked[name]
+    assert not video.ok
+    assert cause in video.cause
+    assert video.remedy
+    assert video.num_frames is None
+
+
+def test_a_good_file_is_told_with_what_it_holds(checked, good_video):
+    video = checked["good.mp4"]
+    assert (video.ok, video.cause, video.warnings) == (True, None, ())
+    assert (video.num_frames, video.declared_frames, video.fps) == (12, 12, 25)
+    assert (video.height, video.width, video.duration) == (64, 96, pytest.approx(12 / 25))
+    assert (video.size, video.mtime_ns) == (good_video.stat().st_size, good_video.stat().st_mtime_ns)
+    assert video.seconds > 0
+    assert "pyav" in video.readers
+
+
+def test_the_content_counts_and_not_the_ending(checked):
+    assert checked["renamed.avi"].ok
+    assert checked["renamed.avi"].num_frames == 12
+
+
+def test_a_header_that_lies_about_frames_that_are_all_read_is_a_warning(checked):
+    video = checked["lying.avi"]
+    assert video.ok
+    assert (video.num_frames, video.declared_frames) == (60, 90)
+    assert video.warnings == ("the header declares 90 frames, but there are 60",)
+
+
+def test_a_single_frame_is_a_warning(checked):
+    assert checked["single.mp4"].ok
+    assert "a single frame" in checked["single.mp4"].warnings[0]
+
+
+def test_causes_are_counted_without_their_details(copies, tmp_path):
+    for number, path in enumerate(copies[:2]):
+        path.write_bytes(path.read_bytes()[: -300 - number])
+    summary = check_videos(copies, tmp_path / "report.jsonl", processes=1)
+    assert summary.bad[0].cause != summary.bad[1].cause
+    assert list(summary.count_causes().values()) == [2]
+    assert [video.path for video in summary.good] == [str(path) for path in copies[2:]]
+
+
+def test_frames_that_the_file_says_are_hidden_are_no_lie(write_video, tmp_path):
+    data = bytearray(write_video("edited.mp4", g="12", bf="0").read_bytes())
+    edit = data.index(b"elst") + 4
+    assert struct.unpack_from(">I", data, edit + 4) == (1,)
+    struct.pack_into(">I", data, edit + 8, 1200)  # milliseconds: the first 30 of 60 frames
+    (tmp_path / "edited.mp4").write_bytes(data)
+    (video,) = check_videos([tmp_path / "edited.mp4"], tmp_path / "report.jsonl").videos
+    assert (video.num_frames, video.declared_frames, video.warnings) == (30, 30, ())
+
+
+def test_damage_that_training_would_not_notice_is_found(tmp_path):
+    if "decord" not in available_backends():
+        pytest.skip("decord, which does not notice it, is not installed")
+    settings = SyntheticVideoSettings(num_videos=1)
+    video = make_synthetic_videos(tmp_path, settings).with_name("video-00000.mp4")
+    data = bytearray(video.read_bytes())
+    position, size = packet_spans(video)[0]
+    data[position + size // 2] ^= 0xFF
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    (by_decord,) = check_videos([tmp_path / "damaged.mp4"], tmp_path / "decord.jsonl", backend="decord").videos
+    (by_both,) = check_videos([tmp_path / "damaged.mp4"], tmp_path / "both.jsonl").videos
+    assert by_decord.ok
+    assert not by_both.ok
+    assert by_both.cause.endswith("(so says pyav; decord does not notice)")
+    assert by_both.readers == ("decord",)
+
+
+# --- decoders that hang or die ---
+
+
+def test_a_file_on_which_the_decoder_hangs_is_bad_and_the_check_goes_on(copies, silent_pipe, tmp_path):
+    files = [copies[0], silent_pipe, *copies[1:]]
+    summary = check_videos(files, tmp_path / "report.jsonl", timeout=3, processes=1)
+    assert [video.ok for video in summary.videos] == [True, False, True, True, True]
+    assert summary.bad[0].cause == "the decoder hangs (no new frame for 3 s)"
+    assert 3 <= summary.bad[0].seconds < 30
+    assert children_of(os.getpid()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGSEGV, "the decoder crashed (SIGSEGV)"), (signal.SIGKILL, "the decoder was killed (SIGKILL")],
+)
+def test_a_file_on_which_the_decoder_dies_is_bad_and_the_check_goes_on(copies, silent_pipe, tmp_path, number, cause):
+    def kill_the_child_at_the_pipe():
+        wait_until(lambda: (tmp_path / "report.jsonl").exists() and (tmp_path / "report.jsonl").read_text())
+        wait_until(lambda: len(children_of(os.getpid())) == 1)
+        time.sleep(0.2)  # from its answer about the first file to the opening of the second
+        os.kill(children_of(os.getpid())[0], number)
+
+    killer = threading.Thread(target=kill_the_child_at_the_pipe)
+    killer.start()
+    files = [copies[0], silent_pipe, copies[1]]
+    summary = check_videos(files, tmp_path / "report.jsonl", timeout=SIXTY, processes=1)
+    killer.join()
+    assert [video.ok for video in summary.videos] == [True, False, True]
+    assert summary.bad[0].cause.startswith(cause)
+
+
+def test_an_error_that_nobody_expected_is_told_with_its_last_line(copies):
+    impossible = checking._Task("a path with a \0", None, None, ("pyav",))
+    results = list(checking._Supervisor([impossible, checking._Task.of(str(copies[0]), ("pyav",))], SIXTY, 1).run())
+    assert [result.ok for result in results] == [False, True]
+    assert results[0].cause == "the decoder ended with exit code 1 (ValueError: embedded null byte)"
+
+
+def test_a_child_that_cannot_start_is_an_error_and_no_verdict_on_files(copies, tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "_START_CHILD", "raise SystemExit('no such module')")
+    with pytest.raises(RuntimeError, match=r"can be started: .* exit code 1 \(no such module\)"):
+        check_videos(copies, tmp_path / "report.jsonl")
+    assert (tmp_path / "report.jsonl").read_text() == ""
+
+
+def test_children_import_neither_torch_nor_transformers():
+    code = checking._START_CHILD.replace("serve()", "print(sorted({'torch', 'transformers'} & set(sys.modules)))")
+    arguments = [sys.executable, "-c", code, str(Path(checking.__file__).parents[1]), *sys.path]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_children_end_with_a_parent_that_is_killed_even_if_they_hang(silent_pipe):
+    parent_code = checking._START_CHILD.split("from vjepa_hub")[0] + (
+        "from vjepa_hub.data.checking import _Supervisor, _Task\n"
+        f"list(_Supervisor([_Task.of({str(silent_pipe)!r}, ('pyav',))], 600, 1).run())"
+    )
+    package = str(Path(checking.__file__).parents[1])
+    parent = subprocess.Popen([sys.executable, "-c", parent_code, package, *sys.path])
+    wait_until(lambda: children_of(parent.pid))
+    (child,) = children_of(parent.pid)
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not Path(f"/proc/{child}").exists())
+
+
+# --- the report ---
+
+
+def paths_of(report: Path) -> list[str]:
+    return [json.loads(line)["path"] for line in report.read_text().splitlines()]
+
+
+def test_a_second_run_checks_only_what_is_new_or_has_changed(copies, tmp_path):
+    report, calls = tmp_path / "report.jsonl", []
+    first = check_videos(copies[:3], report)
+    assert (first.num_done_before, len(paths_of(report))) == (0, 3)
+    with copies[1].open("ab") as file:  # another size
+        file.write(bytes(8))
+    os.utime(copies[1], ns=(0, first.videos[1].mtime_ns))
+    os.utime(copies[2], ns=(0, 0))  # another time of change
+    second = check_videos(
+        copies, report, processes=1, progress=lambda done, total, video: calls.append((done, total, video))
+    )
+    assert second.num_done_before == 1
+    assert paths_of(report)[3:] == [str(path) for path in copies[1:]]
+    assert [call[:2] for call in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [call[2] for call in calls] == [None, *second.videos[1:]]
+    assert second.videos[0] == first.videos[0]
+    assert check_videos(copies, report).num_done_before == 4
+
+
+def test_results_with_other_backends_are_not_taken_over_and_again_checks_all(copies, tmp_path):
+    report = tmp_path / "report.jsonl"
+    check_videos(copies[:1], report, backend="pyav")
+    assert check_videos(copies[:1], report).num_done_before == (0 if len(available_backends()) > 1 else 1)
+    again = check_videos(copies[:1], report, again=True)
+    assert again.num_done_before == 0
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(copies, tmp_path):
+    report = tmp_path / "report.jsonl"
+
+    def interrupt(done, total, latest):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_videos(copies, report, processes=2, progress=interrupt)
+    assert children_of(os.getpid()) == []
+    with report.open("a") as file:
+        file.write('{"path": "half a li')
+    summary = check_videos(copies, report)
+    assert summary.num_done_before == 2
+    assert len(summary.good) == 4
+    assert check_videos(copies, report).num_done_before == 4
+
+
+def test_a_video_that_is_given_twice_is_checked_once(copies, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    summary = check_videos(["a.mp4", copies[0], "./b.mp4"], tmp_path / "report.jsonl")
+    assert [video.path for video in summary.videos] == [str(path) for path in copies[:2]]
+
+
+def test_a_file_that_is_no_report_is_never_appended_to(copies, good_video, tmp_path):
+    with pytest.raises(ValueError, match="is not the report of a check"):
+        check_videos(copies, copies[3], again=True)
+    assert copies[3].read_bytes() == good_video.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": 0}, "timeout is 0, but has to be above 0"),
+        ({"processes": 0}, "processes is 0"),
+        ({"backend": "decorb"}, "'decorb' is not available; here are: "),
+    ],
+)
+def test_options_out_of_range_are_refused(copies, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        check_videos(copies, tmp_path / "report.jsonl", **options)
+
+
+# --- the lists ---
+
+MANIFESTS = {
+    "plain.txt": "{a}\n\n{b}\n{c d}\n",
+    "release.csv": "{a} 3\n{b} 1\n{c d} 2\n",
+    "table.csv": 'label,path,note\n3,{a},"x, y"\n1,{b},\n2,{c d},z\n',
+    "lines.jsonl": '{"path": "{a}", "label": 3}\n{"path": "{b}", "label": 1}\n{"video": "{c d}", "label": 2}\n',
+}
+
+
+@pytest.fixture
+def verdicts(good_video, tmp_path):
+    """A folder with the good videos `a.mp4` and `c d.mp4` and the bad `b.mp4`, and the summary of their check."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a", "c d"):
+        shutil.copy(good_video, data / f"{name}.mp4")
+    (data / "b.mp4").write_bytes(b"")
+    files = [data / f"{name}.mp4" for name in ("a", "b", "c d")]
+    return data, check_videos(files, tmp_path / "report.jsonl")
+
+
+def filled(name: str, folder: str = "") -> str:
+    text = MANIFESTS[name]
+    for stem in ("a", "b", "c d"):
+        text = text.replace(f"{{{stem}}}", f"{folder}{stem}.mp4")
+    return text
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("is_absolute", [False, True])
+def test_a_list_of_good_videos_has_the_form_and_labels_of_its_manifest(verdicts, tmp_path, name, is_absolute):
+    data, summary = verdicts
+    (data / name).write_text(filled(name, f"{data}/" if is_absolute else ""))
+    good, _ = write_check_lists(summary, tmp_path / "lists", manifests=[data / name])
+    assert good == tmp_path / "lists" / f"good-{name}"
+    kept = [entry for entry in read_manifest_entries(data / name) if "b.mp4" not in entry.path]
+    found = read_manifest_entries(good)
+    assert [entry.label for entry in found] == [entry.label for entry in kept]
+    assert [entry.path for entry in found] == [f"{data}/a.mp4", f"{data}/c d.mp4"]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_beside_its_manifest_the_lines_of_a_list_are_unchanged(verdicts, name):
+    data, summary = verdicts
+    (data / name).write_text(filled(name))
+    good, _ = write_check_lists(summary, data, manifests=[data / name])
+    expected = [line for line in filled(name).splitlines() if line and "b.mp4" not in line]
+    assert good.read_text().splitlines() == expected
+
+
+def test_other_videos_and_bad_ones_have_lists_that_are_manifests(verdicts, tmp_path):
+    data, summary = verdicts
+    good, bad = write_check_lists(summary, tmp_path / "lists", others=[data / "a.mp4", data / "b.mp4"])
+    assert [entry.path for entry in read_manifest_entries(good)] == [f"{data}/a.mp4"]
+    assert [entry.path for entry in read_manifest_entries(bad)] == [f"{data}/b.mp4"]
+    assert json.loads(bad.read_text())["cause"] == "the file is empty (0 bytes)"
+
+
+def test_manifests_of_one_name_are_refused(verdicts, tmp_path):
+    _, summary = verdicts
+    with pytest.raises(ValueError, match=r"2 manifests are called train\.csv"):
+        write_check_lists(summary, tmp_path, manifests=["x/train.csv", "y/train.csv"])

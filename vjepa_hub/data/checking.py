@@ -1,0 +1,547 @@
+"""Is every file of a data set readable? Each is decoded fully, in child processes that may hang or crash.
+
+A file on which the decoder hangs is told by the silence of its child, which is killed; one on which it crashes, by the
+signal that the child died of. Both are results like any other, and the check goes on with a new child. Results are
+appended to a report as they come, one line each, and the report is the memory: the next run takes from it what was
+checked before and has not changed since.
+"""
+
+import csv
+import io
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .decoding import available_backends
+from .manifests import read_manifest_entries
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.jsonl"
+BAD_VIDEOS = "bad.jsonl"
+GOOD_VIDEOS = "good.txt"
+
+_START_SECONDS = 300.0
+_KILL_SECONDS = 10.0
+_LEAVE_OUT = "leave it out, or re-encode it (ffmpeg -i FILE -c:v libx264 NEW.mp4)"
+# Imports what the child needs and not the package's __init__, which imports torch: a start takes half a second instead
+# of six, and 30 MB instead of 770. The module path comes as arguments, since -c puts the current folder before it.
+_START_CHILD = """
+import sys
+sys.path[:] = sys.argv[2:]
+import types
+package = types.ModuleType("vjepa_hub")
+package.__path__ = [sys.argv[1]]
+sys.modules["vjepa_hub"] = package
+from vjepa_hub.data.checking_child import serve
+serve()
+"""
+
+CheckProgress = Callable[[int, int, "CheckedVideo | None"], None]
+"""Called with (videos that are done, all videos, the latest)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedVideo:
+    """What is known of a video: a line of the report.
+
+    Attributes:
+        path: Absolute path.
+        size: In bytes when the check of it began; None where there is no such file.
+        mtime_ns: When it was changed last, in nanoseconds since 1970; None where there is no such file.
+        backends: The decoders that the check was allowed.
+        ok: Whether every frame was read.
+        cause: Why not; None if ok.
+        remedy: What to do about that; None if ok.
+        warnings: What is unusual about a video that is ok.
+        readers: The decoders that have read all of its frames.
+        num_frames: Frames that were read.
+        declared_frames: Frames that the header promises; None where it does not say.
+        fps: Frames per second.
+        height: Of a frame in pixels.
+        width: Of a frame in pixels.
+        duration: In seconds.
+        seconds: How long the check of it took.
+    """
+
+    path: str
+    size: int | None
+    mtime_ns: int | None
+    backends: tuple[str, ...]
+    ok: bool
+    cause: str | None = None
+    remedy: str | None = None
+    warnings: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    num_frames: int | None = None
+    declared_frames: int | None = None
+    fps: float | None = None
+    height: int | None = None
+    width: int | None = None
+    duration: float | None = None
+    seconds: float
+
+    @property
+    def kind(self) -> str | None:
+        """The cause without the numbers and details of this video, to count by."""
+        return None if self.cause is None else _without_details(self.cause)
+
+
+@dataclass(frozen=True)
+class CheckSummary:
+    """The result of a check.
+
+    Attributes:
+        videos: One for each video, in the order in which they were given.
+        num_done_before: How many of them an earlier run had checked.
+    """
+
+    videos: tuple[CheckedVideo, ...]
+    num_done_before: int
+
+    @property
+    def good(self) -> list[CheckedVideo]:
+        """Those of which every frame was read."""
+        return [video for video in self.videos if video.ok]
+
+    @property
+    def bad(self) -> list[CheckedVideo]:
+        """The others."""
+        return [video for video in self.videos if not video.ok]
+
+    def count_causes(self) -> Counter[str]:
+        """Number of bad videos of each kind of cause."""
+        return Counter(video.kind for video in self.bad if video.kind is not None)
+
+    def count_warnings(self) -> Counter[str]:
+        """Number of good videos with each kind of warning."""
+        return Counter(_without_details(warning) for video in self.good for warning in video.warnings)
+
+
+def _without_details(sentence: str) -> str:
+    return re.sub(r"\d+(\.\d+)?", "N", re.split(r" *[(:]", sentence)[0])
+
+
+def check_videos(
+    videos: Sequence[str | Path],
+    report: str | Path,
+    *,
+    timeout: float = 60.0,
+    processes: int | None = None,
+    backend: str | None = None,
+    again: bool = False,
+    progress: CheckProgress | None = None,
+) -> CheckSummary:
+    """Decode every frame of every video, in parallel, and remember the results in a report.
+
+    By default a video is read with the decoder that training takes for it, and with PyAV too if that is another one:
+    it notices damage that the others conceal. A video is good if both read all of their frames, and equally many. One
+    whose header declares another number than there are is good too if that is so, with a warning.
+
+    Args:
+        videos: Video files. One that is given twice is checked once.
+        report: JSON lines, see `CheckedVideo`; made if it is not there. Results are appended, and the last one of a
+            video counts. A file whose size, time of change and backends are those in the report is not checked again.
+        timeout: Seconds without a new frame after which the decoder hangs: its process is killed, and the file is bad.
+        processes: Files that are decoded at the same time, one thread each. None: as many as there are processors.
+        backend: The only decoder to use. None: as said above.
+        again: Whether to check also what the report knows.
+        progress: Called at the beginning and after each video.
+
+    Raises:
+        ValueError: a number out of range, a backend that is not there, or a report that is something else.
+        RuntimeError: no child process can be started.
+        OSError: the report cannot be read or written.
+    """
+    _require_positive("timeout", timeout)
+    processes = _num_processors() if processes is None else processes
+    _require_positive("processes", processes)
+    backends = _allowed_backends(backend)
+    checked = _read_report(Path(report))
+    tasks = {path: _Task.of(path, backends) for path in map(os.path.abspath, videos)}
+    done = {} if again else {path: checked[path] for path in tasks if tasks[path].is_done_by(checked.get(path))}
+    num_done_before = len(done)
+    _show(progress, len(done), len(tasks), None)
+    supervisor = _Supervisor([tasks[path] for path in tasks if path not in done], timeout, processes)
+    with _ReportFile(Path(report)) as file:
+        for video in supervisor.run():
+            file.append(video)
+            done[video.path] = video
+            _show(progress, len(done), len(tasks), video)
+    return CheckSummary(tuple(done[path] for path in tasks), num_done_before)
+
+
+def _show(progress: CheckProgress | None, num_done: int, num_videos: int, latest: CheckedVideo | None) -> None:
+    if progress is not None:
+        progress(num_done, num_videos, latest)
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is {value}, but has to be above 0")
+
+
+def _num_processors() -> int:
+    """Processors that this process may use: fewer than the machine has in many containers and batch systems."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _allowed_backends(backend: str | None) -> tuple[str, ...]:
+    """The decoders that `open_video` may choose from; those after PyAV, which reads all, never come into play."""
+    available = available_backends()
+    if backend is not None and backend not in available:
+        raise ValueError(
+            f"the decoding backend '{backend}' is not available; here are: {', '.join(available) or 'none'}"
+        )
+    if backend is not None:
+        return (backend,)
+    if not available:
+        raise ValueError("no decoding backend is installed: pip install av")
+    return available[: available.index("pyav") + 1] if "pyav" in available else available
+
+
+# --- the report ---
+
+
+def _read_report(report: Path) -> dict[str, CheckedVideo]:
+    """The last result of each video, by its path."""
+    if not report.exists():
+        return {}
+    lines = report.read_text(encoding="utf-8", errors="replace").splitlines()
+    results = [_parse_line(line) for line in lines if line.strip()]
+    found = {result.path: result for result in results if result is not None}
+    if results and not found:
+        raise ValueError(f"{report} is not the report of a check: name another file, or delete this one")
+    num_broken = sum(result is None for result in results)
+    if num_broken:
+        logger.warning("%d lines of %s are no results (a run was killed?): passed over", num_broken, report)
+    return found
+
+
+def _parse_line(line: str) -> CheckedVideo | None:
+    try:
+        entry = json.loads(line)
+        return CheckedVideo(**{name: _as_tuple(value) for name, value in entry.items()})
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class _ReportFile:
+    """The report, open for appending. Each line is one write, so that several runs may share a report."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+", buffering=0)
+
+    def __enter__(self) -> "_ReportFile":
+        self._end_broken_line()
+        return self
+
+    def __exit__(self, *exception_info: object) -> None:
+        self._file.close()
+
+    def _end_broken_line(self) -> None:
+        """A run that was killed may have left half a line: the next result begins on a new one."""
+        if self._file.seek(0, os.SEEK_END):
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def append(self, video: CheckedVideo) -> None:
+        self._file.write(json.dumps(asdict(video)).encode() + b"\n")
+
+
+# --- the child processes ---
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A file to check, and its state before."""
+
+    path: str
+    size: int | None
+    mtime_ns: int | None
+    backends: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: str, backends: tuple[str, ...]) -> "_Task":
+        try:
+            state = os.stat(path)
+        except OSError:  # that it is missing, or may not be seen, is found out when its turn comes
+            return cls(path, None, None, backends)
+        return cls(path, state.st_size, state.st_mtime_ns, backends)
+
+    def is_done_by(self, video: CheckedVideo | None) -> bool:
+        """Whether a result is that of this file, unchanged."""
+        return video is not None and all(
+            getattr(video, field.name) == getattr(self, field.name) for field in fields(self)
+        )
+
+    def result(self, findings: dict, seconds: float) -> CheckedVideo:
+        found = {name: _as_tuple(value) for name, value in findings.items()}
+        return CheckedVideo(**asdict(self), ok=found.get("cause") is None, seconds=round(seconds, 3), **found)
+
+
+class _Child:
+    """A child process that decodes one file after another (`checking_child`).
+
+    Attributes:
+        task: The file that it is at, None while it starts or waits.
+        is_ready: Whether it has started.
+        started: When it was given its task, on the monotonic clock as the deadline.
+        deadline: When it is to be given up, unless it gives a sign of life before.
+    """
+
+    def __init__(self, answers: "queue.SimpleQueue[tuple[_Child, dict | None]]"):
+        self.task: _Task | None = None
+        self.is_ready = False
+        self.started = 0.0
+        self.deadline = time.monotonic() + _START_SECONDS
+        self._errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed with the process)
+        package = Path(__file__).parents[1]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START_CHILD, str(package), *sys.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # Ctrl-C is for the parent, which then ends its children
+        )
+        threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
+
+    def _listen(self, answers: "queue.SimpleQueue[tuple[_Child, dict | None]]") -> None:
+        """Pass on what the child says, and None when it has died."""
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                # Not what a library prints while the child starts, nor what it was at when it died.
+                if line.startswith(b"{") and line.endswith(b"}\n"):
+                    answers.put((self, json.loads(line)))
+        answers.put((self, None))
+
+    def give(self, task: _Task, timeout: float) -> None:
+        self.task, self.started = task, time.monotonic()
+        self.deadline = self.started + timeout
+        self._errors.truncate(0)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has died: the news is on its way
+            self._process.stdin.write(json.dumps({"path": task.path, "backends": task.backends}).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def take_result(self, findings: dict) -> CheckedVideo:
+        """The result of its task, which is then done."""
+        assert self.task is not None
+        task, self.task = self.task, None
+        return task.result(findings, time.monotonic() - self.started)
+
+    def kill(self) -> None:
+        """End it, whatever it is at."""
+        self._process.kill()
+        try:
+            self._process.wait(_KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.warning(
+                "process %d, which decodes videos, cannot be killed (it waits for a disk or a network?): left behind",
+                self._process.pid,
+            )
+        with suppress(BrokenPipeError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        self._errors.close()
+
+    def describe_end(self) -> str:
+        """Say what a child died of, which nobody has killed."""
+        code = self._process.wait()
+        name = {-number.value: number.name for number in signal.Signals}.get(code, f"signal {-code}")
+        if name == "SIGKILL":
+            return "the decoder was killed (SIGKILL, not by this check: out of memory?)"
+        if code < 0:
+            return f"the decoder crashed ({name})"
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f"the decoder ended with exit code {code} ({lines[-1] if lines else 'without a word'})"
+
+
+class _Supervisor:
+    """Hands files out to children, takes in their results, and replaces those that hang or die."""
+
+    def __init__(self, tasks: Sequence[_Task], timeout: float, processes: int):
+        self._tasks = deque(tasks)
+        self._timeout, self._processes = timeout, processes
+        self._children: list[_Child] = []
+        self._answers: queue.SimpleQueue[tuple[_Child, dict | None]] = queue.SimpleQueue()
+
+    def run(self) -> Iterator[CheckedVideo]:
+        """Yield results as they come."""
+        try:
+            while self._tasks or any(child.task for child in self._children):
+                self._start_children()
+                yield from self._next_results()
+        finally:
+            for child in self._children:
+                child.kill()
+
+    def _start_children(self) -> None:
+        num_busy = sum(child.task is not None for child in self._children)
+        while len(self._children) < min(self._processes, num_busy + len(self._tasks)):
+            self._children.append(_Child(self._answers))
+
+    def _next_results(self) -> Iterator[CheckedVideo]:
+        deadline = min(child.deadline for child in self._children)
+        try:
+            child, answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            yield from self._give_up_overdue()
+            return
+        if child in self._children:  # else it was given up
+            yield from self._take(child, answer)
+        yield from self._give_up_overdue()
+
+    def _take(self, child: _Child, answer: dict | None) -> Iterator[CheckedVideo]:
+        if answer is None:
+            yield from self._bury(child)
+            return
+        child.is_ready = True
+        child.deadline = time.monotonic() + self._timeout
+        results = [child.take_result(answer["findings"])] if "findings" in answer else []
+        if child.task is None:
+            self._occupy(child)
+        yield from results
+
+    def _occupy(self, child: _Child) -> None:
+        """Give a child the next file; if there is none, it waits for the end."""
+        child.deadline = float("inf")
+        if self._tasks:
+            child.give(self._tasks.popleft(), self._timeout)
+
+    def _bury(self, child: _Child) -> Iterator[CheckedVideo]:
+        """Take leave of a child that has died; if it was at a file, this is the result of the file."""
+        cause = child.describe_end()
+        self._dismiss(child)
+        if not child.is_ready:
+            raise RuntimeError(f"no process for decoding can be started: {cause}")
+        if child.task is not None:
+            yield child.take_result({"cause": cause, "remedy": _LEAVE_OUT})
+
+    def _give_up_overdue(self) -> Iterator[CheckedVideo]:
+        now = time.monotonic()
+        for child in [child for child in self._children if child.deadline <= now]:
+            self._dismiss(child)
+            if not child.is_ready:
+                raise RuntimeError(f"a process for decoding has not started within {_START_SECONDS:g} s")
+            cause = f"the decoder hangs (no new frame for {self._timeout:g} s)"
+            yield child.take_result({"cause": cause, "remedy": _LEAVE_OUT})
+
+    def _dismiss(self, child: _Child) -> None:
+        self._children.remove(child)
+        child.kill()
+
+
+# --- what is left: lists of good and bad videos ---
+
+
+def write_check_lists(
+    summary: CheckSummary,
+    folder: str | Path,
+    *,
+    manifests: Sequence[str | Path] = (),
+    others: Sequence[str | Path] = (),
+) -> list[Path]:
+    """Write lists of the good videos, for training, and of the bad ones.
+
+    - `good-NAME` for each manifest: its lines whose videos are good, with their labels and all else; paths are made
+      absolute where they would not hold in the new folder;
+    - `good.txt`: those of the other videos that are good, a path on each line;
+    - `bad.jsonl`: path, cause and remedy of each bad one. It is a manifest too, of those to look at again.
+
+    Args:
+        summary: Of the check of all these videos.
+        folder: For the lists; those that are there are replaced.
+        manifests: Lists of videos that were checked.
+        others: Videos that were checked without being in one, as files or in folders.
+
+    Returns:
+        The files that were written, `bad.jsonl` last.
+
+    Raises:
+        ValueError: two manifests of one name, or one that has changed so that it cannot be read any more.
+    """
+    folder = Path(folder)
+    require_own_names(manifests)
+    folder.mkdir(parents=True, exist_ok=True)
+    good = {video.path for video in summary.good}
+    written = [
+        _write_lines(folder / f"good-{Path(one).name}", _good_lines(Path(one), folder, good)) for one in manifests
+    ]
+    if others:
+        paths = [path for path in dict.fromkeys(map(os.path.abspath, others)) if path in good]
+        written.append(_write_lines(folder / GOOD_VIDEOS, paths))
+    bad = [{"path": video.path, "cause": video.cause, "remedy": video.remedy} for video in summary.bad]
+    return [*written, _write_lines(folder / BAD_VIDEOS, [json.dumps(entry) for entry in bad])]
+
+
+def require_own_names(manifests: Sequence[str | Path]) -> None:
+    """Raise ValueError if two manifests have one name, so that their lists of good videos would be one file."""
+    for name, count in Counter(Path(manifest).name for manifest in manifests).items():
+        if count > 1:
+            raise ValueError(
+                f"{count} manifests are called {name}, and so would be their lists of good videos: "
+                "check them one after the other, with a folder for each"
+            )
+
+
+def _good_lines(manifest: Path, folder: Path, good: Collection[str]) -> list[str]:
+    """The lines of a manifest whose videos are good, and those that name none (the header of a table)."""
+    lines = manifest.read_text(encoding="utf-8-sig").splitlines()
+    entries = {entry.line: entry.path for entry in read_manifest_entries(manifest)}
+    is_at_home = os.path.abspath(manifest.parent) == os.path.abspath(folder)
+    header = [line for number, line in enumerate(lines, 1) if line.strip() and number not in entries]
+    kept = []
+    for number, path in entries.items():
+        absolute = os.path.abspath(manifest.parent / path)
+        if absolute in good:
+            holds = is_at_home or os.path.isabs(path)
+            line = lines[number - 1]
+            kept.append(line if holds else _with_path(line, absolute, manifest.suffix.lower(), header))
+    return header + kept
+
+
+def _with_path(line: str, path: str, ending: str, header: list[str]) -> str:
+    """A line of a manifest with another path in the place of its own."""
+    if ending == ".txt":
+        return path
+    if ending == ".jsonl":
+        entry = json.loads(line)
+        return json.dumps({**entry, "path" if entry.get("path") else "video": path}, ensure_ascii=False)
+    if not header:
+        return f"{path} {line.rpartition(' ')[2]}"
+    columns = [name.strip() for name in next(csv.reader(header))]
+    row = next(csv.reader([line]))
+    row[columns.index("path")] = path
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(row)
+    return text.getvalue()
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> Path:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    os.replace(partial, path)
+    return path
