@@ -1,7 +1,9 @@
 """Frame-exactness is shown by content: each frame of the test videos carries its number in its pixels."""
 
+import dataclasses
 import importlib.util
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -25,6 +27,16 @@ from vjepa_hub.data.decoding import (
 GROUPS_OF_12 = {"g": "12", "bf": "3"}
 OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:b-pyramid=normal"}
 VARIABLE_TIMES = np.cumsum(np.random.default_rng(0).integers(10, 90, size=60)).tolist()
+H264_KINDS = {
+    "bframes=3:b-adapt=0:b-pyramid=none:keyint=40": True,
+    "bframes=7:b-adapt=0:b-pyramid=strict:ref=6": True,
+    "bframes=9:b-adapt=0:b-pyramid=normal:ref=12:keyint=30": True,
+    "bframes=3:b-adapt=0:open-gop=1:keyint=20": True,
+    "bframes=3:b-adapt=0:slices=3:aud=1:repeat-headers=1:keyint=15": True,
+    "bframes=3:b-adapt=0:cabac=0:weightp=2:8x8dct=0": True,
+    "bframes=0": False,
+    "bframes=3:b-adapt=0:tff=1": False,
+}
 KINDS = {
     "b_frames.mp4": GROUPS_OF_12,
     "open_groups.mp4": OPEN_GROUPS,
@@ -88,6 +100,11 @@ def rotated(path: Path, quarter_turns: int) -> Path:
     one = 1 << 16
     matrix = struct.pack(">9i", cosine * one, -sine * one, 0, sine * one, cosine * one, 0, 0, 0, 1 << 30)
     return patched(path, f"rotated_{quarter_turns}.mp4", b"tkhd", 40, matrix)
+
+
+def all_cuts(frames: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    top, left, height, width = box
+    return frames[:, top : top + height, left : left + width]
 
 
 def packet_spans(path: Path) -> list[tuple[int, int]]:
@@ -179,6 +196,117 @@ def test_pyav_never_decodes_again_what_the_read_before_passed(plain_video, monke
         assert starts == [0]
         video.read_frames([2])
         assert starts == [0, 0]
+
+
+@pytest.fixture
+def packets_left_out(monkeypatch) -> list[bool]:
+    """Grows by one entry for each packet that PyAV's reader comes by: whether it was left out.
+
+    Nothing may have to be decoded again without leaving packets out, which would hide that the wrong ones were.
+    """
+    decisions = []
+    original = decoding._PyAVReader._can_leave_out
+
+    def record(reader, packet):
+        decisions.append(original(reader, packet))
+        return decisions[-1]
+
+    monkeypatch.setattr(decoding._PyAVReader, "_can_leave_out", record)
+    monkeypatch.setattr(decoding._PyAVReader, "_give_up_shortcuts", lambda reader: pytest.fail("decoded again"))
+    return decisions
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+@pytest.mark.parametrize("parameters", H264_KINDS)
+def test_packets_that_are_left_out_never_change_a_frame(write_video, packets_left_out, parameters, ending):
+    path = write_video(f"left_out.{ending}", num_frames=120, **{"x264-params": parameters})
+    expected = decode_all_with_pyav(path)
+    random = np.random.default_rng(7)
+    for num_wanted in (1, 2, 5, 16):
+        with open_video(path, backend="pyav") as video:
+            for _ in range(3):  # the second and third read may go on where the first one ended
+                wanted = np.sort(random.choice(120, num_wanted, replace=False))
+                assert np.array_equal(video.read_frames(wanted), expected[wanted]), wanted
+    assert any(packets_left_out) is H264_KINDS[parameters]
+
+
+def test_a_third_of_the_packets_of_a_usual_clip_is_left_out(write_video, packets_left_out):
+    parameters = "bframes=3:b-adapt=0:b-pyramid=normal:keyint=60"
+    path = write_video("usual.mp4", num_frames=120, **{"x264-params": parameters})
+    with open_video(path, backend="pyav") as video:
+        video.read_frames(np.linspace(20, 83, 16).astype(int))
+    assert sum(packets_left_out) >= len(packets_left_out) / 3
+
+
+def test_what_follows_a_read_is_never_left_out_of_the_next(write_video, packets_left_out, read_number):
+    path = write_video("next_read.mp4", **{"x264-params": "bframes=5:b-adapt=0:b-pyramid=normal"})
+    for last in range(10, 30):
+        with open_video(path, backend="pyav") as video:
+            for wanted in ([4, last], [last + 1, last + 2], [last + 4]):
+                assert [read_number(frame) for frame in video.read_frames(wanted)] == wanted
+    assert any(packets_left_out)
+
+
+@pytest.mark.parametrize("profile", ["baseline", "main", "high", "high10", "high444"])
+def test_whole_frames_are_told_from_fields_in_the_header_of_each_profile(write_video, profile):
+    av = pytest.importorskip("av")
+    headers = []
+    for name, parameters in (("frames", ""), ("fields", "tff=1")):
+        options = {"qp": "0"} if profile == "high444" else {"profile": profile}
+        if profile == "baseline" and name == "fields":
+            continue  # this profile has none
+        path = write_video(f"{profile}_{name}.mp4", num_frames=3, **options, **{"x264-params": parameters})
+        with av.open(str(path)) as container:
+            context = container.streams.video[0].codec_context
+            headers.append(decoding._H264Stream.of_header(context.name, context.extradata))
+            assert decoding._H264Stream.of_header("hevc", context.extradata) is None
+            assert decoding._H264Stream.of_header("h264", context.extradata[:9]) is None
+    assert headers[0] == decoding._H264Stream(length_size=4)
+    assert headers[1:] in ([], [None])
+
+
+def test_mp4_is_never_read_through_before_the_first_frame(plain_video, monkeypatch, read_number):
+    monkeypatch.setattr(decoding._PyAVReader, "_index_packets", lambda s: pytest.fail("read through"))
+    with open_video(plain_video, backend="pyav") as video:
+        assert [read_number(frame) for frame in video.read_frames([50, 9])] == [50, 9]
+
+
+def test_a_sample_table_that_is_wrong_is_noticed_and_the_packets_are_indexed(plain_video, monkeypatch, read_number):
+    container = decoding._inspect_container(plain_video)
+    wrong = dataclasses.replace(container.samples, pts=container.samples.pts // 512 * 500 + 500)
+    monkeypatch.setattr(decoding, "_inspect_container", lambda path: dataclasses.replace(container, samples=wrong))
+    with open_video(plain_video, backend="pyav") as video:
+        assert [read_number(frame) for frame in video.read_frames([31, 30, 2])] == [31, 30, 2]
+    shorter = dataclasses.replace(wrong, pts=wrong.pts[:50], is_shown=wrong.is_shown[:50], keys=wrong.keys[:4])
+    monkeypatch.setattr(decoding, "_inspect_container", lambda path: dataclasses.replace(container, samples=shorter))
+    with (
+        open_video(plain_video, backend="pyav") as video,
+        pytest.raises(VideoDecodingError, match="lists 50 frames, but 60 are in it"),
+    ):
+        video.read_frames([31])
+
+
+@pytest.mark.parametrize("box", [(0, 0, 64, 96), (3, 5, 20, 31), (63, 95, 1, 1)])
+def test_a_box_equals_what_is_cut_out_of_whole_frames(write_video, backend, box):
+    for name in ("b_frames.mp4", "open_groups.mkv"):
+        with open_video(write_video(name, **KINDS[name]), backend=backend) as video:
+            for indices in ([40, 3, 3, 17], [5], []):
+                frames = video.read_frames(indices, box=box)
+                assert np.array_equal(frames, all_cuts(video.read_frames(indices), box))
+                assert frames.flags["C_CONTIGUOUS"]
+
+
+@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
+def test_a_box_lies_in_the_upright_frame(plain_video, backend, quarter_turns):
+    with open_video(rotated(plain_video, quarter_turns), backend=backend) as video:
+        box = (2, 30, video.height - 7, video.width - 33)
+        assert np.array_equal(video.read_frames([5, 30], box=box), all_cuts(video.read_frames([5, 30]), box))
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 5, 5), (0, 0, 65, 5), (60, 0, 5, 5), (0, 92, 5, 5), (0, 0, 0, 5)])
+def test_a_box_beyond_the_frame_is_an_error_that_names_it(plain_video, backend, box):
+    with open_video(plain_video, backend=backend) as video, pytest.raises(ValueError, match=re.escape(str(box))):
+        video.read_frames([0], box=box)
 
 
 def test_repeated_and_unsorted_indices_are_returned_as_asked(plain_video, backend, read_number):
@@ -393,6 +521,14 @@ def test_a_backend_that_is_unknown_or_not_installed_is_an_error_with_the_remedy(
         open_video(plain_video)
 
 
+def test_torchcodec_without_ffmpeg_is_not_available(plain_video, monkeypatch):
+    torchcodec = pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError))
+    monkeypatch.setattr(torchcodec, "ffmpeg_major_version", None)
+    assert "torchcodec" not in available_backends()
+    with pytest.raises(VideoDecodingError, match="apt-get install ffmpeg"):
+        open_video(plain_video, backend="torchcodec")
+
+
 def test_negative_num_threads_is_refused(plain_video):
     with pytest.raises(ValueError, match="num_threads is -1"):
         open_video(plain_video, num_threads=-1)
@@ -450,3 +586,23 @@ def test_read_image_refuses_a_truncated_file(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(VideoDecodingError, match=r"cut\.png"):
         read_image(path)
+
+
+def test_absurd_run_count_of_a_damaged_table_takes_no_memory(plain_video, tmp_path):
+    data = bytearray(plain_video.read_bytes())
+    runs = data.find(b"stts") + 12  # after version, flags and the number of runs
+    data[runs : runs + 4] = (2**31 - 1).to_bytes(4, "big")
+    damaged = tmp_path / "runs.mp4"
+    damaged.write_bytes(data)
+    with open_video(plain_video, backend="pyav") as good:
+        expected = good.num_frames
+    with open_video(damaged, backend="pyav") as video:
+        assert video._container.samples is None
+        assert video.num_frames == expected
+
+
+def test_codec_without_a_decoder_is_an_error(plain_video, tmp_path):
+    unknown = tmp_path / "unknown.mp4"
+    unknown.write_bytes(plain_video.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(VideoDecodingError, match="no decoder for its codec"):
+        open_video(unknown, backend="pyav")

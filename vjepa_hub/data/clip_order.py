@@ -40,7 +40,6 @@ class ClipOrder(Sampler[ClipRequest]):
         steps_per_epoch: Optimiser steps of an epoch; None: as many as one pass over the items fills, at least one.
         seed: The order is a function of it.
         weights: For each item a finite number of at least 0, one of them above it. None: permutations.
-        is_shuffled: False: the items come in their own order, again and again; not together with weights.
         is_shuffled: Whether the permutations are random; if not, all of them are 0, 1, 2, ...
 
     Raises:
@@ -66,10 +65,7 @@ class ClipOrder(Sampler[ClipRequest]):
             raise ValueError(
                 "weights are given and is_shuffled is False, but items are drawn by weight at random; leave one out"
             )
-        if weights is not None and not is_shuffled:
-            raise ValueError("weights are drawn, but is_shuffled is False: leave out one of them")
         self.num_items = num_items
-        self.is_shuffled = is_shuffled
         self.clips_per_step = clips_per_step
         self.steps_per_epoch = steps_per_epoch or max(1, num_items // clips_per_step)
         self.seed = seed
@@ -112,8 +108,6 @@ class ClipOrder(Sampler[ClipRequest]):
             # Searching to the right passes items of weight 0.
             return np.searchsorted(self._cumulative_weights, draws * self._cumulative_weights[-1], side="right")
         numbers, places = np.divmod(positions, self.num_items)
-        if not self.is_shuffled:
-            return places
         if not self.is_shuffled:
             return places
         indices = np.empty_like(positions)

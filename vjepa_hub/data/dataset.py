@@ -54,7 +54,8 @@ class ClipSettings:
         clip_duration: See `sample_clip_indices`; counts where both are given.
         crop: What box may be drawn, and how often a clip is mirrored. None: whole frames, not mirrored.
         seed: Seed of the run.
-        backend: The decoder, see `open_video`.
+        backend: The decoder, see `open_video`. None: PyAV where it is installed, which is the fastest for single
+            clips, since it passes over frames that no other needs.
 
     Raises:
         ValueError: If a count, the step or the duration is not positive, if neither of the latter is given, or if
@@ -77,6 +78,11 @@ class ClipSettings:
                 f"backend is {self.backend!r}, but must be None or one that can be imported here: "
                 f"{', '.join(usable) or 'none can'}; pip install av"
             )
+
+    @property
+    def decoder(self) -> str | None:
+        """The decoder that is used; None leaves the choice to `open_video`."""
+        return "pyav" if self.backend is None and "pyav" in available_backends() else self.backend
 
     def sample_indices(self, num_video_frames: int, *, fps: float | None, position: int) -> np.ndarray:
         """Draw the frames of the clip at a position, `(frames_per_clip,)`.
@@ -123,7 +129,7 @@ def read_clip(record: VideoRecord, settings: ClipSettings, *, position: int) -> 
         VideoDecodingError: the video cannot be read, or is shorter than `clip_duration` asks for at its rate.
         ValueError: `clip_duration` for frames whose rate nothing tells.
     """
-    with record.open(backend=settings.backend) as reader:
+    with record.open(backend=settings.decoder) as reader:
         indices = _choose_frames(reader, settings, position, record.name)
         crop = settings.draw_crop(reader.height, reader.width, position=position)
         frames = reader.read_frames(indices, box=(crop.top, crop.left, crop.height, crop.width))

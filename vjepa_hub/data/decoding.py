@@ -13,9 +13,11 @@ The three libraries differ in what they leave to us:
 | frames that an MP4 edit list hides | counted, then repeated | skipped | skipped |
 | MPEG-TS, AVI with B-frames | wrong frames, silently | exact | error |
 | damage that FFmpeg conceals | unnoticed | error, mostly | unnoticed |
+| H.264 frames on the way that no wanted one needs | decoded | left out | decoded |
 
 So MP4's own sample table is read here: it tells whether decord may seek, and gives all backends the same times. What
 decord would get wrong is an error that names PyAV, never a wrong frame; left to choose, `open_video` takes PyAV there.
+For single clips of H.264 PyAV takes a third less time than decord (`benchmarks/data_loading.py`).
 Pixels of 8-bit video are equal to the bit; those of 10-bit video differ, mostly by a few grey levels, as the libraries
 reduce them in different ways.
 """
@@ -29,8 +31,10 @@ import re
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,15 +98,19 @@ def open_video(path: str | os.PathLike, *, backend: str | None = None, num_threa
     """
     if num_threads < 0:
         raise ValueError(f"num_threads is {num_threads}, but has to be 0 (automatic) or more")
-    candidates = available_backends() if backend is None else (_checked_backend(path, backend),)
-    if not candidates:
-        raise VideoDecodingError(path, f"none of {', '.join(DECODING_BACKENDS)} is installed", "pip install av")
-    for name in candidates[:-1]:
+    unsuitable = None
+    for name in DECODING_BACKENDS if backend is None else (_checked_backend(path, backend),):
+        # Looked for one by one: an import that fails is not remembered, and takes its time in each call.
+        if backend is None and _import_failure(name) is not None:
+            continue
         try:
             return _READERS[name](path, num_threads=num_threads)
         except UnsuitableBackendError as error:
             logger.debug("%s; trying the next backend", error)
-    return _READERS[candidates[-1]](path, num_threads=num_threads)
+            unsuitable = error
+    if unsuitable is not None:
+        raise unsuitable
+    raise VideoDecodingError(path, f"none of {', '.join(DECODING_BACKENDS)} is installed", "pip install av")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -196,28 +204,36 @@ class VideoReader(ABC):
         """Length in seconds: the number of frames, each shown for the average time."""
         return self.num_frames / self.average_fps if self.average_fps else 0.0
 
-    def read_frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    def read_frames(
+        self, indices: Sequence[int] | np.ndarray, *, box: tuple[int, int, int, int] | None = None
+    ) -> np.ndarray:
         """Read frames by index. They are decoded in one forward pass, and only these are kept in memory.
 
         Args:
             indices: frame indices in `[0, num_frames)`, in any order; repeats are decoded once.
+            box: the part of each frame to return, `(top, left, height, width)` in pixels of the upright frame. Faster
+                than to cut it out of whole frames, which it equals: the rest is decoded, but not copied.
 
         Returns:
-            Array `(num_indices, height, width, 3)`, uint8 RGB, upright.
+            Array `(num_indices, height, width, 3)`, uint8 RGB, upright; height and width are those of the box, if any.
 
         Raises:
             FrameIndexError: an index is negative or not below `num_frames`.
+            ValueError: the box is empty or reaches beyond the frame.
             VideoDecodingError: a frame cannot be decoded, or the reader is closed.
         """
         self._check_open()
         wanted = self._checked_indices(indices)
+        top, left, height, width = self._checked_box(box)
         if wanted.size == 0:
-            return np.empty((0, self.height, self.width, 3), dtype=np.uint8)
+            return np.empty((0, height, width, 3), dtype=np.uint8)
         unique, positions = np.unique(wanted, return_inverse=True)
+        cut = slice(top, top + height), slice(left, left + width)
         with self._our_errors("decode"):
-            frames = self._decode(unique.tolist())
-        frames = np.rot90(frames, self._quarter_turns, axes=(1, 2))
-        self._check_shape(frames, len(unique))
+            frames = self._decode(unique.tolist(), cut)
+        if len(frames) != len(unique):
+            cause = f"{self.backend} returned {len(frames)} of {len(unique)} frames"
+            raise VideoDecodingError(self.path, cause, _RECODE)
         is_in_order = len(unique) == len(wanted) and bool((positions == np.arange(len(wanted))).all())
         return np.ascontiguousarray(frames if is_in_order else frames[positions])
 
@@ -230,8 +246,8 @@ class VideoReader(ABC):
         """Let go of the library's reader."""
 
     @abstractmethod
-    def _decode(self, indices: list[int]) -> np.ndarray:
-        """Decode frames, indices sorted and unique, into `(num_indices, height, width, 3)` before our rotation."""
+    def _decode(self, indices: list[int], cut: tuple[slice, slice]) -> np.ndarray:
+        """Decode frames, indices sorted and unique, and return these rows and columns of them, `_upright`."""
 
     @abstractmethod
     def _read_timestamps(self) -> np.ndarray:
@@ -268,11 +284,26 @@ class VideoReader(ABC):
             raise VideoDecodingError(self.path, cause, _RECODE)
         return seconds
 
-    def _check_shape(self, frames: np.ndarray, num_frames: int) -> None:
-        expected = (num_frames, self.height, self.width, 3)
-        if frames.shape != expected or frames.dtype != np.uint8:
+    def _checked_box(self, box: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
+        if box is None:
+            return 0, 0, self.height, self.width
+        top, left, height, width = box
+        if min(top, left) < 0 or min(height, width) < 1 or top + height > self.height or left + width > self.width:
+            raise ValueError(
+                f"box is {tuple(box)}, but (top, left, height, width) has to hold something and lie within the "
+                f"{self.height} x {self.width} pixels of the frames of '{self.path}'"
+            )
+        return top, left, height, width
+
+    def _upright(self, frames: np.ndarray, cut: tuple[slice, slice]) -> np.ndarray:
+        """Turn frames, `(..., height, width, 3)` once they are upright, and cut these rows and columns out."""
+        frames = np.rot90(frames, self._quarter_turns, axes=(-3, -2)) if self._quarter_turns else frames
+        expected = (self.height, self.width, 3)
+        if frames.shape[-3:] != expected or frames.dtype != np.uint8:
             cause = f"{self.backend} returned {frames.dtype} of shape {frames.shape} instead of uint8 {expected}"
             raise VideoDecodingError(self.path, cause, _RECODE)
+        rows, columns = cut
+        return frames[..., rows, columns, :]
 
 
 class _DecordReader(VideoReader):
@@ -297,11 +328,12 @@ class _DecordReader(VideoReader):
         self._restart()
         self._check_container()
         samples = self._container.samples
-        seconds = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
-        if samples is None and not (np.isfinite(seconds).all() and (seconds >= 0).all()):
-            raise UnsuitableBackendError(self.path, "decord finds no presentation timestamps in it", _OTHER_BACKEND)
-        self._seconds = seconds
-        self.num_frames = len(seconds) if samples is None else samples.num_shown
+        self.num_frames = len(self._reader) if samples is None else samples.num_shown
+        if samples is None:
+            self._seconds = self._reader.get_frame_timestamp(range(self.num_frames))[:, 0]
+            if not (np.isfinite(self._seconds).all() and (self._seconds >= 0).all()):
+                cause = "decord finds no presentation timestamps in it"
+                raise UnsuitableBackendError(self.path, cause, _OTHER_BACKEND)
         self.height, self.width = self._next_frame().shape[:2]
 
     def _check_container(self) -> None:
@@ -328,20 +360,20 @@ class _DecordReader(VideoReader):
     def _release(self) -> None:
         self._reader = None
 
-    def _decode(self, indices: list[int]) -> np.ndarray:
+    def _decode(self, indices: list[int], cut: tuple[slice, slice]) -> np.ndarray:
         samples = self._container.samples
         if samples is not None and samples.is_seekable_by_count:
-            return self._reader.get_batch(indices).asnumpy()
-        return self._decode_forward(indices)
+            return self._upright(self._reader.get_batch(indices).asnumpy(), cut)
+        return self._decode_forward(indices, cut)
 
-    def _decode_forward(self, indices: list[int]) -> np.ndarray:
+    def _decode_forward(self, indices: list[int], cut: tuple[slice, slice]) -> np.ndarray:
         if indices[0] < self._next_index:
             self._restart()
-        frames = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
+        frames = _empty_frames(len(indices), cut)
         for number, index in enumerate(indices):
             while self._next_index <= index:  # not skip_frames, which may seek
                 frame = self._next_frame()
-            frames[number] = frame.asnumpy()
+            frames[number] = self._upright(frame.asnumpy(), cut)
         return frames
 
     def _next_frame(self) -> Any:
@@ -365,11 +397,15 @@ class _DecordReader(VideoReader):
 
 
 class _PyAVReader(VideoReader):
-    """PyAV: the packets are indexed without decoding; a read decodes forward, from the right key frame or from where
-    the read before left off.
+    """PyAV: a read decodes forward, from the right key frame or from where the read before left off.
 
-    The key frame to start from for a frame is the last one that is shown no later: leading pictures of an open group,
-    which are shown before their key frame, are so decoded from the group before. Frames are told by their timestamps.
+    Where MP4's sample table tells which packets come, none is read before it is decoded; elsewhere the packets are
+    indexed first, without decoding. The key frame to start from for a frame is the last one that is shown no later:
+    leading pictures of an open group, which are shown before their key frame, are so decoded from the group before.
+    Frames are told by their timestamps.
+
+    On the way to a wanted frame, packets of H.264 that no other frame needs are left out (`_H264Stream`): of a usual
+    file a third to a half, and of the time a quarter to a third.
     """
 
     backend = "pyav"
@@ -377,16 +413,21 @@ class _PyAVReader(VideoReader):
     _handle: Any = None
     _running: Iterator[tuple[int, Any]] | None = None
     _last_index = -1
+    _h264: "_H264Stream | None" = None
+    _has_sample_table = False
+    _wanted_pts: frozenset[int] = frozenset()
+    _last_wanted_pts = 0
 
     def _library_errors(self) -> tuple[type[BaseException], ...]:
         return (importlib.import_module("av.error").FFmpegError,)
 
     def _open(self) -> None:
         self._reopen()
-        self._index_packets()
-        first = next((frame for _, frame in self._frames_from(0)), None)
-        if first is None:
-            raise VideoDecodingError(self.path, "none of its frames can be decoded", _RECODE)
+        self._to_rgb = _rgb_converter(self._num_threads)
+        self._h264 = _H264Stream.of_header(self._stream.codec_context.name, self._stream.codec_context.extradata)
+        if not self._adopt_sample_table():
+            self._index_packets()
+        first = self._first_frame()
         self._quarter_turns = self._quarter_turns_of(first)
         self._coded_shape = (first.height, first.width)
         self.height, self.width = self._coded_shape[::-1] if self._quarter_turns % 2 else self._coded_shape
@@ -397,6 +438,8 @@ class _PyAVReader(VideoReader):
         if not self._handle.streams.video:
             raise VideoDecodingError(self.path, "it has no video stream")
         self._stream = self._handle.streams.video[0]
+        if self._stream.codec_context is None:
+            raise VideoDecodingError(self.path, "PyAV has no decoder for its codec", _PLAY_FILE)
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = self._num_threads
 
@@ -406,7 +449,22 @@ class _PyAVReader(VideoReader):
             self._handle.close()
             self._handle = None
 
+    def _adopt_sample_table(self) -> bool:
+        """Take the packets' timestamps from MP4's own table, if FFmpeg counts them with a constant difference."""
+        samples = self._container.samples
+        if samples is None or samples.num_edits > 1 or samples.is_trimmed or not len(samples.keys):
+            return False
+        first = next(self._handle.demux(self._stream), None)
+        if first is None or first.pts is None or self._stream.time_base != Fraction(1, samples.timescale):
+            return False
+        all_pts = samples.pts + (first.pts - int(samples.pts[0]))
+        self._set_packets(all_pts.tolist(), all_pts.tolist(), all_pts[samples.keys].tolist())
+        self._has_sample_table = True
+        return True
+
     def _index_packets(self) -> None:
+        self._reopen()
+        self._has_sample_table = False
         all_pts, shown, keys = [], [], []
         for packet in self._handle.demux(self._stream):
             if not packet.size:
@@ -417,11 +475,15 @@ class _PyAVReader(VideoReader):
                 keys.append(packet.pts)
             if not packet.is_discard:
                 shown.append(packet.pts)
+        self._set_packets(all_pts, shown, keys)
+
+    def _set_packets(self, all_pts: list[int], shown: list[int], keys: list[int]) -> None:
+        """Index the packets by their timestamps, which come in decoding order."""
         self._positions = {pts: position for position, pts in enumerate(all_pts)}
         if len(self._positions) != len(all_pts):
             raise VideoDecodingError(self.path, "several of its packets carry the same timestamp", _RECODE)
-        if not shown:
-            raise VideoDecodingError(self.path, "its video stream holds no frame", _RECODE)
+        if not shown or not keys:
+            raise VideoDecodingError(self.path, "its video stream holds no frame, or no key frame", _RECODE)
         self._pts, self._key_pts = np.array(sorted(shown), dtype=np.int64), np.array(sorted(keys), dtype=np.int64)
         self._indices = {pts: index for index, pts in enumerate(sorted(shown))}
         self.num_frames = len(shown)
@@ -431,6 +493,16 @@ class _PyAVReader(VideoReader):
             raise VideoDecodingError(self.path, "the file is truncated or damaged (an incomplete packet)", _RECODE)
         if packet.pts is None:
             raise VideoDecodingError(self.path, "its packets carry no presentation timestamps", _RECODE)
+
+    def _first_frame(self) -> Any:
+        """Decode one frame to learn its size and rotation: the first packet by itself, else what comes out first."""
+        packet = next(self._packets_from(0), None)
+        # None ends the stream, so that the decoder holds nothing back. The next read seeks, which begins a new one.
+        frames = [] if packet is None else packet.decode() + self._stream.codec_context.decode(None)
+        first = frames[0] if frames else next((frame for _, frame in self._frames_from(0)), None)
+        if first is None:
+            raise VideoDecodingError(self.path, "none of its frames can be decoded", _RECODE)
+        return first
 
     def _quarter_turns_of(self, frame: Any) -> int:
         turns = _display_rotation(frame) / 90
@@ -447,38 +519,68 @@ class _PyAVReader(VideoReader):
     def _frames_from(self, key: int) -> Iterator[tuple[int | None, Any]]:
         """Decode from the `key`-th key frame on, yielding `(frame index or None, frame)` in presentation order."""
         for packet in self._packets_from(key):
+            if packet.size:  # the last one is empty, and lets the decoder give out what it holds back
+                self._check_packet(packet)
+                if self._can_leave_out(packet):
+                    continue
             for frame in packet.decode():
                 yield self._indices.get(frame.pts), frame
 
+    def _can_leave_out(self, packet: Any) -> bool:
+        """Whether no wanted frame needs the packet. What is shown after these stays: the next read may want it."""
+        if self._h264 is None or packet.pts >= self._last_wanted_pts or packet.pts in self._wanted_pts:
+            return False
+        return not packet.is_keyframe and self._h264.is_disposable(memoryview(packet))
+
     def _packets_from(self, key: int) -> Iterator[Any]:
         """Demux from the `key`-th key frame on, or from earlier: demuxers may seek late, which is checked."""
-        if key > 0:
-            self._handle.seek(int(self._key_pts[key]), stream=self._stream)
+        if key > 0 or self._has_sample_table:
+            key_pts = int(self._key_pts[key])
+            self._handle.seek(key_pts, stream=self._stream)
             packets = self._handle.demux(self._stream)
             first = next(packets, None)
             found = self._positions.get(first.pts) if first is not None else None
-            if found is not None and found <= self._positions[int(self._key_pts[key])]:
+            if found is not None and found <= (self._positions[key_pts] if key > 0 else 0):
                 yield first
                 yield from packets
                 return
         self._reopen()
         yield from self._handle.demux(self._stream)
 
-    def _decode(self, indices: list[int]) -> np.ndarray:
-        pending = deque(indices)
-        frames: list[np.ndarray] = []
-        while pending:
-            self._decode_run(pending, frames)
-        return np.stack(frames)
+    def _decode(self, indices: list[int], cut: tuple[slice, slice]) -> np.ndarray:
+        try:
+            return self._decode_all(indices, cut)
+        except VideoDecodingError:
+            if self._h264 is None and not self._has_sample_table:
+                raise
+        self._give_up_shortcuts()
+        return self._decode_all(indices, cut)
 
-    def _decode_run(self, pending: deque[int], frames: list[np.ndarray]) -> None:
+    def _give_up_shortcuts(self) -> None:
+        """Index all packets, and leave none out from now on."""
+        self._h264, num_frames = None, self.num_frames
+        self._index_packets()
+        if self.num_frames != num_frames:
+            cause = f"its sample table lists {num_frames} frames, but {self.num_frames} are in it"
+            raise VideoDecodingError(self.path, cause, _RECODE)
+
+    def _decode_all(self, indices: list[int], cut: tuple[slice, slice]) -> np.ndarray:
+        wanted_pts = self._pts[indices].tolist()
+        self._wanted_pts, self._last_wanted_pts = frozenset(wanted_pts), wanted_pts[-1]
+        frames = _empty_frames(len(indices), cut)
+        pending = deque(indices)
+        while pending:
+            self._decode_run(pending, frames, cut)
+        return frames
+
+    def _decode_run(self, pending: deque[int], frames: np.ndarray, cut: tuple[slice, slice]) -> None:
         """Decode forward until all is found, or a seek gets to the next wanted frame sooner."""
         running = self._frames_up_to(pending[0])
         for index, frame in running:
             self._check_frame(index, frame, pending[0])
             if index < pending[0]:
                 continue
-            frames.append(frame.to_ndarray(format="rgb24"))
+            frames[-len(pending)] = self._upright(self._to_rgb(frame).to_ndarray(), cut)
             pending.popleft()
             if not pending or self._is_seek_sooner(index, pending[0]):
                 self._running, self._last_index = running, index
@@ -548,8 +650,8 @@ class _TorchCodecReader(VideoReader):
     def _release(self) -> None:
         self._decoder = None
 
-    def _decode(self, indices: list[int]) -> np.ndarray:
-        return self._decoder.get_frames_at(indices).data.numpy()
+    def _decode(self, indices: list[int], cut: tuple[slice, slice]) -> np.ndarray:
+        return self._upright(self._decoder.get_frames_at(indices).data.numpy(), cut)
 
     def _read_timestamps(self) -> np.ndarray:
         if self._container.samples is not None and self._container.samples.num_shown == self.num_frames:
@@ -585,6 +687,11 @@ class _ErrorsOfOurs:
         raise VideoDecodingError(self._path, f"{self._complaint} ({_first_line(error)})", _PLAY_FILE) from error
 
 
+def _empty_frames(num_frames: int, cut: tuple[slice, slice]) -> np.ndarray:
+    rows, columns = cut
+    return np.empty((num_frames, rows.stop - rows.start, columns.stop - columns.start, 3), dtype=np.uint8)
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
@@ -592,9 +699,19 @@ def _first_line(error: BaseException) -> str:
 
 def _open_with_pyav(path: Path) -> Any:
     """Open a container whatever its text metadata holds; PyAV 19 ignores broken text by itself and lost the option."""
-    av = importlib.import_module("av")
-    options = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-    return av.open(os.fspath(path), **options)
+    options = {"metadata_errors": "ignore"} if _pyav_version() < 19 else {}
+    return importlib.import_module("av").open(os.fspath(path), **options)
+
+
+def _rgb_converter(num_threads: int) -> Callable[[Any], Any]:
+    """Return what converts PyAV's frames, set up once: to set it up for each frame takes as long as to convert it."""
+    converter = importlib.import_module("av.video.reformatter").VideoReformatter()
+    threads = {"threads": num_threads} if _pyav_version() >= 17 else {}  # untold, it starts one for each core
+    return partial(converter.reformat, format="rgb24", **threads)
+
+
+def _pyav_version() -> int:
+    return int(importlib.import_module("av").__version__.split(".")[0])
 
 
 def _display_rotation(frame: Any) -> float:
@@ -606,6 +723,115 @@ def _display_rotation(frame: Any) -> float:
             matrix = np.frombuffer(bytes(side_data), dtype=np.int32)
             return -float(np.degrees(np.arctan2(float(matrix[1]), float(matrix[0]))))
     return 0.0
+
+
+# --- H.264: packets that no other frame needs ---
+
+
+@dataclass(frozen=True)
+class _H264Stream:
+    """An H.264 stream whose pictures are all whole frames, as MP4 and Matroska hold it.
+
+    A picture whose slices carry nal_ref_idc 0 is never used to predict another (ITU-T H.264, 7.4.1), nor is its place
+    in the order of display (8.2.1): to leave its packet out changes no other frame. In a stream that may code fields
+    apart, a packet may be half of a frame; such a stream is left alone.
+
+    Attributes:
+        length_size: bytes of the length before each unit of a packet.
+    """
+
+    length_size: int
+
+    # Slice of a non-IDR picture, supplemental information, access unit delimiter, filler data.
+    _SLICE: ClassVar[int] = 1
+    _WITHOUT_EFFECT: ClassVar[frozenset[int]] = frozenset({1, 6, 9, 12})
+
+    @classmethod
+    def of_header(cls, codec: str, header: bytes | None) -> "_H264Stream | None":
+        """Read the decoder configuration record (ISO 14496-15, 5.3.3.1); None for any other stream."""
+        if codec != "h264" or not header or header[0] != 1:
+            return None
+        try:
+            parameter_sets = _sequence_parameter_sets(header)
+            if not parameter_sets or not all(_has_whole_frames_only(data) for data in parameter_sets):
+                return None
+        except (IndexError, ValueError):  # a header that ends early: the decoder has to make sense of it
+            return None
+        return cls(length_size=(header[4] & 3) + 1)
+
+    def is_disposable(self, packet: memoryview) -> bool:
+        """Whether the packet is one picture that no other needs, and holds nothing else."""
+        place, has_slice = 0, False
+        while place + self.length_size < len(packet):
+            length = int.from_bytes(packet[place : place + self.length_size], "big")
+            place += self.length_size
+            kind = packet[place]  # the three highest bits hold nal_ref_idc, and one that is 0
+            if kind not in self._WITHOUT_EFFECT:
+                return False
+            has_slice = has_slice or kind == self._SLICE
+            place += length
+        return has_slice and place == len(packet)
+
+
+def _sequence_parameter_sets(header: bytes) -> list[bytes]:
+    parameter_sets, place = [], 6
+    for _ in range(header[5] & 31):
+        length = int.from_bytes(header[place : place + 2], "big")
+        parameter_sets.append(header[place + 2 : place + 2 + length])
+        place += 2 + length
+    return parameter_sets
+
+
+def _has_whole_frames_only(parameter_set: bytes) -> bool:
+    """Read frame_mbs_only_flag (ITU-T H.264, 7.3.2.1.1); False for a stream with features that are rare."""
+    bits = _Bits(parameter_set.replace(b"\0\0\3", b"\0\0")[1:])
+    profile = bits.read(8)
+    bits.read(16)  # constraints, level
+    bits.read_exp_golomb()  # number of the set
+    if profile in _PROFILES_WITH_CHROMA_FORMAT and _has_rare_format(bits):
+        return False
+    bits.read_exp_golomb()  # length of frame_num
+    order_type = bits.read_exp_golomb()
+    if order_type == 1:
+        return False
+    if order_type == 0:
+        bits.read_exp_golomb()  # length of the picture order count
+    bits.read_exp_golomb()  # number of reference frames
+    bits.read(1)  # whether frame_num may have gaps
+    bits.read_exp_golomb()  # width
+    bits.read_exp_golomb()  # height
+    return bits.read(1) == 1
+
+
+_PROFILES_WITH_CHROMA_FORMAT = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
+
+
+def _has_rare_format(bits: "_Bits") -> bool:
+    """Read on over chroma format and bit depths; whether it is 4:4:4, or has scaling matrices."""
+    is_444 = bits.read_exp_golomb() == 3
+    bits.read_exp_golomb()  # luma bits
+    bits.read_exp_golomb()  # chroma bits
+    bits.read(1)  # lossless transform
+    return is_444 or bits.read(1) == 1
+
+
+class _Bits:
+    """Numbers from a string of bits, the highest first."""
+
+    def __init__(self, data: bytes):
+        self._bits = "".join(f"{byte:08b}" for byte in data)
+        self._place = 0
+
+    def read(self, num_bits: int) -> int:
+        """Read a number of fixed length."""
+        self._place += num_bits
+        return int(self._bits[self._place - num_bits : self._place], 2)
+
+    def read_exp_golomb(self) -> int:
+        """Read an unsigned Exp-Golomb code (ITU-T H.264, 9.1)."""
+        num_zeros = self._bits.index("1", self._place) - self._place
+        self._place += num_zeros
+        return self.read(num_zeros + 1) - 1
 
 
 # --- which backend ---
@@ -629,6 +855,9 @@ def _import_failure(backend: str) -> str | None:
         importlib.import_module(_MODULES[backend])
     except (ImportError, OSError, RuntimeError) as error:  # the last two: shared libraries that are missing
         return _first_line(error)
+    # From 0.17 on torchcodec can be imported without FFmpeg, for images.
+    if backend == "torchcodec" and getattr(importlib.import_module("torchcodec"), "ffmpeg_major_version", 0) is None:
+        return "it finds no FFmpeg, which the system has to provide: apt-get install ffmpeg"
     return None
 
 
@@ -849,17 +1078,21 @@ def _read_samples(data: Any, track: tuple[int, int]) -> tuple[np.ndarray, np.nda
     table = _child(data, track, b"mdia", b"minf", b"stbl")
     if table is None:
         raise ValueError("no sample table")
-    counts, deltas = _read_runs(data, table, b"stts")
-    durations = np.repeat(deltas, counts)
+    num_samples = int(_read_numbers(data, _child(data, table, b"stsz"), 4)[1])
+    durations = _expand_runs(*_read_runs(data, table, b"stts"), num_samples)
     dts = np.cumsum(durations) - durations
     if _child(data, table, b"ctts") is not None:
-        counts, offsets = _read_runs(data, table, b"ctts")
-        dts = dts + np.repeat(offsets, counts)
-    if len(dts) == 0 or len(dts) != _read_numbers(data, _child(data, table, b"stsz"), 4)[1]:
-        raise ValueError("the tables disagree")
+        dts = dts + _expand_runs(*_read_runs(data, table, b"ctts"), num_samples)
     sync = _child(data, table, b"stss")
     keys = np.arange(len(dts)) if sync is None else _read_numbers(data, sync, 4)[1:] - 1
     return dts, keys
+
+
+def _expand_runs(counts: np.ndarray, values: np.ndarray, num_samples: int) -> np.ndarray:
+    """Give each sample its value. The counts are checked first: damaged ones would ask for more memory than there is."""
+    if num_samples < 1 or (counts < 0).any() or counts.sum() != num_samples:
+        raise ValueError("the tables disagree")
+    return np.repeat(values, counts)
 
 
 def _read_numbers(data: Any, box: tuple[int, int] | None, offset: int) -> np.ndarray:
