@@ -6,7 +6,7 @@ What is heavy (torch, transformers) is imported inside the commands, so that `--
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from .data.checking import CheckedVideo, CheckProgress, CheckSummary
     from .features.extraction import ExtractionSettings
     from .features.mask_pictures import MaskedClip
     from .features.processes import Processes
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from .hub.cache import CachedFolder
     from .hub.loading import OpenedModel
     from .hub.registry import ModelEntry
+    from .pretraining.estimate import Estimate
+    from .pretraining.recipe import DataShare, Recipe
 
 app = typer.Typer(
     name="vjepa-hub",
@@ -339,6 +342,125 @@ def show_masks(
         typer.echo(f"wrote {path}")
 
 
+@app.command(
+    name="check-data", epilog="Example: [bold]vjepa-hub check-data --manifest train.csv --output-dir checked[/bold]"
+)
+def check_data(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE...", help="Videos, and folders: all videos below them.", show_default=False),
+    ] = None,
+    manifest: Manifests = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the report and the lists.")] = Path("checked"),
+    timeout: Annotated[
+        float, typer.Option(help="Seconds without a new frame after which the decoder counts as hanging.")
+    ] = 60.0,
+    processes: Annotated[
+        int | None, typer.Option(help="Files to decode at the same time. Default: one for each processor.")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="decord, pyav or torchcodec, and no other. Default: the one that training takes for a file, and then "
+            "pyav, which notices more damage."
+        ),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Check also what was checked before.")] = False,
+) -> None:
+    """Decode every frame of every video, and list the good ones for training.
+
+    Each file is decoded in a process of its own, which is killed if it hangs and may crash: such a file is bad, and
+    the others go on. The exit code is 1 if any is bad. The same command again goes on after an interruption, and
+    checks only what is new or has changed.
+
+    The folder gets report.jsonl (a line for each video), bad.jsonl (path, cause and remedy), good-NAME for each
+    manifest (in its own form, with labels) and good.txt for the videos of files and folders.
+    """
+    from .data.checking import REPORT, check_videos, require_own_names, write_check_lists
+
+    manifests = manifest or []
+    with _usage_errors():
+        require_own_names(manifests)
+        videos = [video.path for video in _input_videos(files, manifests, sample=False)]
+        others = [video.path for video in _input_videos(files, [], sample=False)] if files else []
+        with _check_progress() as progress:
+            summary = check_videos(
+                videos,
+                output_dir / REPORT,
+                timeout=timeout,
+                processes=processes,
+                backend=backend,
+                again=again,
+                progress=progress,
+            )
+        written = write_check_lists(summary, output_dir, manifests=manifests, others=others)
+    _show_check(summary)
+    for path in [output_dir / REPORT, *written]:
+        typer.echo(f"wrote {path}")
+    raise typer.Exit(1 if summary.bad else 0)
+
+
+@app.command(epilog="Example: [bold]vjepa-hub pretrain vitl16 --data videos.csv --output-dir out[/bold]")
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (tiny, small, base, vitl16, ...) or file (.yaml).")],
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Videos: a manifest (.csv, .txt, .jsonl, .parquet), a folder, or tar files. May be repeated. Without "
+            "it, a recipe such as tiny makes its own.",
+            show_default=False,
+        ),
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="How often to draw from each --data, in their order. Default: every video equally often."),
+    ] = None,
+    set_value: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another value for a key of the recipe: learning_rate=1e-3, model.hidden_size=256, "
+            "masks=random-tube, gradient_checkpointing=true, ... May be repeated.",
+        ),
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, as --set max_steps=N.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to start from: a model's name, a folder, or a released file.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Show tokens, FLOPs, memory and time, and start nothing.")
+    ] = False,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="For --estimate: processes, each on a device like this one.")
+    ] = None,
+) -> None:
+    """Pretrain a model by feature prediction, from a recipe of which every value can be changed.
+
+    [bold]vjepa-hub pretrain tiny[/bold] needs no data: it makes video, trains for minutes on two CPU cores, and ends
+    with plots. The folder gets the recipe, checkpoints, metrics.csv, the model for from_pretrained, and a report.
+
+    Ctrl-C ends a run after its step and saves it. On several GPUs, with the same arguments:
+    [bold]torchrun --nproc-per-node 8 -m vjepa_hub.pretraining vitl16 ...[/bold], or
+    [bold]accelerate launch --multi_gpu --num_processes 8 -m vjepa_hub.pretraining vitl16 ...[/bold].
+    """
+    from .pretraining.recipe import load_recipe
+
+    steps = [] if max_steps is None else [f"max_steps={max_steps}"]
+    with _usage_errors():
+        chosen = load_recipe(recipe).with_overrides([*(set_value or []), *steps])
+        chosen = chosen.with_inputs(data=_data_shares(data, weight), initial=init)
+    if estimate:
+        _show_estimate(chosen, num_processes)
+    else:
+        _run_recipe(chosen, output_dir or Path("runs", chosen.name), resume=resume, overwrite=overwrite)
+
+
 @contextmanager
 def _usage_errors() -> Iterator[None]:
     """Turn what the library says of wrong options into a usage message without a traceback, exit code 2."""
@@ -542,6 +664,111 @@ def _show_counts(clip: MaskedClip) -> None:
     console = Console()
     console.print(Text(clip.subtitle))
     console.print(table)
+
+
+def _data_shares(paths: list[str] | None, weights: list[float] | None) -> list[DataShare] | None:
+    from .pretraining.recipe import DataShare
+
+    if weights and len(weights) != len(paths or []):
+        raise ValueError(f"{len(weights)} --weight for {len(paths or [])} --data; give one for each, or none at all")
+    if paths is None:
+        return None
+    shares: Sequence[float | None] = weights or [None] * len(paths)
+    return [DataShare(path=path, weight=weight) for path, weight in zip(paths, shares, strict=True)]
+
+
+def _run_recipe(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from .data.quarantine import NoReadableVideoError, TooManyBadVideosError
+    from .pretraining.finite import NonFiniteLossError
+    from .pretraining.interruption import InterruptedRunError
+    from .pretraining.run import prepare_run
+
+    transformers_logging.disable_progress_bar()  # one for each checkpoint, through our own
+    with _usage_errors():
+        run = prepare_run(recipe, output_dir=output_dir, resume=resume, overwrite=overwrite)
+    try:
+        run.train()
+    except InterruptedRunError as interruption:
+        run.console.print(Text(str(interruption)), soft_wrap=True)
+        raise typer.Exit(128 + interruption.signal_number) from interruption
+    except (NonFiniteLossError, NoReadableVideoError, TooManyBadVideosError) as error:
+        typer.echo(f"the run stopped: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _show_estimate(recipe: Recipe, num_processes: int | None) -> None:
+    import os
+
+    from .pretraining.estimate import estimate_recipe
+
+    with _usage_errors():
+        found = estimate_recipe(recipe, num_processes=num_processes or int(os.environ.get("WORLD_SIZE", "1")))
+    console = Console()
+    console.print(_estimate_table(recipe, found))
+    console.print(Text(found.describe_assumptions(), style="dim"))
+
+
+def _estimate_table(recipe: Recipe, found: Estimate) -> Table:
+    table = Table(f"estimate of {recipe.name}", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in found.rows():
+        table.add_row(name, Text(value, overflow="fold"))
+    return table
+
+
+class _VideoRate(ProgressColumn):
+    """Videos per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} videos/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def _check_progress() -> Iterator[CheckProgress]:
+    """A bar on stderr over all videos, with the number of bad ones so far in this run."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _VideoRate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar, num_bad = bars.add_task("checking", total=None), 0
+
+        def show(done: int, total: int, latest: CheckedVideo | None) -> None:
+            nonlocal num_bad
+            if latest is None:
+                bars.reset(bar, total=total, completed=done)
+                return
+            num_bad += not latest.ok
+            bars.update(bar, completed=done, description=f"checking, {num_bad} bad" if num_bad else "checking")
+
+        yield show
+
+
+def _show_check(summary: CheckSummary) -> None:
+    """The bad videos one by one, then how many there are of which kind."""
+    console = Console()
+    for video in summary.bad[:MAX_ROWS]:
+        console.print(Text(f"bad: {video.path}: {video.cause}", style="red"), soft_wrap=True)
+    if len(summary.bad) > MAX_ROWS:
+        console.print(f"... and {len(summary.bad) - MAX_ROWS} more, all in bad.jsonl")
+    if summary.bad or summary.count_warnings():
+        console.print(_cause_table(summary))
+    counts = f"{len(summary.videos)} videos: {len(summary.good)} good, {len(summary.bad)} bad"
+    console.print(Text(f"{counts}; {summary.num_done_before} of them checked before"))
+
+
+def _cause_table(summary: CheckSummary) -> Table:
+    table = Table("videos", "verdict", "cause", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.columns[0].justify = "right"
+    for cause, count in summary.count_causes().most_common():
+        table.add_row(str(count), Text("bad", style="red"), Text(cause, overflow="fold"))
+    for warning, count in summary.count_warnings().most_common():
+        table.add_row(str(count), "good, but", Text(warning, overflow="fold"))
+    return table
 
 
 def main() -> None:

@@ -1089,7 +1089,7 @@ def _read_samples(data: Any, track: tuple[int, int]) -> tuple[np.ndarray, np.nda
 
 
 def _expand_runs(counts: np.ndarray, values: np.ndarray, num_samples: int) -> np.ndarray:
-    """Give each sample its value. The counts are checked first: damaged ones would ask for more memory than there is."""
+    """Give each sample its value. Counts are checked first: damaged ones would ask for more memory than there is."""
     if num_samples < 1 or (counts < 0).any() or counts.sum() != num_samples:
         raise ValueError("the tables disagree")
     return np.repeat(values, counts)

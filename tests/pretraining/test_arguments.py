@@ -1,0 +1,62 @@
+import pytest
+
+from vjepa_hub.pretraining.arguments import VJEPATrainingArguments
+
+
+def _arguments(tmp_path, **given) -> VJEPATrainingArguments:
+    return VJEPATrainingArguments(**{"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"} | given)
+
+
+def test_defaults_of_transformers_that_fight_the_recipe_are_off(tmp_path):
+    args = _arguments(tmp_path)
+    assert not args.remove_unused_columns
+    assert not args.logging_nan_inf_filter
+    assert args.max_grad_norm == 10.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"objective": "cosine"}, "objective is 'cosine', but must be l1 or l2 or smooth_l1"),
+        ({"targets": "edges"}, "targets is 'edges'"),
+        ({"probe": "linear"}, "probe is 'linear'"),
+        ({"momentum": 1.5}, "momentum is 1.5"),
+        ({"max_bad_share": -0.1}, "max_bad_share is -0.1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch is 0"),
+        ({"final_learning_rate": -1.0}, "final_learning_rate is -1.0"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+        ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "DeepSpeed was asked for"),
+    ],
+)
+def test_values_that_cannot_be_meant_raise(tmp_path, given, message):
+    with pytest.raises((ValueError, ImportError), match=message):
+        _arguments(tmp_path, **given)
+
+
+def test_choosing_a_checkpoint_by_its_loss_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="load_best_model_at_end"):
+        _arguments(
+            tmp_path,
+            load_best_model_at_end=True,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="steps",
+            save_steps=1,
+        )
+
+
+def test_sharding_on_a_cpu_is_refused_rather_than_turned_into_something_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP was asked for on the CPU"):
+        _arguments(tmp_path)
+
+
+def test_clipping_begins_an_epoch_after_the_warmup(tmp_path):
+    args = _arguments(tmp_path, warmup_steps=40 * 300)
+    assert args.first_clipped_step(90_000, steps_per_epoch=300) == 41 * 300
+    assert _arguments(tmp_path, clip_after_steps=7).first_clipped_step(90_000, 300) == 7
+
+
+def test_clips_of_a_step_count_accumulated_batches(tmp_path):
+    args = _arguments(tmp_path, per_device_train_batch_size=6, gradient_accumulation_steps=4)
+    assert args.clips_per_step == 24

@@ -1,0 +1,67 @@
+"""A run that was killed while it saved, and was resumed, equals one that was not, to the bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerState
+
+from tests.pretraining.resumed_run import train
+
+SCRIPT = Path(__file__).parent / "resumed_run.py"
+ROOT = Path(__file__).parents[2]
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+
+
+def _run(*arguments: str | Path) -> int:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
+    assert done.returncode in (0, -9), done.stderr[-3000:]
+    return done.returncode
+
+
+def _history(checkpoint: Path) -> list[dict]:
+    rows = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).log_history
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The order of sums depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def videos(tmp_path, write_video) -> Path:
+    """A folder of seven videos, which is no multiple of the clips of a step."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(7):
+        path = write_video(f"resume-{number}.mp4", num_frames=12 + number)
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_run_killed_in_a_checkpoint_and_resumed_equals_an_uninterrupted_run(tmp_path, videos):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(videos, whole)
+    assert _run(videos, broken, "--kill-at", "15") == -9
+    assert sorted(path.name for path in broken.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-5"]
+    assert _run(videos, broken, "--resume") == 0
+    expected, ours = (load_file(folder / "checkpoint-20" / "model.safetensors") for folder in (whole, broken))
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+    states = [
+        torch.load(folder / "checkpoint-20" / "optimizer.pt", weights_only=True)["state"] for folder in (whole, broken)
+    ]
+    for number, state in states[0].items():
+        assert all(torch.equal(states[1][number][name], value) for name, value in state.items())
+    assert _history(broken / "checkpoint-20") == _history(whole / "checkpoint-20")

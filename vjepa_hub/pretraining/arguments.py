@@ -1,0 +1,184 @@
+"""What a pretraining run can be told: transformers' `TrainingArguments` with the recipe's own fields.
+
+The defaults are those of the released ViT-L/16 and ViT-H/16 runs, except for the batch size, which depends on the
+machine; `recipes/*.yaml` hold whole runs.
+"""
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .schedules import Schedules
+
+OBJECTIVES = ("l1", "l2", "smooth_l1")
+TARGETS = ("features", "pixels")
+PROBES = ("none", "knn", "attentive", "average")
+RESIZE_PLACES = ("auto", "worker", "device")
+# transformers 5.24 renamed it
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in {entry.name for entry in dataclasses.fields(TrainingArguments)}
+    else "gradient_checkpointing"
+)
+
+
+@dataclass
+class VJEPATrainingArguments(TrainingArguments):
+    """Arguments of `VJEPATrainer`.
+
+    Args:
+        start_learning_rate: Learning rate at the beginning of the warm-up.
+        learning_rate: Learning rate at the end of the warm-up.
+        final_learning_rate: Where the cosine leads.
+        warmup_steps: Steps of the warm-up; below 1, a share of all steps.
+        weight_decay: Weight decay at the first step; biases and 1-D parameters have none.
+        final_weight_decay: Where its cosine leads.
+        momentum: EMA momentum at the first step.
+        final_momentum: Where its line leads.
+        schedule_stretch: The curves are laid out for so many times the run's steps.
+        max_grad_norm: Largest gradient norm of the encoder, and of the predictor; 0 never clips.
+        clip_after_steps: The first step, from 0, that is clipped. None: one epoch after the end of the warm-up, as in
+            the release (41 x 300).
+        steps_per_epoch: Optimiser steps that are called an epoch. None: one pass over the data. The release has 300.
+        objective: l1 (the paper), l2 or smooth_l1, between predictions and targets.
+        targets: features of the target encoder (the paper), or normalised pixels of the patches, its baseline.
+        resize: Where cut-out frames are resized: in the data loading worker (rounded to uint8), on the device, or
+            auto: in the worker if the device is the CPU.
+        max_bad_share: The run stops when a larger share of the tried videos cannot be read.
+        batch_timeout: Seconds to wait for a batch of the workers before the run stops; 0 waits for ever.
+        health_steps: Steps between two measurements of health; 0: none.
+        health_batch_size: Clips of the fixed batch that health is measured on.
+        probe: Online probe on labelled clips: none, knn, attentive, or average (pooling in place of attention).
+        probe_clips: Clips that the online probe is fitted on, and as many to test it.
+        report: Whether the run ends with a page of plots.
+    """
+
+    start_learning_rate: float = 2e-4
+    learning_rate: float = 6.25e-4
+    final_learning_rate: float = 1e-6
+    warmup_steps: float = 0.1
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.4
+    momentum: float = 0.998
+    final_momentum: float = 1.0
+    schedule_stretch: float = 1.25
+    max_grad_norm: float = 10.0
+    clip_after_steps: int | None = None
+    steps_per_epoch: int | None = None
+    objective: str = field(default="l1", metadata={"one_of": OBJECTIVES})
+    targets: str = field(default="features", metadata={"one_of": TARGETS})
+    resize: str = field(default="auto", metadata={"one_of": RESIZE_PLACES})
+    max_bad_share: float = 0.05
+    batch_timeout: float = 600.0
+    health_steps: int = 100
+    health_batch_size: int = 16
+    probe: str = field(default="none", metadata={"one_of": PROBES})
+    probe_clips: int = 256
+    report: bool = True
+
+    # Defaults of transformers that fight the recipe
+    remove_unused_columns: bool = False  # would drop what the data sets hand to the model by way of the collator
+    logging_nan_inf_filter: bool = False  # would replace a NaN in the log, and wait for the device in every step
+    ddp_broadcast_buffers: bool | None = False  # position tables never change
+    ddp_find_unused_parameters: bool | None = False  # there are none
+    prediction_loss_only: bool = True
+    save_total_limit: int | None = 2
+    logging_steps: float = 10
+
+    def __post_init__(self) -> None:
+        self._refuse_deepspeed()  # before transformers asks for its package
+        super().__post_init__()
+        self._check_choices()
+        self._check_numbers()
+        self._refuse_what_fights_the_recipe()
+        if getattr(self, CHECKPOINTING) and not getattr(self, f"{CHECKPOINTING}_kwargs"):
+            # Reentrant checkpoints mark a parameter ready twice under DDP: the encoder runs once for each mask kind
+            setattr(self, f"{CHECKPOINTING}_kwargs", {"use_reentrant": False})
+
+    @property
+    def data_draw_seed(self) -> int:
+        """Seed of all draws of order, clips, crops and masks."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips of one optimiser step: batch size times devices times processes times accumulated batches."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    def schedules(self, total_steps: int) -> Schedules:
+        """The curves of a run of `total_steps` optimiser steps."""
+        return Schedules(
+            total_steps=total_steps,
+            warmup_steps=self.get_warmup_steps(total_steps),
+            start_learning_rate=self.start_learning_rate,
+            learning_rate=self.learning_rate,
+            final_learning_rate=self.final_learning_rate,
+            weight_decay=self.weight_decay,
+            final_weight_decay=self.final_weight_decay,
+            momentum=self.momentum,
+            final_momentum=self.final_momentum,
+            stretch=self.schedule_stretch,
+        )
+
+    def first_clipped_step(self, total_steps: int, steps_per_epoch: int) -> int:
+        """The first step, from 0, whose gradients are clipped."""
+        if self.clip_after_steps is not None:
+            return self.clip_after_steps
+        return self.get_warmup_steps(total_steps) + steps_per_epoch
+
+    def _check_choices(self) -> None:
+        for entry in dataclasses.fields(self):
+            choices = entry.metadata.get("one_of")
+            if choices and getattr(self, entry.name) not in choices:
+                raise ValueError(f"{entry.name} is '{getattr(self, entry.name)}', but must be {' or '.join(choices)}")
+
+    def _check_numbers(self) -> None:
+        for name in ("momentum", "final_momentum", "max_bad_share"):
+            _require(name, getattr(self, name), "within 0 and 1", 0 <= getattr(self, name) <= 1)
+        positive = (
+            "start_learning_rate",
+            "learning_rate",
+            "final_learning_rate",
+            "weight_decay",
+            "final_weight_decay",
+        )
+        for name in (*positive, "batch_timeout", "health_steps", "clip_after_steps"):
+            value = getattr(self, name)
+            _require(name, value, "0 or more, and finite", value is None or 0 <= value < math.inf)
+        for name in ("steps_per_epoch", "health_batch_size", "probe_clips"):
+            value = getattr(self, name)
+            _require(name, value, "an integer of at least 1", value is None or value >= 1)
+
+    def _refuse_deepspeed(self) -> None:
+        if self.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            raise ValueError(
+                "DeepSpeed was asked for, but it clips all gradients by one norm and keeps its own copy of the "
+                "weights, which the target encoder cannot follow; use DDP, or FSDP2 for models that do not fit"
+            )
+
+    def _refuse_what_fights_the_recipe(self) -> None:
+        if self.load_best_model_at_end or str(self.save_strategy) == "best":
+            raise ValueError(
+                "load_best_model_at_end and save_strategy='best' choose by the loss, which falls in a collapse: save "
+                "by steps, and choose by the health measures or a probe"
+            )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size changes the batch while the run goes on, and with it masks and schedules; use "
+                "`vjepa-hub pretrain --estimate` to find one that fits"
+            )
+        wants_fsdp = bool(self.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if wants_fsdp and self.device.type == "cpu":
+            raise ValueError(
+                "FSDP was asked for on the CPU, where accelerate would train with DDP without a word; leave it out, "
+                "or shard the model yourself with vjepa_hub.pretraining.sharding.shard_model"
+            )
+
+
+def _require(name: str, value: Any, rule: str, is_met: bool) -> None:
+    if not is_met:
+        raise ValueError(f"{name} is {value}, but must be {rule}")

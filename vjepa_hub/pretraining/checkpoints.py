@@ -1,0 +1,93 @@
+"""Checkpoints that are whole or not there, and the form in which a pretrained model is published."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..model.configuration_vjepa import VJEPAConfig
+from ..model.modeling_vjepa import VJEPAModel
+
+# The underscore keeps it out of uploads, and the name out of the search for the last checkpoint
+INCOMPLETE = "_incomplete"
+
+
+@contextmanager
+def complete_or_absent(folder: Path, *, is_writer: bool, wait) -> Iterator[Path]:
+    """A folder to write a checkpoint into, which gets its name when all processes have written.
+
+    Args:
+        folder: Where the checkpoint will be. One that is there already is replaced.
+        is_writer: Whether this process cleans up and renames: one process on each file system.
+        wait: Returns when every process has called it.
+
+    Yields:
+        The folder to write in. What a kill leaves of it is removed by the next checkpoint.
+    """
+    temporary = folder.parent / INCOMPLETE / folder.name
+    if is_writer:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    wait()
+    yield temporary
+    wait()
+    if is_writer:
+        _flush(temporary)
+        if folder.exists():
+            os.replace(folder, temporary.parent / "replaced")
+        os.replace(temporary, folder)
+        shutil.rmtree(temporary.parent)
+    wait()
+
+
+def _flush(folder: Path) -> None:
+    """Have the system write all files of a folder, so that its name never stands for less than its content."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def find_checkpoint(output_dir: str | Path) -> Path:
+    """The newest complete checkpoint below the output folder of a run.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    found = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+    if found is None:
+        raise FileNotFoundError(
+            f"there is no checkpoint in '{output_dir}' to resume from; start the run without resuming"
+        )
+    return Path(found)
+
+
+def published_state(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights that are published: the target encoder as encoder, and the predictor."""
+    published = {}
+    for key, tensor in state_dict.items():
+        part = key.split(".", 1)[0]
+        if part == "target_encoder":
+            published[key.removeprefix("target_")] = tensor
+        elif part == "predictor":
+            published[key] = tensor
+    return published
+
+
+def save_published(folder: str | Path, config: VJEPAConfig, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Write a features model, as `AutoModel` loads it and the Hub shows it.
+
+    Args:
+        folder: Made if it is not there.
+        config: The configuration of the pretraining model.
+        state_dict: Its weights, whole.
+    """
+    with torch.device("meta"):
+        model = VJEPAModel(VJEPAConfig.from_dict(config.to_dict()))
+    model.save_pretrained(folder, state_dict=published_state(state_dict))

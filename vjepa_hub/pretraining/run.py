@@ -1,0 +1,460 @@
+"""A pretraining run from beginning to end: model, data and probe of a recipe, the training, what is published, plots.
+
+What a run leaves in its folder:
+
+    recipe.yaml                        the recipe with all that was overridden; it repeats the run
+    checkpoint-*                       to resume from
+    metrics.csv                        all that was logged
+    quarantine.jsonl                   videos that could not be read, with their cause
+    videos, test-videos                made video, if no data was given
+    config.json, model.safetensors     the published model (target encoder and predictor), with its card README.md
+    report.html, report.png            plots
+"""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..hub.conversion import convert_original_checkpoint
+from ..hub.loading import UNTRAINED, open_model, resolve_config
+from ..model.configuration_vjepa import VJEPAConfig
+from ..model.modeling_vjepa import VJEPAForPreTraining
+from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from .arguments import VJEPATrainingArguments
+from .checkpoints import INCOMPLETE
+from .console import ConsoleCallback, shown_progress
+from .interruption import InterruptedRunError, StopOnSignal
+from .metrics_log import MetricsCSVCallback
+from .recipe import DataShare, Recipe, differing_keys, load_recipe
+from .report import write_report
+from .run_data import QUARANTINE, open_run_data
+from .schedules import half_life
+from .trainer import VJEPATrainer
+
+RECIPE, METRICS = "recipe.yaml", "metrics.csv"
+# What --overwrite takes away; made video and what other programs wrote stays
+_OF_A_RUN = (
+    RECIPE,
+    METRICS,
+    QUARANTINE,
+    "report.html",
+    "report.png",
+    "config.json",
+    "model.safetensors",
+    "trainer_state.json",
+    "training_args.bin",
+    INCOMPLETE,
+)
+# Fields of a configuration that weights of other values can start from
+_NOT_OF_THE_WEIGHTS = frozenset(
+    (
+        "weights_origin",
+        "num_pooler_layers",
+        "attention_probs_dropout_prob",
+        "drop_path_rate",
+        "initializer_range",
+        "pred_zero_init_mask_tokens",
+    )
+)
+# A target encoder that forgets its beginning later than this has seen too little of the run
+LONGEST_HALF_LIFE = 1 / 3
+
+
+def pretrain(
+    recipe: Recipe,
+    *,
+    output_dir: str | Path,
+    data: str | Path | Sequence[str | Path | DataShare] | None = None,
+    initial: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> VJEPATrainer:
+    """Pretrain as a recipe says, on all processes that were started together.
+
+    Args:
+        recipe: The run.
+        output_dir: Its folder.
+        data: Where videos come from, in place of the recipe's: paths that `open_source` takes.
+        initial: Weights to start from, in place of the recipe's: a registered name, a folder, a released file, or a
+            name on the Hub. Their architecture has to be the recipe's.
+        resume: Go on from the newest checkpoint of the folder, or from the beginning if the run has none yet.
+        overwrite: Replace the run that is in the folder.
+        console: Where progress is shown, by default on the standard output.
+        callbacks: Others to be called while it trains.
+
+    Returns:
+        The trainer, after the training; the published model and the report are written.
+
+    Raises:
+        FileExistsError: The folder has a run, and is neither to be resumed nor overwritten.
+        FileNotFoundError: There is no run to resume, or no data at a path.
+        ValueError: The run in the folder has another recipe; or something in the recipe does not fit.
+        InterruptedRunError: The run was told to stop, and saved.
+    """
+    run = prepare_run(
+        recipe.with_inputs(data=data, initial=initial),
+        output_dir=output_dir,
+        resume=resume,
+        overwrite=overwrite,
+        console=console,
+        callbacks=callbacks,
+    )
+    run.train()
+    return run.trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingRun:
+    """A run that is ready to begin.
+
+    Attributes:
+        recipe: What it was prepared from.
+        folder: Where it writes.
+        trainer: With its model and data.
+        console: Where progress is shown.
+        checkpoint: What it goes on from; None: it begins.
+    """
+
+    recipe: Recipe
+    folder: Path
+    trainer: VJEPATrainer
+    console: Console
+    checkpoint: Path | None
+
+    def train(self) -> None:
+        """Train to the end, and write the published model with its card, and the plots.
+
+        Raises:
+            InterruptedRunError: A signal came in; a checkpoint is saved.
+        """
+        if not self._go_to_end():
+            self._train()
+        self._publish()
+
+    def _go_to_end(self) -> bool:
+        """Load the last checkpoint of a run that is complete; a Trainer would train a step beyond it."""
+        if self.checkpoint is None:
+            return False
+        trainer, state = self.trainer, TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < count_steps(trainer.args, trainer.train_dataset):
+            return False
+        self.console.print(Text(f"the run is complete, after {state.global_step:,} steps"))
+        trainer.state = state
+        trainer.model.load_state_dict(type(trainer.model).from_pretrained(self.checkpoint).state_dict())
+        return True
+
+    def _train(self) -> None:
+        trainer = self.trainer
+        with StopOnSignal() as stop:
+            trainer.add_callback(stop)
+            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        state, folder = trainer.state, self.folder
+        if stop.signal_number is not None and state.global_step < state.max_steps:
+            raise InterruptedRunError(
+                f"stopped after step {state.global_step} of {state.max_steps}, which is saved; go on with: "
+                f"vjepa-hub pretrain {folder / RECIPE} --output-dir {folder} --resume",
+                stop.signal_number,
+            )
+
+    def _publish(self) -> None:
+        self.trainer.save_model()
+        self.trainer.create_model_card()
+        if not self.trainer.is_world_process_zero():
+            return
+        folder, history = self.folder, self.trainer.state.log_history
+        written = [folder]
+        if self.trainer.args.report and any("loss" in row for row in history):
+            written += write_report(folder, history=history, title=self.recipe.name, settings=self.recipe.settings())
+        for path in written:
+            self.console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+def prepare_run(
+    recipe: Recipe,
+    *,
+    output_dir: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> PretrainingRun:
+    """Do all of a run that comes before its first step, and show its facts. Arguments and errors as for `pretrain`."""
+    console, folder = console or Console(), Path(output_dir)
+    args = recipe.arguments(folder)
+    args.disable_tqdm = True
+    _require_one_device(args)
+    with args.main_process_first(local=False, desc="clearing the folder"):
+        if args.process_index == 0:
+            clear_folder(folder, recipe, resume=resume, overwrite=overwrite)
+        else:
+            console = Console(quiet=True)
+    trainer = build_trainer(recipe, args, folder, console)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    for fact in describe_run(recipe, trainer):
+        console.print(Text(fact.text, style="bold yellow" if fact.is_warning else ""), soft_wrap=True)
+    if args.process_index == 0:  # not before: what could not be prepared is no run
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+    newest = get_last_checkpoint(str(folder)) if resume else None
+    checkpoint = None if newest is None else Path(newest)
+    return PretrainingRun(recipe=recipe, folder=folder, trainer=trainer, console=console, checkpoint=checkpoint)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The folder of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def clear_folder(folder: Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Make sure that a folder has no run, or the one that is to be resumed.
+
+    Args:
+        folder: Need not be there.
+        recipe: The run.
+        resume: Whether a run has to be there, of this recipe.
+        overwrite: Whether a run that is there is removed: its checkpoints, logs and model, not its made video.
+
+    Raises:
+        FileExistsError: A run is there, and is neither to be resumed nor overwritten.
+        FileNotFoundError: No run is there to resume.
+        ValueError: Both were asked for, or the run that is there has another recipe.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite were both given: the first keeps what the second removes")
+    if resume:
+        _require_same_recipe(folder / RECIPE, recipe)
+        return
+    checkpoints = sorted(folder.glob("checkpoint-*"))
+    if (folder / RECIPE).exists() or checkpoints:
+        if not overwrite:
+            raise FileExistsError(
+                f"the folder {folder} has a run already: --resume goes on with it, --overwrite replaces it, or name "
+                "another --output-dir"
+            )
+        for path in [*checkpoints, *(folder / name for name in _OF_A_RUN)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _require_same_recipe(stored: Path, recipe: Recipe) -> None:
+    if not stored.exists():
+        raise FileNotFoundError(f"there is no run to resume in {stored.parent}: start it without --resume")
+    differing = differing_keys(load_recipe(stored), recipe)
+    if differing:
+        raise ValueError(
+            f"the run in {stored.parent} has another recipe, differing in {', '.join(differing)}: resume it with its "
+            f"own, {stored}; to go on with other values on purpose, write them into that file first"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model and trainer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_trainer(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, console: Console) -> VJEPATrainer:
+    """The trainer of a recipe, with its model, data, probe and callbacks.
+
+    Args:
+        recipe: The run.
+        args: Its arguments.
+        folder: Where it writes.
+        console: Where progress is shown.
+    """
+    data = open_run_data(recipe, args, folder, partial(shown_progress, console))
+    trainer = VJEPATrainer(
+        build_model(recipe),
+        args,
+        data.dataset,
+        mask_kinds=recipe.masks,
+        probe=data.probe,
+        data_description=data.description,
+        processing_class=_processor(recipe),
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ConsoleCallback(console))
+    trainer.add_callback(MetricsCSVCallback(folder / METRICS))
+    return trainer
+
+
+def _processor(recipe: Recipe) -> VJEPAVideoProcessor:
+    """Takes clips from videos as the training did."""
+    config, clips = recipe.config(), recipe.clips
+    name = "frame_step" if clips.clip_duration is None else "clip_duration"
+    pace = {name: getattr(clips, name)}
+    return VJEPAVideoProcessor(crop_size=config.crop_size, num_frames=config.frames_per_clip, **pace)
+
+
+def build_model(recipe: Recipe) -> VJEPAForPreTraining:
+    """The model of a recipe: initialised from its seed, or with the weights that it names.
+
+    Raises:
+        ValueError: The weights have another architecture than the recipe.
+        KeyError: There are no weights of that name.
+    """
+    model_class, config, seed = _model_class(recipe), recipe.config(), recipe.argument("seed")
+    config.weights_origin = f"{UNTRAINED}, seed {seed}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config)
+    if recipe.initial is not None:
+        source = open_initial(recipe.initial)
+        _require_same_architecture(recipe.initial, source.config, config)
+        for part in ("encoder", "target_encoder", "predictor"):
+            model.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict())
+        model.config.weights_origin = f"initialised from {recipe.initial}"
+    return model
+
+
+def _model_class(recipe: Recipe) -> type[VJEPAForPreTraining]:
+    if recipe.argument("targets") != "pixels":
+        return VJEPAForPreTraining
+    from .pixel_prediction import VJEPAForPixelPrediction
+
+    return VJEPAForPixelPrediction
+
+
+def open_initial(initial: str) -> VJEPAForPreTraining:
+    """Weights to start from: a released file, a folder, a registered name, or a name on the Hub.
+
+    Features alone start encoder and target encoder alike.
+    """
+    path = Path(initial)
+    if path.is_file():
+        return convert_original_checkpoint(path, resolve_config(path, None))
+    if path.is_dir():
+        return VJEPAForPreTraining.from_pretrained(path)
+    features = open_model(initial).model
+    model = VJEPAForPreTraining(features.config)
+    for part in ("encoder", "target_encoder"):
+        model.get_submodule(part).load_state_dict(features.encoder.state_dict())
+    model.predictor.load_state_dict(features.get_submodule("predictor").state_dict())
+    return model
+
+
+def _require_same_architecture(initial: str, found: VJEPAConfig, wanted: VJEPAConfig) -> None:
+    differing = {
+        name: (getattr(found, name), getattr(wanted, name))
+        for name in VJEPAConfig.__annotations__
+        if name not in _NOT_OF_THE_WEIGHTS and getattr(found, name) != getattr(wanted, name)
+    }
+    if differing:
+        named = "; ".join(f"{name} is {there} there and {here} here" for name, (there, here) in differing.items())
+        raise ValueError(
+            f"the weights of {initial} are of another architecture than the recipe: {named}; set these fields of the "
+            "recipe's model to those of the weights"
+        )
+
+
+def _require_one_device(args: VJEPATrainingArguments) -> None:
+    """Refuse what transformers would answer with DataParallel, which has neither our masks nor our norms right."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs and one process: start one process a GPU with `torchrun --nproc-per-node {args.n_gpu} "
+            "-m vjepa_hub.pretraining ...`, or show this one a single GPU with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Fact(NamedTuple):
+    """Something that is said of a run before it begins.
+
+    Attributes:
+        text: A line.
+        is_warning: Whether it is likely to go wrong.
+    """
+
+    text: str
+    is_warning: bool = False
+
+
+def describe_run(recipe: Recipe, trainer: VJEPATrainer) -> list[Fact]:
+    """The facts of a run.
+
+    Args:
+        recipe: The run.
+        trainer: Built from it.
+
+    Raises:
+        ValueError: The schedules do not fit the steps of the run.
+    """
+    args, config, grid = trainer.args, recipe.config(), recipe.grid()
+    total_steps = count_steps(args, trainer.train_dataset)
+    sizes = {part: _count_parameters(trainer.model.get_submodule(part)) for part in ("encoder", "predictor")}
+    trained = " and ".join(f"{part} ({size / 1e6:.2f} M parameters)" for part, size in sizes.items())
+    accumulated = args.gradient_accumulation_steps
+    lines = [
+        f"{recipe.name}: trains {trained} on {args.device}" + (", in bfloat16" if args.bf16 else ""),
+        f"starts from {trainer.model.config.weights_origin}",
+        f"data: {trainer.data_description}",
+        f"a clip: {config.frames_per_clip} frames of {config.crop_size} pixels, {grid.depth} x {grid.rows} x "
+        f"{grid.columns} = {grid.num_tokens} tokens; {len(recipe.masks)} kinds of masks",
+        f"{total_steps:,} steps of {args.clips_per_step:,} clips ({args.train_batch_size} a batch x {args.world_size} "
+        f"processes x {accumulated} accumulated), {total_steps * args.clips_per_step:,} clips in all",
+    ]
+    return [*map(Fact, lines), *describe_momentum(args, total_steps)]
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe_momentum(args: VJEPATrainingArguments, total_steps: int) -> list[Fact]:
+    """How long the target encoder remembers, and a warning where that is too long for the run.
+
+    Args:
+        args: The run's.
+        total_steps: Optimiser steps of the run.
+    """
+    schedules = args.schedules(total_steps)
+    steps = half_life(schedules.momentum_at(0))
+    clips = steps * args.clips_per_step
+    share = steps / total_steps
+    fact = Fact(
+        f"target encoder: EMA momentum {args.momentum} to {schedules.momentum_at(total_steps - 1):.5f}; at the start "
+        f"its half-life is {steps:,.0f} steps, {clips:,.0f} clips, "
+        + (f"{share:.1%} of the run" if share < 1 else f"{share:.1f} times the run")
+    )
+    if steps <= LONGEST_HALF_LIFE * total_steps:
+        return [fact]
+    fitting = 0.5 ** (1 / max(LONGEST_HALF_LIFE * total_steps / 3, 1))
+    warning = Fact(
+        "that half-life is longer than a third of the run: the target encoder stays near its beginning; train for "
+        f"longer, or lower the momentum (and with it the learning rate): {fitting:.4f} is a ninth of the run",
+        is_warning=True,
+    )
+    return [fact, warning]
+
+
+def count_steps(args: VJEPATrainingArguments, dataset: Any) -> int:
+    """Optimiser steps of a run.
+
+    Raises:
+        ValueError: A stream has no end, and the recipe gives none.
+    """
+    if args.max_steps > 0:
+        return args.max_steps
+    if args.steps_per_epoch is None and not hasattr(dataset, "__len__"):
+        raise ValueError("a stream has no end: set max_steps")
+    steps_per_epoch = args.steps_per_epoch or max(1, len(dataset) // args.clips_per_step)
+    return math.ceil(args.num_train_epochs * steps_per_epoch)

@@ -1,0 +1,236 @@
+"""The videos of a run: those that the recipe names, or made ones, and the labelled clips of its probe."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..data.augmentation import resize_cutouts
+from ..data.dataset import ClipSettings, VideoClipDataset, read_clip
+from ..data.decoding import VideoDecodingError
+from ..data.quarantine import Quarantine
+from ..data.records import ClipSource
+from ..data.sources import open_source
+from ..data.streaming import ClipStream, open_shards
+from ..data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from .arguments import VJEPATrainingArguments
+from .probe import LabelledClips, OnlineProbe, ProbeKind
+from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+QUARANTINE = "quarantine.jsonl"
+VIDEOS, TEST_VIDEOS = "videos", "test-videos"
+SYNTHETIC_TASKS = ("appearance", "motion")
+NO_DATA = (
+    "no data: the recipe '{name}' makes no video of its own; pass --data with a manifest (.csv, .txt, .jsonl, "
+    ".parquet), a folder of videos, or tar files"
+)
+
+Progress = Callable[[int, int], None]
+ShowProgress = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run trains on.
+
+    Attributes:
+        dataset: A `VideoClipDataset`, or a `ClipStream`.
+        description: What it is, in words; it goes into the model's card, and so tells no more of this machine than the
+            last part of a path.
+        probe: Labelled clips, if the recipe asks for a probe and there are labels.
+    """
+
+    dataset: Dataset
+    description: str
+    probe: OnlineProbe | None = None
+
+
+def open_run_data(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, show_progress: ShowProgress) -> RunData:
+    """Open the videos of a recipe; where it names none, make them below the run's folder.
+
+    Args:
+        recipe: The run.
+        args: Its arguments.
+        folder: Its folder.
+        show_progress: Gives a function (done, total) to show how far the named work is.
+
+    Raises:
+        ValueError: There is no data, and the recipe makes none; or a source that cannot be understood.
+        OSError: A source that is not there.
+    """
+    if recipe.data:
+        return _open_given(recipe, args, folder, show_progress)
+    if recipe.synthetic is None:
+        raise ValueError(NO_DATA.format(name=recipe.name))
+    return _make_synthetic(recipe, recipe.synthetic, args, folder, show_progress)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data that was given
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, show_progress: ShowProgress) -> RunData:
+    paths = [share.path for share in recipe.data]
+    names = ", ".join(os.path.basename(path.rstrip("/")) for path in paths)
+    if recipe.clips.stream:
+        return RunData(dataset=_open_stream(recipe, args, folder, paths), description=f"a stream of {names}")
+    weights = [share.weight for share in recipe.data if share.weight is not None]
+    source = open_source(paths[0]) if len(paths) == 1 else open_source(paths, weights=weights or None)
+    description = f"{len(source):,} videos of {names}"
+    probe = None
+    if args.probe != "none":
+        probe = _probe_of_labels(recipe, args, source, show_progress)
+    return RunData(dataset=_open_clips(recipe, args, folder, source), description=description, probe=probe)
+
+
+def _open_clips(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, source: ClipSource) -> VideoClipDataset:
+    return VideoClipDataset(
+        source,
+        frames_per_clip=recipe.config().frames_per_clip,
+        frame_step=recipe.clips.frame_step,
+        clip_duration=recipe.clips.clip_duration,
+        crop=recipe.clips.crop(),
+        seed=args.data_draw_seed,
+        quarantine=Quarantine(folder / QUARANTINE),
+        max_tries=recipe.clips.max_tries,
+        backend=recipe.clips.backend,
+    )
+
+
+def _open_stream(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, paths: Sequence[str]) -> ClipStream:
+    return ClipStream(
+        open_shards(list(paths)),
+        batch_size=args.train_batch_size,
+        rank=args.process_index,
+        num_processes=args.world_size,
+        frames_per_clip=recipe.config().frames_per_clip,
+        frame_step=recipe.clips.frame_step,
+        clip_duration=recipe.clips.clip_duration,
+        crop=recipe.clips.crop(),
+        seed=args.data_draw_seed,
+        quarantine=Quarantine(folder / QUARANTINE),
+        max_tries=recipe.clips.max_tries,
+        backend=recipe.clips.backend,
+    )
+
+
+def _probe_of_labels(
+    recipe: Recipe, args: VJEPATrainingArguments, source: ClipSource, show_progress: ShowProgress
+) -> OnlineProbe | None:
+    """A probe on clips of the data itself, drawn once; those that it is judged on are none that it learns from."""
+    if not source.has_labels:
+        logger.warning(
+            "the recipe asks for an online probe (%s), but the data has no labels: there will be none", args.probe
+        )
+        return None
+    drawn = np.random.default_rng(args.data_draw_seed).permutation(len(source))[: 2 * args.probe_clips].tolist()
+    half = len(drawn) // 2
+    with show_progress("reading clips for the probe") as progress:
+        train = read_labelled_clips(recipe, {"label": source}, drawn[:half], progress=progress)
+        validation = read_labelled_clips(recipe, {"label": source}, drawn[half:], progress=progress)
+    return OnlineProbe(cast(ProbeKind, args.probe), train, validation)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Made video
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _make_synthetic(
+    recipe: Recipe,
+    settings: SyntheticVideoSettings,
+    args: VJEPATrainingArguments,
+    folder: Path,
+    show_progress: ShowProgress,
+) -> RunData:
+    """Make the videos, in the first process; those of the other split are for the probe alone."""
+    test_settings = replace(settings, split="test", num_videos=args.probe_clips)
+    with args.main_process_first(local=False, desc="making video"):
+        manifest = _make_once(folder / VIDEOS, settings, show_progress)
+        if args.probe != "none":
+            _make_once(folder / TEST_VIDEOS, test_settings, show_progress)
+    probe = None
+    if args.probe != "none":
+        sizes = {VIDEOS: min(args.probe_clips, settings.num_videos), TEST_VIDEOS: args.probe_clips}
+        with show_progress("reading clips for the probe") as progress:
+            train, validation = (
+                read_labelled_clips(recipe, _task_sources(folder / name), range(num_clips), progress=progress)
+                for name, num_clips in sizes.items()
+            )
+        probe = OnlineProbe(cast(ProbeKind, args.probe), train, validation)
+    description = (
+        f"{settings.num_videos:,} videos that vjepa_hub made itself (moving shapes, {settings.size} pixels, "
+        f"seed {settings.seed})"
+    )
+    dataset = _open_clips(recipe, args, folder, open_source(manifest))
+    return RunData(dataset=dataset, description=description, probe=probe)
+
+
+def _make_once(folder: Path, settings: SyntheticVideoSettings, show_progress: ShowProgress) -> Path:
+    with show_progress(f"making {settings.num_videos:,} videos in {folder}") as progress:
+        return make_synthetic_videos(folder, settings, progress=progress)
+
+
+def _task_sources(folder: Path) -> dict[str, ClipSource]:
+    return {task: open_source(folder / f"{task}.csv") for task in SYNTHETIC_TASKS}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clips with labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_labelled_clips(
+    recipe: Recipe,
+    tasks: Mapping[str, ClipSource],
+    indices: Sequence[int],
+    *,
+    progress: Progress | None = None,
+) -> LabelledClips:
+    """One clip of each of some videos: whole frames, not mirrored, resized to the model's size.
+
+    A video that cannot be read is left out, and logged.
+
+    Args:
+        recipe: Says what a clip is.
+        tasks: For each task the same videos in the same order, with the labels of the task.
+        indices: Which videos.
+        progress: Called with (videos read, all videos) after each.
+
+    Raises:
+        ValueError: None of them can be read.
+    """
+    config = recipe.config()
+    settings = ClipSettings(
+        frames_per_clip=config.frames_per_clip,
+        frame_step=recipe.clips.frame_step,
+        clip_duration=recipe.clips.clip_duration,
+        crop=None,
+        backend=recipe.clips.backend,
+    )
+    first = next(iter(tasks.values()))
+    clips, kept = [], []
+    for count, index in enumerate(indices, 1):
+        try:
+            frames = read_clip(first.record(index), settings, position=index)["frames"]
+        except VideoDecodingError as error:
+            logger.warning("left out of the probe: %s", error)
+        else:
+            clips.append(resize_cutouts([frames], config.crop_size))
+            kept.append(index)
+        if progress is not None:
+            progress(count, len(indices))
+    if not clips:
+        raise ValueError(f"none of the {len(indices)} videos of the probe can be read; check them, or set probe=none")
+    labels = {task: torch.tensor([source.record(index).label for index in kept]) for task, source in tasks.items()}
+    return LabelledClips(pixel_values_videos=torch.cat(clips), labels=labels)

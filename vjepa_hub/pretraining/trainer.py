@@ -1,0 +1,417 @@
+"""The pretraining recipe on transformers' Trainer.
+
+What the recipe adds to it: the global order of clips and their masks, the scheduled weight decay and EMA momentum,
+clipping by part, checkpoints that a kill cannot break, a stop at a loss that is not finite, measures of health, and
+the published form of what was trained.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_pt_utils import nested_gather
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint, rotate_checkpoints
+
+from ..data.augmentation import finish_clips
+from ..data.clip_order import ClipOrder, ClipRequest
+from ..data.collation import MaskCollator
+from ..data.masking import LONG_RANGE, SHORT_RANGE, MaskKind, TokenGrid
+from ..data.quarantine import FailureShare
+from ..data.streaming import ClipStream
+from ..model.configuration_vjepa import VJEPAConfig
+from ..model.modeling_vjepa import VJEPAForPreTraining
+from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from .arguments import VJEPATrainingArguments
+from .batches import ProcessBatches, with_positions
+from .card import write_card
+from .checkpoints import complete_or_absent, find_checkpoint, save_published
+from .ema import TargetEncoderCallback
+from .finite import FiniteWatch, NonFiniteLossError
+from .health import HealthCallback
+from .objectives import prediction_loss
+from .optimizer import RecipeScheduler, clip_by_part, parameter_groups
+from .probe import OnlineProbe
+
+logger = logging.getLogger(__name__)
+
+MODEL_INPUTS = ("pixel_values_videos", "context_mask", "target_mask")
+# Health is measured on clips of the data set that the run itself comes to in no realistic time
+HEALTH_POSITION = 1 << 40
+
+
+class VJEPATrainer(Trainer):
+    """Pretrains a `VJEPAForPreTraining`.
+
+    Args:
+        model: Encoder, predictor and target encoder.
+        args: The recipe's numbers.
+        train_dataset: A `VideoClipDataset`, a `ClipStream`, or any map-style data set whose items have
+            `pixel_values_videos` (num_frames, channels, height, width), normalised.
+        data_collator: Makes batches of its items. By default clips are augmented and get masks of `mask_kinds`. A
+            batch that carries `context_mask` and `target_mask` is used as it is.
+        mask_kinds: The kinds of masks, one for each mask token of the predictor.
+        probe: Labelled clips to probe the target encoder with while it trains.
+        data_description: What it is trained on, for the model card.
+        kwargs: What transformers' Trainer takes; `processing_class` is the model's video processor by default.
+
+    Raises:
+        TypeError: `args` are no `VJEPATrainingArguments`.
+        ValueError: Masks, model and arguments do not fit each other.
+    """
+
+    args: VJEPATrainingArguments
+    model: VJEPAForPreTraining
+    train_dataset: Any
+    eval_dataset: Any
+
+    def __init__(
+        self,
+        model: VJEPAForPreTraining,
+        args: VJEPATrainingArguments,
+        train_dataset: Any = None,
+        data_collator: Callable[[list], dict] | None = None,
+        *,
+        mask_kinds: Sequence[MaskKind] = (SHORT_RANGE, LONG_RANGE),
+        probe: OnlineProbe | None = None,
+        data_description: str = "",
+        **kwargs: Any,
+    ):
+        if not isinstance(args, VJEPATrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}, but has to be VJEPATrainingArguments")
+        self.mask_kinds, self.probe, self.data_description = tuple(mask_kinds), probe, data_description
+        kwargs.setdefault("processing_class", VJEPAVideoProcessor(crop_size=model.config.crop_size))
+        self._has_own_collator = data_collator is None
+        if data_collator is None:
+            data_collator = self._mask_collator(model.config, args, args.clips_per_step)
+        super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        self._order: ClipOrder | None = None
+        self._norms: dict[str, torch.Tensor] = {}
+        reader = getattr(train_dataset, "reader", None)
+        self._failures = FailureShare(args.max_bad_share, quarantine=getattr(reader, "quarantine", None))
+        self._finite = FiniteWatch(args.device)
+        self._is_writing_checkpoint = False
+        self.add_callback(_EpochCallback(self))
+        if args.health_steps and train_dataset is not None:
+            self.health = HealthCallback(
+                self._health_batch, every=args.health_steps, log=self._log_beside, probe=probe
+            )
+            self.add_callback(self.health)
+
+    @property
+    def output_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(str(self.args.output_dir))
+
+    # ------------------------------------------------------------------------------------------------ data
+
+    def _mask_collator(self, config: VJEPAConfig, args: VJEPATrainingArguments, clips_per_step: int) -> MaskCollator:
+        side = config.crop_size
+        grid = TokenGrid(
+            num_frames=config.frames_per_clip,
+            height=side,
+            width=side,
+            patch_size=config.patch_size,
+            tubelet_size=config.tubelet_size,
+        )
+        in_worker = args.resize == "worker" or (args.resize == "auto" and args.device.type == "cpu")
+        return MaskCollator(
+            grid,
+            self.mask_kinds,
+            seed=args.data_draw_seed,
+            clips_per_step=clips_per_step,
+            resize_to=side if in_worker else None,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches of this process. Their order is a function of the seed and of the global position alone."""
+        if self.train_dataset is None:
+            raise ValueError("there is no train_dataset: pass one to VJEPATrainer")
+        if isinstance(self.train_dataset, IterableDataset):
+            return self._stream_loader(self.train_dataset)
+        weights = getattr(self.train_dataset, "weights", None)
+        self._order = ClipOrder(
+            len(self.train_dataset),
+            clips_per_step=self.args.clips_per_step,
+            steps_per_epoch=self.args.steps_per_epoch,
+            seed=self.args.data_draw_seed,
+            weights=weights,
+            is_shuffled=self.args.train_sampling_strategy != "sequential",
+        )
+        batches = ProcessBatches(
+            self._order,
+            batch_size=self._train_batch_size,
+            rank=self.args.process_index,
+            num_processes=self.args.world_size,
+        )
+        return DataLoader(with_positions(self.train_dataset), batch_sampler=batches, **self._loader_settings())
+
+    def _stream_loader(self, stream: IterableDataset) -> DataLoader:
+        place = {
+            "batch_size": self._train_batch_size,
+            "rank": self.args.process_index,
+            "num_processes": self.args.world_size,
+        }
+        for name, needed in place.items():
+            if getattr(stream, name, needed) != needed:
+                raise ValueError(
+                    f"the stream was made with {name}={getattr(stream, name)}, but the run has {needed}: pass that, "
+                    "since positions, and so masks, are counted by it"
+                )
+        return DataLoader(stream, batch_size=self._train_batch_size, **self._loader_settings())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Clips of the evaluation set in their order, the same at each call; block sizes are those of step 0."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("there is no eval_dataset: pass one to VJEPATrainer, or to evaluate()")
+        batch_size, num_processes = self.args.eval_batch_size, self.args.world_size
+        num_clips = math.ceil(len(dataset) / (batch_size * num_processes)) * batch_size * num_processes
+        order = ClipOrder(len(dataset), clips_per_step=num_clips, seed=self.args.data_draw_seed, is_shuffled=False)
+        batches = ProcessBatches(
+            order, batch_size=batch_size, rank=self.args.process_index, num_processes=num_processes
+        )
+        settings = self._loader_settings()
+        if self._has_own_collator:
+            settings["collate_fn"] = self._mask_collator(self.model.config, self.args, num_clips)
+        return DataLoader(with_positions(dataset), batch_sampler=batches, **settings)
+
+    def _loader_settings(self) -> dict[str, Any]:
+        args, num_workers = self.args, self.args.dataloader_num_workers
+        return {
+            "collate_fn": self.data_collator,
+            "num_workers": num_workers,
+            "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
+            "persistent_workers": args.dataloader_persistent_workers and num_workers > 0,
+            "prefetch_factor": args.dataloader_prefetch_factor if num_workers > 0 else None,
+            "timeout": args.batch_timeout if num_workers > 0 else 0,
+            "generator": torch.Generator().manual_seed(args.data_draw_seed),  # leaves torch's own alone
+        }
+
+    def _health_batch(self) -> dict[str, Any]:
+        """The fixed clips and masks that health is measured on, on the device."""
+        size = self.args.health_batch_size
+        if isinstance(self.train_dataset, IterableDataset):
+            stream = copy(self.train_dataset)
+            stream.__dict__ |= {"batch_size": size, "rank": 0, "num_processes": 1, "_start_position": 0}
+            samples = list(islice(stream, size))
+        else:
+            count = min(size, len(self.train_dataset))
+            dataset = with_positions(self.train_dataset)
+            samples = [dataset[ClipRequest(HEALTH_POSITION * size + i, i)] for i in range(count)]
+        collator = self.data_collator
+        if self._has_own_collator:
+            collator = self._mask_collator(self.model.config, self.args, size)
+        return self._prepare_inputs(collator(samples))
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model takes, on its device: uint8 clips are resized, flipped and normalised there."""
+        inputs = dict(inputs)
+        missing = [name for name in MODEL_INPUTS if name not in inputs]
+        if missing:
+            raise ValueError(f"the batch has {', '.join(inputs)}, but pretraining needs {', '.join(missing)} too")
+        prepared = {name: _to_device(inputs[name], self.args.device) for name in MODEL_INPUTS}
+        clips = prepared["pixel_values_videos"]
+        if isinstance(clips, list) or clips.dtype == torch.uint8:
+            is_flipped = _to_device(inputs["is_flipped"], self.args.device)
+            prepared["pixel_values_videos"] = finish_clips(clips, is_flipped, crop_size=self.model.config.crop_size)
+        return prepared
+
+    # ------------------------------------------------------------------------------------------------ step
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
+        """Forward and backward pass of one batch. Counts its unreadable videos, and stops above the allowed share."""
+        if "num_failures" in inputs:
+            self._failures.add(inputs["num_failures"])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._finite.watch(loss, self.state.global_step)
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None
+    ) -> Any:
+        """The paper's objective, or the one that the arguments name, between predictions and targets."""
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if self.args.objective != "l1":
+            loss = prediction_loss(outputs.predictions, outputs.targets, self.args.objective)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss of a batch of the evaluation set."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach().mean(), None, None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, or the optimiser of the arguments, over the recipe's four groups."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model if model is None else model)
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The recipe's curves; the target encoder follows from here on too, since only now the steps are known."""
+        self.schedules = self.args.schedules(num_training_steps)
+        optimizer = self.create_optimizer() if optimizer is None else optimizer
+        self.lr_scheduler: Any = RecipeScheduler(optimizer, self.schedules)
+        self._created_lr_scheduler = True
+        self.remove_callback(TargetEncoderCallback)
+        self.add_callback(TargetEncoderCallback(self.accelerator.unwrap_model(self.model), self.schedules))
+        return self.lr_scheduler
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        steps_per_epoch = self._order.steps_per_epoch if self._order else self.args.steps_per_epoch or 0
+        first_clipped = self.args.first_clipped_step(self.state.max_steps, steps_per_epoch)
+        is_clipped = self.args.max_grad_norm > 0 and self.state.global_step >= first_clipped
+        self.accelerator.unscale_gradients()
+        trained = self.accelerator.unwrap_model(model)
+        self._norms = clip_by_part(trained, self.args.max_grad_norm if is_clipped else float("inf"))
+        total = torch.stack(list(self._norms.values())).norm()
+        if self.accelerator.scaler is None:  # with one, an overflow of the gradients only skips the step
+            self._finite.watch(total, self.state.global_step)
+        return total
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        return self._clip_grad_norm(model) if grad_norm is None else grad_norm
+
+    def require_finite(self) -> None:
+        """Raise where a loss or gradient of the run so far was not finite.
+
+        Raises:
+            NonFiniteLossError: With the first such step, and the last good checkpoint.
+        """
+        first = nested_gather(self._finite.first_step(), self.args.parallel_mode).reshape(-1)
+        bad = first[first >= 0]
+        if len(bad) == 0:
+            return
+        kept = get_last_checkpoint(self.output_dir) if self.output_dir.is_dir() else None
+        remedy = f"resume from {kept}" if kept else "start again"
+        raise NonFiniteLossError(
+            f"the loss or its gradient is not finite at step {int(bad.min())} (counted from 0), so the run stops and "
+            f"nothing after it is saved; {remedy} with a lower learning rate, with bf16 in place of fp16, or after "
+            "looking at the clips of that step"
+        )
+
+    # ------------------------------------------------------------------------------------------------ logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as transformers does; beside each loss stand the recipe's own numbers of that step."""
+        if "loss" in logs and "learning_rate" in logs:
+            self.require_finite()
+            step = self.state.global_step - 1
+            logs["weight_decay"] = self.schedules.weight_decay_at(step)
+            logs["momentum"] = self.schedules.momentum_at(step)
+            logs |= {f"{part}_grad_norm": norm.item() for part, norm in self._norms.items()}
+            if self._failures.num_failures:
+                logs["bad_videos"] = self._failures.num_failures
+        super().log(logs, start_time)
+
+    def _log_beside(self, logs: dict[str, float]) -> None:
+        """Log in the course of a step, without its own log being taken for done."""
+        should_log = self.control.should_log
+        self.log(logs)
+        self.control.should_log = should_log
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; with `resume_from_checkpoint=True` from the newest complete checkpoint of the output folder."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(find_checkpoint(self.output_dir))
+        if resume_from_checkpoint and self._failures_file(resume_from_checkpoint).is_file():
+            self._failures.load_state_dict(json.loads(self._failures_file(resume_from_checkpoint).read_text()))
+        if resume_from_checkpoint and isinstance(self.train_dataset, ClipStream):
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            self.train_dataset.start_position = state.global_step * self.args.clips_per_step
+            self.args.ignore_data_skip = True  # the stream goes on by itself, without decoding what it passes
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        self.require_finite()
+        return result
+
+    def _failures_file(self, checkpoint: str | Path) -> Path:
+        return Path(checkpoint) / f"failures-{self.args.process_index}.json"
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(self._checkpoint_parent) if self._is_writing_checkpoint else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.require_finite()
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        wait = self.accelerator.wait_for_everyone
+        with complete_or_absent(folder, is_writer=self.args.should_save, wait=wait) as temporary:
+            with self._writing_below(temporary.parent):
+                super()._save_checkpoint(model, trial)
+            self._failures_file(temporary).write_text(json.dumps(self._failures.state_dict()))
+        if self.args.should_save:
+            rotate_checkpoints(output_dir=str(folder.parent), save_total_limit=self.args.save_total_limit)
+        if self.args.push_to_hub:
+            self._push_progress()
+
+    @contextmanager
+    def _writing_below(self, parent: Path) -> Iterator[None]:
+        self._checkpoint_parent, self._is_writing_checkpoint = parent, True
+        try:
+            yield
+        finally:
+            self._is_writing_checkpoint = False
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not from the unfinished folder: `_push_progress` follows."""
+
+    def _push_progress(self) -> None:
+        """Publish what has been trained so far, unless only the end is to be published."""
+        if self.args.hub_strategy == HubStrategy.END:
+            return
+        self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}", blocking=False)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self.model.config.weights_origin = f"pretrained by vjepa_hub, {self.state.global_step} steps"
+        if self._is_writing_checkpoint:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.output_dir)
+            model = self.accelerator.unwrap_model(self.model)
+            save_published(folder, model.config, model.state_dict() if state_dict is None else state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the published model into the output folder, unless a person wrote one there."""
+        if self.is_world_process_zero():
+            write_card(self.output_dir, self)
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the global order which epoch begins; transformers tells only loaders that accelerate has wrapped."""
+
+    def __init__(self, trainer: VJEPATrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        order = self.trainer._order
+        if order is not None:
+            order.set_epoch(state.global_step // order.steps_per_epoch)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if args.device.type == "cpu" and args.world_size == 1:  # there is no device to wait for
+            self.trainer.require_finite()
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    return [_to_device(entry, device) for entry in value]
