@@ -606,3 +606,13 @@ def test_codec_without_a_decoder_is_an_error(plain_video, tmp_path):
     unknown.write_bytes(plain_video.read_bytes().replace(b"avc1", b"zzzz"))
     with pytest.raises(VideoDecodingError, match="no decoder for its codec"):
         open_video(unknown, backend="pyav")
+
+
+def test_key_frame_beyond_the_samples_of_a_damaged_table_is_passed_over(plain_video, tmp_path):
+    data = bytearray(plain_video.read_bytes())
+    first_key = data.find(b"stss") + 12
+    data[first_key : first_key + 4] = (10**6).to_bytes(4, "big")
+    damaged = tmp_path / "keys.mp4"
+    damaged.write_bytes(data)
+    with open_video(damaged, backend="pyav") as video, open_video(plain_video, backend="pyav") as good:
+        assert np.array_equal(video.read_frames([0, 17]), good.read_frames([0, 17]))

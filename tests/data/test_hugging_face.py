@@ -103,7 +103,7 @@ def test_column_of_something_else_is_an_error():
         HuggingFaceSource(rows(video=[3])).record(0)
 
 
-def test_stream_that_does_not_know_its_columns_takes_the_one_that_is_named():
+def test_stream_that_does_not_know_its_columns_takes_the_one_that_is_named(cache):
     def generate():
         yield {"clip": "/a.mp4", "number": 3}
 

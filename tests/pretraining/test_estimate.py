@@ -20,6 +20,7 @@ from vjepa_hub.pretraining.estimate import (
     measure_matrix_flops,
     step_flops,
 )
+from vjepa_hub.pretraining.pixel_prediction import VJEPAForPixelPrediction
 from vjepa_hub.pretraining.recipe import load_recipe
 
 NUM_CLIPS = 3
@@ -44,6 +45,17 @@ def test_flops_are_those_that_torch_counts(small_config, masks, is_checkpointed)
         model(clips, [pair.context_mask for pair in masks], [pair.target_mask for pair in masks]).loss.backward()
     counts = [(pair.context_mask.shape[1], pair.target_mask.shape[1]) for pair in masks]
     flops = step_flops(small_config, counts, is_checkpointed=is_checkpointed)
+    assert NUM_CLIPS * flops.total == pytest.approx(counter.get_total_flops(), rel=1e-2)
+
+
+def test_flops_of_pixel_targets_are_those_that_torch_counts(small_config, masks):
+    small_config._attn_implementation = "eager"
+    model = VJEPAForPixelPrediction(small_config).train()
+    with FlopCounterMode(display=False) as counter:
+        arguments = [pair.context_mask for pair in masks], [pair.target_mask for pair in masks]
+        model(torch.randn(NUM_CLIPS, 4, 3, 32, 32), *arguments).loss.backward()
+    counts = [(pair.context_mask.shape[1], pair.target_mask.shape[1]) for pair in masks]
+    flops = step_flops(small_config, counts, predicts_pixels=True)
     assert NUM_CLIPS * flops.total == pytest.approx(counter.get_total_flops(), rel=1e-2)
 
 
@@ -73,6 +85,7 @@ STEP = r"""
 import re, sys, torch
 from vjepa_hub import VJEPAForPreTraining
 from vjepa_hub.data.masking import sample_masks_at
+from vjepa_hub.pretraining.pixel_prediction import VJEPAForPixelPrediction
 from vjepa_hub.pretraining.recipe import load_recipe
 
 def resident(name):

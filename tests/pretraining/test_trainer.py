@@ -218,7 +218,7 @@ def test_health_is_logged_and_a_healthy_run_warns_of_nothing(make_trainer, blobs
     with caplog.at_level(logging.WARNING, "vjepa_hub"):
         trainer.train()
     assert len(logged(trainer, "health/target_effective_rank")) == 3  # steps 0, 2 and 4
-    assert not trainer.health.warnings
+    assert trainer.health.warnings == []
     assert not caplog.records
 
 
@@ -232,3 +232,9 @@ def test_health_disturbs_no_number_of_the_run(make_trainer, blobs, logged, small
         trainer.train()
         losses.append(logged(trainer, "loss"))
     assert losses[0] == losses[1]
+
+
+def test_finished_run_is_not_trained_on(make_trainer, blobs, tmp_path):
+    make_trainer(blobs(), save_strategy="steps", save_steps=4).train()
+    with pytest.raises(ValueError, match=r"checkpoint-4 is at step 4 of 4: there is nothing left to train"):
+        make_trainer(blobs()).train(resume_from_checkpoint=True)

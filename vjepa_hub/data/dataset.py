@@ -247,6 +247,11 @@ class VideoClipDataset(Dataset[Clip]):
         )
         self.reader = ClipReader(self.settings, quarantine=quarantine, max_tries=max_tries)
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How often each video is to be drawn, in proportion, `(num_videos,)`; None: all equally often."""
+        return self.source.weights
+
     def __len__(self) -> int:
         """Number of videos."""
         return len(self.source)

@@ -1085,6 +1085,8 @@ def _read_samples(data: Any, track: tuple[int, int]) -> tuple[np.ndarray, np.nda
         dts = dts + _expand_runs(*_read_runs(data, table, b"ctts"), num_samples)
     sync = _child(data, table, b"stss")
     keys = np.arange(len(dts)) if sync is None else _read_numbers(data, sync, 4)[1:] - 1
+    if ((keys < 0) | (keys >= num_samples)).any():
+        raise ValueError("a key frame that is none of the samples")
     return dts, keys
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 
+from ..data.masking import MaskKind, RandomTubeMasking
 from ..hub.registry import MODELS
 from .health import PREFIX as HEALTH
-from .health import HealthMeasurement, diagnose
+from .health import HealthMeasurement
 from .probe import PREFIX as PROBE
 from .recipe import load_recipe
 
@@ -70,7 +71,7 @@ def card_text(folder: Path, trainer: "VJEPATrainer") -> str:
         f"A video encoder, trained without labels by feature prediction (V-JEPA, [Bardes et al. 2024]({PAPER})). The "
         "weights are those of the EMA target encoder, with the predictor.",
         "## Use",
-        _usage(folder.resolve().name),
+        _usage(trainer.args.hub_model_id or folder.resolve().name),
         "## Training",
         _table(_facts(trainer, initial)),
         "## Health at the end",
@@ -118,7 +119,16 @@ def _facts(trainer: "VJEPATrainer", initial: str | None) -> dict[str, str]:
         "weight decay": f"{args.weight_decay:g} to {args.final_weight_decay:g}",
         "EMA momentum": f"{args.momentum:g} to {args.final_momentum:g}",
     }
-    return facts | {f"masks {index}": repr(kind) for index, kind in enumerate(trainer.mask_kinds)}
+    return facts | {f"masks, kind {index}": _describe_masks(kind) for index, kind in enumerate(trainer.mask_kinds)}
+
+
+def _describe_masks(kind: MaskKind) -> str:
+    if isinstance(kind, RandomTubeMasking):
+        return f"random tubes over {kind.ratio:.0%} of the frame"
+    lowest, highest = kind.spatial_scale
+    share = f"{lowest:.0%}" if lowest == highest else f"{lowest:.0%} to {highest:.0%}"
+    text = f"{kind.num_blocks} blocks of {share} of the frame"
+    return text if kind.max_temporal_keep == 1 else f"{text}, context from the first {kind.max_temporal_keep:.0%}"
 
 
 def _health(trainer: "VJEPATrainer") -> str:
@@ -135,7 +145,7 @@ def _health(trainer: "VJEPATrainer") -> str:
         for name, value in last.items()
         if name.startswith(PROBE)
     }
-    warnings = diagnose(state.log_history, warmup_steps=trainer.args.get_warmup_steps(state.max_steps))
+    warnings = trainer.health.warnings if trainer.health else []
     found = [f"- {warning.message}" for warning in warnings] or ["No rule of a collapse holds."]
     return f"At step {last['step']:,}:\n\n{_table(rows)}\n\n" + "\n".join(found)
 

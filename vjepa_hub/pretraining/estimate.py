@@ -186,6 +186,7 @@ def estimate(
     num_processes: int = 1,
     autocast_dtype: torch.dtype | None = None,
     is_checkpointed: bool = False,
+    predicts_pixels: bool = False,
     device: str | torch.device = "cpu",
     matrix_flops: float | None = None,
 ) -> Estimate:
@@ -200,11 +201,13 @@ def estimate(
         num_processes: Processes that train together.
         autocast_dtype: bfloat16 or float16 under autocast; None: float32.
         is_checkpointed: Whether layers are computed again in the backward pass (gradient checkpointing).
+        predicts_pixels: Whether the targets are pixels.
         device: Where the speed of matrix products is measured.
         matrix_flops: That speed in FLOPs per second, if it is known.
     """
     draws = draw_token_counts(config, masks, batch_size)
-    flops = [step_flops(config, counts, is_checkpointed=is_checkpointed) for counts in draws]
+    options = {"is_checkpointed": is_checkpointed, "predicts_pixels": predicts_pixels}
+    flops = [step_flops(config, counts, **options) for counts in draws]
     mean = tuple(
         MaskTokens(
             context=sum(counts[kind][0] for counts in draws) / len(draws),
@@ -262,6 +265,7 @@ def estimate_recipe(recipe: Recipe, *, num_processes: int = 1, device: str | tor
         num_processes=num_processes,
         autocast_dtype=next((dtype for name, dtype in formats.items() if recipe.argument(name)), None),
         is_checkpointed=bool(recipe.argument(CHECKPOINTING)),
+        predicts_pixels=recipe.argument("targets") == "pixels",
         device=best_device() if device is None else device,
     )
 
@@ -307,7 +311,11 @@ def _grid(config: VJEPAConfig) -> TokenGrid:
 
 
 def step_flops(
-    config: VJEPAConfig, token_counts: Sequence[tuple[float, float]], *, is_checkpointed: bool = False
+    config: VJEPAConfig,
+    token_counts: Sequence[tuple[float, float]],
+    *,
+    is_checkpointed: bool = False,
+    predicts_pixels: bool = False,
 ) -> StepFlops:
     """FLOPs of one clip in one training step.
 
@@ -318,6 +326,7 @@ def step_flops(
         config: The model.
         token_counts: Context and target tokens for each kind of masks.
         is_checkpointed: Whether layers are computed again in the backward pass.
+        predicts_pixels: Whether the targets are pixels, for which no target encoder runs.
     """
     width, narrow = config.hidden_size, config.pred_hidden_size
     encoder = predictor = 0.0
@@ -327,7 +336,9 @@ def step_flops(
         predictor += 3 * (_linear(context, width, narrow) + _linear(targets, narrow, width))
         layer = _trained_layer(context + targets, narrow, config.pred_mlp_ratio, is_checkpointed)
         predictor += config.pred_num_hidden_layers * layer
-    return StepFlops(target_encoder=encoder_flops(config), encoder=encoder, predictor=predictor)
+        predictor += 3 * _linear(targets, width, _patch_size(config)) if predicts_pixels else 0
+    target_encoder = 0.0 if predicts_pixels else encoder_flops(config)
+    return StepFlops(target_encoder=target_encoder, encoder=encoder, predictor=predictor)
 
 
 def encoder_flops(config: VJEPAConfig) -> float:

@@ -32,11 +32,15 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.masking import TokenGrid
 from ..model.modeling_vjepa import VJEPAForPreTraining, select_tokens
+from .pixel_prediction import VJEPAForPixelPrediction, tubelet_pixels
 
 if TYPE_CHECKING:
     from .probe import OnlineProbe
 
 logger = logging.getLogger(__name__)
+
+# A trial of a few steps has learnt nothing, and is not ill
+SHORTEST_WARMUP = 20
 
 PREFIX = "health/"
 # Enough to tell a rank of a thousand: several tokens for each feature of the widest model
@@ -177,13 +181,15 @@ def measure_health(model: VJEPAForPreTraining, batch: Batch) -> HealthMeasuremen
 
 @dataclass(frozen=True, kw_only=True)
 class _FixedPass:
-    """One pass of the objective: its loss, what was predicted of each mask kind (B, M, D), what was hidden there, and
-    the targets of all tokens (B, N, D).
+    """One pass of the objective: its loss, what was predicted of each mask kind (B, M, D), what was hidden there, what
+    could be hidden anywhere (B, N, D), and the layer-normed features of the target encoder (B, N, D). The last two are
+    the same, except for the baseline that predicts pixels.
     """
 
     loss: torch.Tensor
     predictions: list[torch.Tensor]
     hidden: list[torch.Tensor]
+    hidden_anywhere: torch.Tensor
     targets: torch.Tensor
 
 
@@ -226,7 +232,7 @@ def _trivial_ratios(
     nearest_losses = []
     for hidden, context_mask, target_mask in zip(result.hidden, context_masks, target_masks, strict=True):
         nearest = nearest_context(coordinates, context_mask, target_mask).expand(len(hidden), -1)  # (B, M)
-        nearest_losses.append(F.l1_loss(select_tokens(result.targets, nearest), hidden))
+        nearest_losses.append(F.l1_loss(select_tokens(result.hidden_anywhere, nearest), hidden))
     mean_loss, nearest_loss = (torch.stack(losses).mean().item() for losses in (mean_losses, nearest_losses))
     return {
         "fixed_loss_over_mean_target": result.loss.item() / max(mean_loss, SMALLEST_DENOMINATOR),
@@ -296,10 +302,19 @@ def _run(
     hook = model.target_encoder.register_forward_hook(keep)
     try:
         outputs = forward(clips, context_masks, target_masks, return_dict=True)
+        if isinstance(model, VJEPAForPixelPrediction):  # its objective does without the target encoder
+            model.target_encoder(clips, return_dict=True)
     finally:
         hook.remove()
     targets = F.layer_norm(features[0].float(), features[0].shape[-1:])
-    return _FixedPass(loss=outputs.loss, predictions=outputs.predictions, hidden=outputs.targets, targets=targets)
+    anywhere = tubelet_pixels(clips, model.config) if isinstance(model, VJEPAForPixelPrediction) else targets
+    return _FixedPass(
+        loss=outputs.loss,
+        predictions=outputs.predictions,
+        hidden=outputs.targets,
+        hidden_anywhere=anywhere,
+        targets=targets,
+    )
 
 
 @contextmanager
@@ -597,9 +612,9 @@ class HealthCallback(TrainerCallback):
         return self._batch
 
     def _warn(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Log what is newly wrong. A fifth of the run counts as warm-up at least: targets start at random features."""
+        """Log what is newly wrong. Targets start at random features: the first steps count as warm-up in any case."""
         known = {warning.name for warning in self.warnings}
-        warmup_steps = max(args.get_warmup_steps(state.max_steps), state.max_steps // 5)
+        warmup_steps = max(args.get_warmup_steps(state.max_steps), state.max_steps // 5, SHORTEST_WARMUP)
         self.warnings = diagnose(state.log_history, warmup_steps=warmup_steps)
         for warning in self.warnings:
             if warning.name not in known:

@@ -38,6 +38,7 @@ from .checkpoints import INCOMPLETE
 from .console import ConsoleCallback, shown_progress
 from .interruption import InterruptedRunError, StopOnSignal
 from .metrics_log import MetricsCSVCallback
+from .pixel_prediction import VJEPAForPixelPrediction
 from .recipe import DataShare, Recipe, differing_keys, load_recipe
 from .report import write_report
 from .run_data import QUARANTINE, open_run_data
@@ -179,7 +180,13 @@ class PretrainingRun:
         folder, history = self.folder, self.trainer.state.log_history
         written = [folder]
         if self.trainer.args.report and any("loss" in row for row in history):
-            written += write_report(folder, history=history, title=self.recipe.name, settings=self.recipe.settings())
+            written += write_report(
+                folder,
+                history=history,
+                title=self.recipe.name,
+                settings=self.recipe.settings(),
+                warnings=self.trainer.health.warnings if self.trainer.health else [],
+            )
         for path in written:
             self.console.print(Text(f"wrote {path}"), soft_wrap=True)
 
@@ -308,7 +315,8 @@ def build_model(recipe: Recipe) -> VJEPAForPreTraining:
         ValueError: The weights have another architecture than the recipe.
         KeyError: There are no weights of that name.
     """
-    model_class, config, seed = _model_class(recipe), recipe.config(), recipe.argument("seed")
+    model_class = VJEPAForPixelPrediction if recipe.argument("targets") == "pixels" else VJEPAForPreTraining
+    config, seed = recipe.config(), recipe.argument("seed")
     config.weights_origin = f"{UNTRAINED}, seed {seed}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -320,14 +328,6 @@ def build_model(recipe: Recipe) -> VJEPAForPreTraining:
             model.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict())
         model.config.weights_origin = f"initialised from {recipe.initial}"
     return model
-
-
-def _model_class(recipe: Recipe) -> type[VJEPAForPreTraining]:
-    if recipe.argument("targets") != "pixels":
-        return VJEPAForPreTraining
-    from .pixel_prediction import VJEPAForPixelPrediction
-
-    return VJEPAForPixelPrediction
 
 
 def open_initial(initial: str) -> VJEPAForPreTraining:

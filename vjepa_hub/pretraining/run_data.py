@@ -85,7 +85,12 @@ def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, show
     if recipe.clips.stream:
         return RunData(dataset=_open_stream(recipe, args, folder, paths), description=f"a stream of {names}")
     weights = [share.weight for share in recipe.data if share.weight is not None]
-    source = open_source(paths[0]) if len(paths) == 1 else open_source(paths, weights=weights or None)
+    with_labels = args.probe != "none"  # others may be text
+    source = open_source(
+        paths[0] if len(paths) == 1 else paths,
+        weights=weights or None if len(paths) > 1 else None,
+        with_labels=with_labels,
+    )
     description = f"{len(source):,} videos of {names}"
     probe = None
     if args.probe != "none":
@@ -109,7 +114,7 @@ def _open_clips(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, sour
 
 def _open_stream(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, paths: Sequence[str]) -> ClipStream:
     return ClipStream(
-        open_shards(list(paths)),
+        open_shards(list(paths), with_labels=False),
         batch_size=args.train_batch_size,
         rank=args.process_index,
         num_processes=args.world_size,

@@ -94,6 +94,8 @@ class VJEPATrainer(Trainer):
         if data_collator is None:
             data_collator = self._mask_collator(model.config, args, args.clips_per_step)
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        _refuse_first_fsdp(getattr(self.accelerator.state, "fsdp_plugin", None))
+        self.health: HealthCallback | None = None
         self._order: ClipOrder | None = None
         self._norms: dict[str, torch.Tensor] = {}
         reader = getattr(train_dataset, "reader", None)
@@ -228,6 +230,22 @@ class VJEPATrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------ step
 
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        """The batches of one optimiser step.
+
+        Raises:
+            RuntimeError: A worker died, or was silent for too long, with what to do about it.
+        """
+        try:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader"):
+                raise
+            raise RuntimeError(
+                f"{error}. A video may have crashed or stalled its decoder: `vjepa-hub check-data` finds it; a slow "
+                f"disk may take longer than batch_timeout, which is {self.args.batch_timeout} s"
+            ) from error
+
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
         """Forward and backward pass of one batch. Counts its unreadable videos, and stops above the allowed share."""
         if "num_failures" in inputs:
@@ -334,12 +352,24 @@ class VJEPATrainer(Trainer):
         if resume_from_checkpoint and self._failures_file(resume_from_checkpoint).is_file():
             self._failures.load_state_dict(json.loads(self._failures_file(resume_from_checkpoint).read_text()))
         if resume_from_checkpoint and isinstance(self.train_dataset, ClipStream):
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            state = _read_state(resume_from_checkpoint)
             self.train_dataset.start_position = state.global_step * self.args.clips_per_step
             self.args.ignore_data_skip = True  # the stream goes on by itself, without decoding what it passes
+        if resume_from_checkpoint:
+            self._require_steps_left(Path(resume_from_checkpoint))
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         self.require_finite()
         return result
+
+    def _require_steps_left(self, checkpoint: Path) -> None:
+        """Refuse a finished run, of which transformers would train one more step."""
+        state = _read_state(checkpoint)
+        max_steps = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
+        if state.global_step >= max_steps:
+            raise ValueError(
+                f"{checkpoint} is at step {state.global_step} of {max_steps}: there is nothing left to train; set "
+                "max_steps higher for a longer run, or load what was published in the folder above"
+            )
 
     def _failures_file(self, checkpoint: str | Path) -> Path:
         return Path(checkpoint) / f"failures-{self.args.process_index}.json"
@@ -409,6 +439,20 @@ class _EpochCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if args.device.type == "cpu" and args.world_size == 1:  # there is no device to wait for
             self.trainer.require_finite()
+
+
+def _read_state(checkpoint: str | Path) -> TrainerState:
+    return TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+
+
+def _refuse_first_fsdp(plugin: Any) -> None:
+    """FSDP1 flattens weights into one vector, in which encoder and predictor cannot be clipped apart."""
+    version = 2 if plugin is None else getattr(plugin, "fsdp_version", 1)
+    if version != 2:
+        raise ValueError(
+            f"fsdp_version is {version}, but encoder and predictor are clipped apart, which takes FSDP2: set "
+            "fsdp_version to 2 in accelerate's configuration, as in vjepa_hub/pretraining/launch/fsdp2.yaml"
+        )
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
