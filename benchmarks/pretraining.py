@@ -112,9 +112,8 @@ def prepare_batch(config: VJEPAConfig, arguments: argparse.Namespace) -> Batch:
 def count_step_operations(config: VJEPAConfig, batch: Batch, *, is_plain: bool) -> int:
     """Floating point operations of the matrix products of a step, a multiplication and an addition as two.
 
-    A block gives each token a key and a value (4 D^2, with D its width), and each token that goes on a query and the
-    output projection (4 D^2), the MLP (4 r D^2, r its ratio) and the attention's two products (2 N D each, N tokens).
-    All tokens go on, except in the last block of our predictor, where the targets alone do. Backward passes cost
+    A block gives each token query, key and value (6 D^2, with D its width), the output projection (2 D^2), the MLP
+    (4 r D^2, r its ratio) and the attention's two products (2 N D each, N tokens). Backward passes cost
     twice what forward passes cost (what a kernel computes again is not counted), except for the projection of the
     patches, whose pixels need no gradient; the plain step projects all patches for each mask kind. The target encoder
     has no backward pass.
@@ -123,21 +122,20 @@ def count_step_operations(config: VJEPAConfig, batch: Batch, *, is_plain: bool) 
     num_tokens, width, narrow = depth * rows * columns, config.hidden_size, config.pred_hidden_size
     patch = 2 * config.in_chans * config.tubelet_size * config.patch_size**2 * width
     encoder = config.num_hidden_layers
-    total = patch * num_tokens + encoder * count_block(num_tokens, num_tokens, width, config.mlp_ratio)
+    total = patch * num_tokens + encoder * count_block(num_tokens, width, config.mlp_ratio)
     for context_mask, target_mask in zip(batch["context_mask"], batch["target_mask"], strict=True):
         num_context, num_targets = context_mask.shape[1], target_mask.shape[1]
         total += 2 * patch * (num_tokens if is_plain else num_context)
-        total += 3 * encoder * count_block(num_context, num_context, width, config.mlp_ratio)
+        total += 3 * encoder * count_block(num_context, width, config.mlp_ratio)
         total += 3 * 2 * width * narrow * (num_context + num_targets)  # into the predictor and out of it
-        both = num_context + num_targets
-        going_on = [both] * (config.pred_num_hidden_layers - 1) + [both if is_plain else num_targets]
-        total += 3 * sum(count_block(queries, both, narrow, config.pred_mlp_ratio) for queries in going_on)
+        block = count_block(num_context + num_targets, narrow, config.pred_mlp_ratio)
+        total += 3 * config.pred_num_hidden_layers * block
     return int(total) * len(batch["pixel_values_videos"])
 
 
-def count_block(num_queries: int, num_tokens: int, width: int, mlp_ratio: float) -> float:
-    """Operations of a block, forward, from which `num_queries` of its tokens go on."""
-    return num_tokens * 4 * width**2 + num_queries * ((4 + 4 * mlp_ratio) * width**2 + 4 * num_tokens * width)
+def count_block(num_tokens: int, width: int, mlp_ratio: float) -> float:
+    """Operations of a block, forward."""
+    return num_tokens * ((8 + 4 * mlp_ratio) * width**2 + 4 * num_tokens * width)
 
 
 # ------------------------------------------------------------------------------------------------ the plain peer
@@ -387,7 +385,11 @@ class Turns(TrainerCallback):
 
 
 def measure_in_trainer(
-    model: VJEPAForPreTraining, batch: Batch, others: dict[str, Callable], memory: PeakMemory, settings: argparse.Namespace
+    model: VJEPAForPreTraining,
+    batch: Batch,
+    others: dict[str, Callable],
+    memory: PeakMemory,
+    settings: argparse.Namespace,
 ) -> Times:
     """Seconds from the end of one step of the Trainer to the end of the next, and those of the others."""
     with tempfile.TemporaryDirectory() as folder:

@@ -86,7 +86,7 @@ def test_a_recipe_is_read_back_as_it_was_written(name, tmp_path):
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
-@pytest.mark.parametrize("name", ["base", "small", *RELEASED])
+@pytest.mark.parametrize("name", ["tiny", "base", "small", *RELEASED])
 def test_the_target_encoder_of_a_recipe_forgets_within_a_third_of_the_run(name, tmp_path):
     recipe = load_recipe(name).with_overrides({"bf16": False, "use_cpu": True})
     args = recipe.arguments(tmp_path)

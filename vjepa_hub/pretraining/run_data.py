@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -99,17 +99,7 @@ def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, show
 
 
 def _open_clips(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, source: ClipSource) -> VideoClipDataset:
-    return VideoClipDataset(
-        source,
-        frames_per_clip=recipe.config().frames_per_clip,
-        frame_step=recipe.clips.frame_step,
-        clip_duration=recipe.clips.clip_duration,
-        crop=recipe.clips.crop(),
-        seed=args.data_draw_seed,
-        quarantine=Quarantine(folder / QUARANTINE),
-        max_tries=recipe.clips.max_tries,
-        backend=recipe.clips.backend,
-    )
+    return VideoClipDataset(source, **_clip_settings(recipe, args, folder))
 
 
 def _open_stream(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, paths: Sequence[str]) -> ClipStream:
@@ -118,15 +108,21 @@ def _open_stream(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, pat
         batch_size=args.train_batch_size,
         rank=args.process_index,
         num_processes=args.world_size,
-        frames_per_clip=recipe.config().frames_per_clip,
-        frame_step=recipe.clips.frame_step,
-        clip_duration=recipe.clips.clip_duration,
-        crop=recipe.clips.crop(),
-        seed=args.data_draw_seed,
-        quarantine=Quarantine(folder / QUARANTINE),
-        max_tries=recipe.clips.max_tries,
-        backend=recipe.clips.backend,
+        **_clip_settings(recipe, args, folder),
     )
+
+
+def _clip_settings(recipe: Recipe, args: VJEPATrainingArguments, folder: Path) -> dict[str, Any]:
+    return {
+        "frames_per_clip": recipe.config().frames_per_clip,
+        "frame_step": recipe.clips.frame_step,
+        "clip_duration": recipe.clips.clip_duration,
+        "crop": recipe.clips.crop(),
+        "seed": args.data_draw_seed,
+        "quarantine": Quarantine(folder / QUARANTINE),
+        "max_tries": recipe.clips.max_tries,
+        "backend": recipe.clips.backend,
+    }
 
 
 def _probe_of_labels(
