@@ -245,7 +245,7 @@ class PlainTraining:
             parameters = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
             for target, source in parameters:
                 target.mul_(MOMENTUM).add_((1 - MOMENTUM) * source.detach())
-        return float(loss)
+        return loss.item()
 
 
 def build_plain(model: VJEPAForPreTraining, arguments: argparse.Namespace) -> PlainTraining:
