@@ -23,6 +23,7 @@ def test_defaults_of_transformers_that_fight_the_recipe_are_off(tmp_path):
         ({"momentum": 1.5}, "momentum is 1.5"),
         ({"max_bad_share": -0.1}, "max_bad_share is -0.1"),
         ({"steps_per_epoch": 0}, "steps_per_epoch is 0"),
+        ({"health_batch_size": 1}, "health_batch_size is 1"),
         ({"final_learning_rate": -1.0}, "final_learning_rate is -1.0"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size"),
         ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "DeepSpeed was asked for"),

@@ -222,6 +222,12 @@ def test_health_is_logged_and_a_healthy_run_warns_of_nothing(make_trainer, blobs
     assert not caplog.records
 
 
+def test_health_is_measured_on_a_data_set_of_one_video(make_trainer, blobs, logged):
+    trainer = make_trainer(blobs(1), max_steps=1, health_steps=1, health_batch_size=3)
+    trainer.train()
+    assert len(logged(trainer, "health/target_effective_rank")) == 2
+
+
 def test_health_disturbs_no_number_of_the_run(make_trainer, blobs, logged, small_config):
     small_config.drop_path_rate = 0.1
     losses = []

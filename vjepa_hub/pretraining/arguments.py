@@ -51,7 +51,8 @@ class VJEPATrainingArguments(TrainingArguments):
         max_bad_share: The run stops when a larger share of the tried videos cannot be read.
         batch_timeout: Seconds to wait for a batch of the workers before the run stops; 0 waits for ever.
         health_steps: Steps between two measurements of health; 0: none.
-        health_batch_size: Clips of the fixed batch that health is measured on.
+        health_batch_size: Clips of the fixed batch that health is measured on, at least 2; a small data set gives
+            several of a video.
         probe: Online probe on labelled clips: none, knn, attentive, or average (pooling in place of attention).
         probe_clips: Clips that the online probe is fitted on, and as many to test it.
         report: Whether the run ends with a page of plots.
@@ -149,7 +150,8 @@ class VJEPATrainingArguments(TrainingArguments):
         for name in (*positive, "batch_timeout", "health_steps", "clip_after_steps"):
             value = getattr(self, name)
             _require(name, value, "0 or more, and finite", value is None or 0 <= value < math.inf)
-        for name in ("steps_per_epoch", "health_batch_size", "probe_clips"):
+        _require("health_batch_size", self.health_batch_size, "at least 2", self.health_batch_size >= 2)
+        for name in ("steps_per_epoch", "probe_clips"):
             value = getattr(self, name)
             _require(name, value, "an integer of at least 1", value is None or value >= 1)
 

@@ -207,9 +207,8 @@ class VJEPATrainer(Trainer):
             stream.__dict__ |= {"batch_size": size, "rank": 0, "num_processes": 1, "_start_position": 0}
             samples = list(islice(stream, size))
         else:
-            count = min(size, len(self.train_dataset))
-            dataset = with_positions(self.train_dataset)
-            samples = [dataset[ClipRequest(HEALTH_POSITION * size + i, i)] for i in range(count)]
+            dataset, num_items = with_positions(self.train_dataset), len(self.train_dataset)
+            samples = [dataset[ClipRequest(HEALTH_POSITION * size + i, i % num_items)] for i in range(size)]
         collator = self.data_collator
         if self._has_own_collator:
             collator = self._mask_collator(self.model.config, self.args, size)
