@@ -453,7 +453,8 @@ def _target_encoder_bytes(config: VJEPAConfig, is_half: bool) -> float:
 
 def best_device() -> torch.device:
     """The accelerator, if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def measure_matrix_flops(
