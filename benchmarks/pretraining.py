@@ -112,30 +112,32 @@ def prepare_batch(config: VJEPAConfig, arguments: argparse.Namespace) -> Batch:
 def count_step_operations(config: VJEPAConfig, batch: Batch, *, is_plain: bool) -> int:
     """Floating point operations of the matrix products of a step, a multiplication and an addition as two.
 
-    A block gives each token query, key and value (6 D^2, with D its width), the output projection (2 D^2), the MLP
-    (4 r D^2, r its ratio) and the attention's two products (2 N D each, N tokens). Backward passes cost
-    twice what forward passes cost (what a kernel computes again is not counted), except for the projection of the
-    patches, whose pixels need no gradient; the plain step projects all patches for each mask kind. The target encoder
-    has no backward pass.
+    A block gives each token query, key and value (6 D^2, with D its width), and each token that goes on the output
+    projection (2 D^2), the MLP (4 r D^2, r its ratio) and the attention's two products (2 N D each, N tokens). All
+    tokens go on, except in the last block of our predictor, where the targets alone do. Backward passes cost twice
+    what forward passes cost (what a kernel computes again is not counted), except for the projection of the patches,
+    whose pixels need no gradient; the plain step projects all patches for each mask kind. The target encoder has no
+    backward pass.
     """
     depth, rows, columns = config.token_grid
     num_tokens, width, narrow = depth * rows * columns, config.hidden_size, config.pred_hidden_size
     patch = 2 * config.in_chans * config.tubelet_size * config.patch_size**2 * width
     encoder = config.num_hidden_layers
-    total = patch * num_tokens + encoder * count_block(num_tokens, width, config.mlp_ratio)
+    total = patch * num_tokens + encoder * count_block(num_tokens, num_tokens, width, config.mlp_ratio)
     for context_mask, target_mask in zip(batch["context_mask"], batch["target_mask"], strict=True):
         num_context, num_targets = context_mask.shape[1], target_mask.shape[1]
         total += 2 * patch * (num_tokens if is_plain else num_context)
-        total += 3 * encoder * count_block(num_context, width, config.mlp_ratio)
+        total += 3 * encoder * count_block(num_context, num_context, width, config.mlp_ratio)
         total += 3 * 2 * width * narrow * (num_context + num_targets)  # into the predictor and out of it
-        block = count_block(num_context + num_targets, narrow, config.pred_mlp_ratio)
-        total += 3 * config.pred_num_hidden_layers * block
+        both = num_context + num_targets
+        going_on = [both] * (config.pred_num_hidden_layers - 1) + [both if is_plain else num_targets]
+        total += 3 * sum(count_block(number, both, narrow, config.pred_mlp_ratio) for number in going_on)
     return int(total) * len(batch["pixel_values_videos"])
 
 
-def count_block(num_tokens: int, width: int, mlp_ratio: float) -> float:
-    """Operations of a block, forward."""
-    return num_tokens * ((8 + 4 * mlp_ratio) * width**2 + 4 * num_tokens * width)
+def count_block(num_going_on: int, num_tokens: int, width: int, mlp_ratio: float) -> float:
+    """Operations of a block, forward, from which `num_going_on` of its tokens go on."""
+    return num_tokens * 6 * width**2 + num_going_on * ((2 + 4 * mlp_ratio) * width**2 + 4 * num_tokens * width)
 
 
 # ------------------------------------------------------------------------------------------------ the plain peer

@@ -216,6 +216,29 @@ def test_outputs_of_mask_lists_are_lists(small_model, small_clip, small_masks):
     assert output.predictor_output.hidden_states[0][0].shape[-1] == 24
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_prediction_and_gradients_do_not_depend_on_what_is_recorded(small_config, small_clip, small_masks, attention):
+    """Unless the last block's states are asked for, the predictor's context does not go through it."""
+    torch.manual_seed(0)
+    model = VJEPAForPreTraining._from_config(small_config, attn_implementation=attention).train()
+    results = []
+    for is_recording in (False, True):
+        model.zero_grad()
+        output = model(small_clip, *small_masks, output_hidden_states=is_recording)
+        output.loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        results.append([output.loss.detach(), output.predictions[0].detach(), *gradients])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_context_does_not_go_through_the_predictors_last_block(small_model, small_clip, small_masks):
+    widths = []
+    for layer in small_model.predictor.layer:
+        layer.mlp.register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
+    small_model(small_clip, *small_masks)
+    assert widths == [32, 22]
+
+
 def test_attentions_are_probabilities_over_the_kept_tokens(small_config, small_clip, small_masks):
     model = VJEPAModel._from_config(copy.deepcopy(small_config), attn_implementation="eager").eval()
     output = model(small_clip, *small_masks, output_attentions=True)

@@ -409,9 +409,14 @@ class VJEPAAttention(VJEPAMultiHead):
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_width))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d) each
+        # Taken apart before the heads move forward: so the three gradients become one tensor with one copy, not two
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, h, N, d) each
+        if first_query:
+            query = query[:, :, first_query:]
         output, weights = self.attend(query, key, value, **kwargs)
         return self.proj(output), weights
 
@@ -460,7 +465,7 @@ class VJEPADropPath(nn.Module):
 
 
 class VJEPALayer(GradientCheckpointingLayer):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block. Tokens before `first_query` are attended to, but do not go on themselves."""
 
     def __init__(
         self,
@@ -479,8 +484,10 @@ class VJEPALayer(GradientCheckpointingLayer):
         self.mlp = VJEPAMLP(config, width, mlp_ratio)
         self.drop_path = VJEPADropPath(drop_path)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
+    def forward(self, hidden_states: torch.Tensor, first_query: int = 0, **kwargs) -> torch.Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states), first_query, **kwargs)
+        if first_query:
+            hidden_states = hidden_states[:, first_query:]
         hidden_states = hidden_states + self.drop_path(attended)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
@@ -772,10 +779,18 @@ class VJEPAPredictor(VJEPAPreTrainedModel):
         context = _add_positions(self.embedding(context_features), context_positions, dtype)  # (B, K, P)
         targets = _add_positions(self.mask_tokens[mask_index], target_positions, dtype)  # (B, M, P)
         hidden_states = torch.cat([context, targets.to(context.device)], dim=1)  # (B, K + M, P)
-        for layer in self.layer:
+        *layers, last_layer = self.layer
+        for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
-        hidden_states = self.layernorm(hidden_states[:, context.shape[1] :])
+        # Only targets are projected back, so in the last block the context need not go on, unless it is asked for
+        first_query = 0 if self._is_recording(kwargs) else context.shape[1]
+        hidden_states = last_layer(hidden_states, first_query, **kwargs)
+        hidden_states = self.layernorm(hidden_states[:, -targets.shape[1] :])
         return VJEPAPredictorOutput(last_hidden_state=self.proj(hidden_states))  # (B, M, D)
+
+    def _is_recording(self, kwargs: dict) -> bool:
+        names = (f"output_{name}" for name in self._can_record_outputs)
+        return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
 
     def _check_masks(self, context_features, context_mask, target_mask, num_tokens: int, mask_index: int) -> None:
         check_mask("context_mask", context_mask, context_features.shape[0], num_tokens)

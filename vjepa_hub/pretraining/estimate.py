@@ -335,7 +335,8 @@ def step_flops(
         encoder += config.num_hidden_layers * _trained_layer(context, width, config.mlp_ratio, is_checkpointed)
         predictor += 3 * (_linear(context, width, narrow) + _linear(targets, narrow, width))
         layer = _trained_layer(context + targets, narrow, config.pred_mlp_ratio, is_checkpointed)
-        predictor += config.pred_num_hidden_layers * layer
+        not_going_on = _not_going_on(context, context + targets, narrow, config.pred_mlp_ratio, is_checkpointed)
+        predictor += config.pred_num_hidden_layers * layer - not_going_on
         predictor += 3 * _linear(targets, width, _patch_size(config)) if predicts_pixels else 0
     target_encoder = 0.0 if predicts_pixels else encoder_flops(config)
     return StepFlops(target_encoder=target_encoder, encoder=encoder, predictor=predictor)
@@ -364,6 +365,14 @@ def _trained_layer(num_tokens: float, width: int, mlp_ratio: float, is_checkpoin
     layer = _layer(num_tokens, width, mlp_ratio)
     again = layer - _linear(num_tokens, int(width * mlp_ratio), width) if is_checkpointed else 0
     return 3 * layer + again
+
+
+def _not_going_on(context: float, num_tokens: float, width: int, mlp_ratio: float, is_checkpointed: bool) -> float:
+    """What the predictor's last block spares: its context is attended to, but has no output of its own."""
+    hidden = int(width * mlp_ratio)
+    last = _linear(context, hidden, width)
+    spared = _linear(context, width, width) + 2 * 2 * context * num_tokens * width + 2 * last
+    return 3 * spared + (spared - last if is_checkpointed else 0)
 
 
 def _patch_size(config: VJEPAConfig) -> int:
