@@ -4,10 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
+from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.hub.conversion import convert_original_checkpoint
 
 REFERENCE = Path(__file__).parent / "reference_cases"
+FEW_VIDEOS = {"train": 40, "test": 24}
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +71,28 @@ def small_masks() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     order = torch.stack([torch.randperm(32, generator=generator) for _ in range(2)])
     return order[:, :10].sort().values, order[:, 10:].sort().values
+
+
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory) -> Path:
+    """A folder with a tiny model (`model`) and labelled videos (`train`, `test`; appearance.csv and motion.csv)."""
+    folder = tmp_path_factory.mktemp("labelled")
+    for split, num_videos in FEW_VIDEOS.items():
+        settings = SyntheticVideoSettings(num_videos=num_videos, size=32, num_frames=12, split=split)
+        make_synthetic_videos(folder / split, settings)
+    torch.manual_seed(0)
+    config = VJEPAConfig(
+        patch_size=8,
+        crop_size=32,
+        frames_per_clip=4,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        pred_hidden_size=24,
+        pred_num_hidden_layers=1,
+        pred_num_attention_heads=3,
+        weights_origin="untrained, seed 0",
+    )
+    VJEPAModel(config).save_pretrained(folder / "model")
+    VJEPAVideoProcessor(crop_size=32).save_pretrained(folder / "model")
+    return folder

@@ -26,6 +26,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from . import cli_evaluation
+
 if TYPE_CHECKING:
     from .data.checking import CheckedVideo, CheckProgress, CheckSummary
     from .features.extraction import ExtractionSettings
@@ -201,7 +203,7 @@ def features(
     from .features.pictures import PictureSettings, update_video_pictures
     from .features.processes import join_processes
 
-    with _usage_errors():
+    with usage_errors():
         videos = _input_videos(files, manifest, sample)
         picture, animation = _wanted_pictures(dense, picture, animation)
         settings = ExtractionSettings(
@@ -215,7 +217,7 @@ def features(
         )
         look = PictureSettings(interpolation=interpolation.value, baseline=baseline.value, backend=backend)
     with join_processes() as processes:
-        with _usage_errors():
+        with usage_errors():
             opened = _open_on_own_device(processes, model, config, device, dtype)
             settings.require_window_for(opened.model.config.frames_per_clip)
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -250,7 +252,7 @@ def convert(
     if model is not None and config is not None:
         raise typer.BadParameter("--model and --config were both given: one of them says what the file is")
     console = Console(stderr=True)
-    with _usage_errors(), console.status(f"converting {file}"):
+    with usage_errors(), console.status(f"converting {file}"):
         id2label = None if labels is None else json.loads(labels.read_text())
         chosen = find_model(model).config() if model is not None else resolve_config(file, config)
         written = convert_file(file, output_dir, chosen, probe_file=probe, id2label=id2label)
@@ -270,7 +272,7 @@ def list_models(
     from .hub.cache import list_cached
     from .hub.registry import MODELS, download_address
 
-    with _usage_errors():
+    with usage_errors():
         entries, cached = list(MODELS.values()), list_cached()
         addresses = [entry.checkpoint and download_address(entry.checkpoint) for entry in entries]
     if as_json:
@@ -332,7 +334,7 @@ def show_masks(
     _require_kind("--frame", frame, "future", kinds)
     _require_kind("--box", box, "box", kinds)
     _require_new_png(output, video)
-    with _usage_errors():
+    with usage_errors():
         grid = token_grid(model, size)
         draw = MaskDraw(grid=grid, step=step, seed=seed, batch_size=batch_size, frame=frame, box=box)
         clip = open_masked_clip(video or sample_clip_path(), draw, kinds, model=model, backend=backend)
@@ -379,7 +381,7 @@ def check_data(
     from .data.checking import REPORT, check_videos, require_own_names, write_check_lists
 
     manifests = manifest or []
-    with _usage_errors():
+    with usage_errors():
         require_own_names(manifests)
         videos = [video.path for video in _input_videos(files, manifests, sample=False)]
         others = [video.path for video in _input_videos(files, [], sample=False)] if files else []
@@ -452,7 +454,7 @@ def pretrain(
     from .pretraining.recipe import load_recipe
 
     steps = [] if max_steps is None else [f"max_steps={max_steps}"]
-    with _usage_errors():
+    with usage_errors():
         chosen = load_recipe(recipe).with_overrides([*(set_value or []), *steps])
         chosen = chosen.with_inputs(data=_data_shares(data, weight), initial=init)
     if estimate:
@@ -462,7 +464,7 @@ def pretrain(
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
     """Turn what the library says of wrong options into a usage message without a traceback, exit code 2."""
     try:
         yield
@@ -686,7 +688,7 @@ def _run_recipe(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: bo
     from .pretraining.run import prepare_run
 
     transformers_logging.disable_progress_bar()  # one for each checkpoint, through our own
-    with _usage_errors():
+    with usage_errors():
         run = prepare_run(recipe, output_dir=output_dir, resume=resume, overwrite=overwrite)
     try:
         run.train()
@@ -703,7 +705,7 @@ def _show_estimate(recipe: Recipe, num_processes: int | None) -> None:
 
     from .pretraining.estimate import estimate_recipe
 
-    with _usage_errors():
+    with usage_errors():
         found = estimate_recipe(recipe, num_processes=num_processes or int(os.environ.get("WORLD_SIZE", "1")))
     console = Console()
     console.print(_estimate_table(recipe, found))
@@ -769,6 +771,21 @@ def _cause_table(summary: CheckSummary) -> Table:
     for warning, count in summary.count_warnings().most_common():
         table.add_row(str(count), "good, but", Text(warning, overflow="fold"))
     return table
+
+
+app.command(
+    cls=cli_evaluation.ListCommand,
+    epilog="Example: [bold]vjepa-hub probe vjepa-vitl16 --protocol ssv2 --train train.csv --val val.csv[/bold]",
+)(cli_evaluation.probe)
+
+
+app.command(
+    epilog="Example: [bold]vjepa-hub finetune vjepa-vitl16 --train train.csv --val val.csv --mode lora[/bold]"
+)(cli_evaluation.finetune)
+app.command(
+    epilog="Example: [bold]vjepa-hub localise vjepa-vitl16 --train ava_train_v2.2.csv --val ava_val_v2.2.csv "
+    "--videos videos/ --val-proposals persons.csv[/bold]"
+)(cli_evaluation.localise)
 
 
 def main() -> None:

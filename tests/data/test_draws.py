@@ -27,7 +27,7 @@ def test_numbers_never_change_from_one_version_to_the_next():
 
 
 def test_streams_never_change_from_one_version_to_the_next():
-    numbers = {"ORDER": 0, "SOURCE": 1, "REPLACEMENT": 2, "CLIP": 3, "CROP": 4, "FLIP": 5, "MASKS": 1000}
+    numbers = {"ORDER": 0, "SOURCE": 1, "REPLACEMENT": 2, "CLIP": 3, "CROP": 4, "FLIP": 5, "AUGMENT": 6, "MASKS": 1000}
     assert {stream.name: stream.value for stream in Stream} == numbers
     assert max(Stream) is Stream.MASKS  # so that MASKS + mask_index is nobody else's
 

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     CLIP = 3
     CROP = 4
     FLIP = 5
+    AUGMENT = 6
     # The last one: masks of the kind with mask index i draw from MASKS + i.
     MASKS = 1000
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .manifests import parse_label
 from .records import (
     ClipSource,
@@ -85,6 +87,13 @@ class HuggingFaceSource(ClipSource):
     def has_labels(self) -> bool:
         """See `ClipSource`."""
         return self._columns.label is not None
+
+    def labels(self) -> np.ndarray:
+        """See `ClipSource`."""
+        if self._columns.label is None:
+            return super().labels()
+        rows = enumerate(self._dataset.select_columns([self._columns.label])[self._columns.label])
+        return np.array([parse_label(label, f"row {row} of {self.name}") for row, label in rows], dtype=np.int64)
 
     def record(self, index: int) -> VideoRecord:
         """See `ClipSource`."""

@@ -359,6 +359,16 @@ class ClipSource(ABC):
     def has_labels(self) -> bool:
         """Whether every record has a label; else none has."""
 
+    def labels(self) -> np.ndarray:
+        """Read the labels of all videos, `(num_videos,)` int64, without the videos where that can be.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self.has_labels:
+            raise ValueError("the videos have no labels, but they are asked for; name a class for each")
+        return np.array([self.record(index).label for index in range(len(self))], dtype=np.int64)
+
     @property
     def weights(self) -> np.ndarray | None:
         """How often to draw each video, `(num_videos,)` float64 with sum 1; None: all equally often."""

@@ -1,0 +1,9 @@
+"""Evaluates as one of several processes: `python probe_process.py FOLDER`, which holds the model and the videos."""
+
+import sys
+from pathlib import Path
+
+from tests.evaluation.test_probe_run import run_in
+
+if __name__ == "__main__":
+    run_in(Path(sys.argv[1]), Path(sys.argv[1], "two"))

@@ -1,0 +1,208 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForVideoClassification, pipeline
+
+from tests.conftest import FEW_VIDEOS
+from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
+from vjepa_hub.data.decoding import open_video
+from vjepa_hub.evaluation import probe_run
+from vjepa_hub.evaluation.heads import HeadSettings
+from vjepa_hub.evaluation.label_efficiency import read_split
+from vjepa_hub.evaluation.labelled import open_labelled
+from vjepa_hub.evaluation.probe_run import ProbeSettings, evaluate_classifier, run_probe
+from vjepa_hub.evaluation.protocols import find_protocol
+from vjepa_hub.evaluation.results import read_results
+
+ROOT = Path(__file__).parents[2]
+HEADS = (
+    HeadSettings(pooling="attentive", learning_rate=1e-3, weight_decay=0.01),
+    HeadSettings(pooling="average", learning_rate=1e-2, weight_decay=0.01),
+)
+
+
+@contextmanager
+def silent(title):
+    yield lambda done, total: None
+
+
+def settings_in(folder, **values):
+    """Two epochs of three heads' worth of work at most, a second or two."""
+    protocol = find_protocol("plain").with_values(num_epochs=2, frame_step=2, batch_size=16)
+    defaults = {
+        "encoders": [str(folder / "model")],
+        "protocol": protocol,
+        "train": folder / "train" / "motion.csv",
+        "validation": folder / "test" / "motion.csv",
+        "num_classes": 8,
+        "heads": HEADS,
+    }
+    return ProbeSettings(**{**defaults, **values})
+
+
+def plain_protocol(settings):
+    return replace(settings.protocol, augmentation=None)
+
+
+def run_in(folder, output_dir, **values):
+    return run_probe(settings_in(folder, **values), output_dir, silent)
+
+
+@pytest.fixture(scope="module")
+def finished(labelled_folder, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("finished")
+    rows = run_in(labelled_folder, output_dir, class_names=[f"motion {number}" for number in range(8)])
+    return output_dir, rows
+
+
+def test_run_leaves_results_picture_table_and_classifier(finished):
+    output_dir, rows = finished
+    results = read_results(output_dir)
+    assert results["protocol"]["num_epochs"] == 2
+    assert results["protocol"]["sources"]["num_epochs"] == "set by the caller"
+    assert results["encoder"]["description"].startswith("V-JEPA")
+    assert not results["encoder"]["is_trained"]
+    assert results["seeds"] == [0]
+    assert [head["pooling"] for head in results["heads"]] == ["attentive", "average"]
+    assert results["heads"][0]["metrics"]["num_videos"] == FEW_VIDEOS["test"]
+    assert len(results["data"]["training"]["losses"]) == 2
+    assert {row.head: row.top1.mean for row in rows} == {
+        str(head): found["metrics"]["top1"] for head, found in zip(HEADS, results["heads"], strict=True)
+    }
+    for name in ("confusion.png", "per_class.csv", "summary.json", "classifier/config.json", "head.safetensors"):
+        assert (output_dir / name).is_file(), name
+
+
+def test_classifier_of_a_run_goes_through_the_pipeline_with_its_class_names(finished, labelled_folder):
+    output_dir, _ = finished
+    model = AutoModelForVideoClassification.from_pretrained(output_dir / "classifier")
+    assert model.config.id2label[7] == "motion 7"
+    assert "attentive probe on motion.csv" in model.config.weights_origin
+    classify = pipeline("video-classification", model=str(output_dir / "classifier"))
+    video = next((labelled_folder / "test").rglob("*.mp4"))
+    assert {answer["label"] for answer in classify(str(video), top_k=8)} == {f"motion {n}" for n in range(8)}
+
+
+def test_eval_only_finds_again_what_the_run_found(finished, labelled_folder, tmp_path):
+    output_dir, _ = finished
+    model = VJEPAForVideoClassification.from_pretrained(output_dir / "classifier")
+    processor = VJEPAVideoProcessor.from_pretrained(output_dir / "classifier")
+    metrics = evaluate_classifier(model, processor, settings_in(labelled_folder), tmp_path, silent)
+    found = read_results(output_dir)["heads"][0]["metrics"]
+    assert metrics.top1 == found["top1"]
+    assert metrics.top5 == found["top5"]
+    assert "nothing was trained" in read_results(tmp_path)["selected"]["rule"]
+
+
+def test_same_command_again_does_nothing_anew(finished, labelled_folder, monkeypatch):
+    output_dir, rows = finished
+    monkeypatch.setattr(probe_run.ProbeTraining, "run", lambda *a, **k: pytest.fail("trained again"))
+    again = run_in(labelled_folder, output_dir, class_names=[f"motion {number}" for number in range(8)])
+    assert again == rows
+
+
+def test_folder_of_another_run_is_refused_and_overwritten_on_demand(labelled_folder, tmp_path):
+    run_in(labelled_folder, tmp_path, heads=HEADS[1:])
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(ValueError, match=r"other settings \(seed differ\).*--overwrite"):
+        run_in(labelled_folder, tmp_path, heads=HEADS[1:], seeds=(1,))
+    assert (tmp_path / "results.json").read_bytes() == before
+    run_in(labelled_folder, tmp_path, heads=HEADS[1:], seeds=(1,), overwrite=True)
+    assert read_results(tmp_path)["seeds"] == [1]
+
+
+def test_cache_changes_no_result_and_each_clip_is_encoded_once(labelled_folder, tmp_path, monkeypatch):
+    protocol = plain_protocol(settings_in(labelled_folder))
+    run_in(labelled_folder, tmp_path / "without", protocol=protocol)
+    encoded = []
+    encode = probe_run.EncodedClips._encode
+    monkeypatch.setattr(probe_run.EncodedClips, "_encode", lambda *a: encoded.append(len(a[1]["label"])) or encode(*a))
+    shares = {"label_fractions": (0.5, 1.0), "num_splits": 2, "seeds": (0, 1)}
+    run_in(labelled_folder, tmp_path / "shares", protocol=protocol, cache=tmp_path / "cache", **shares)
+    run_in(labelled_folder, tmp_path / "with", protocol=protocol, cache=tmp_path / "cache")
+    assert sum(encoded) == sum(FEW_VIDEOS.values())
+    without, cached = (read_results(tmp_path / name)["heads"] for name in ("without", "with"))
+    assert without == cached
+
+
+def test_shares_of_the_labels_are_stratified_and_written_for_others(labelled_folder, tmp_path):
+    protocol = plain_protocol(settings_in(labelled_folder))
+    rows = run_in(labelled_folder, tmp_path, protocol=protocol, label_fractions=(0.4,), num_splits=2, heads=HEADS[:1])
+    assert [(row.fraction, row.top1.num_splits) for row in rows] == [(0.4, 2)]
+    results = [read_results(tmp_path / f"labels-0.4-split-{split}") for split in range(2)]
+    assert rows[0].top1.mean == pytest.approx(np.mean([found["heads"][0]["metrics"]["top1"] for found in results]))
+    split = read_split(tmp_path / "splits" / "labels-0.4-split-1.csv")
+    counts = np.bincount(open_labelled(labelled_folder / "train" / "motion.csv").labels)
+    assert split.counts == {label: max(1, round(0.4 * count)) for label, count in enumerate(counts)}
+    reopened = open_labelled(tmp_path / "splits" / "labels-0.4-split-1.csv", num_classes=8)
+    with open_video(reopened.names[0]) as reader:
+        assert reader.num_frames == 12
+
+
+def test_corrupt_validation_videos_count_as_wrong(labelled_folder, tmp_path):
+    shutil.copytree(labelled_folder / "test", tmp_path / "test")
+    videos = sorted((tmp_path / "test").rglob("*.mp4"))
+    for video in videos[:6]:
+        video.write_bytes(b"no video")
+    run_in(labelled_folder, tmp_path / "out", validation=tmp_path / "test" / "motion.csv", heads=HEADS[:1])
+    metrics = read_results(tmp_path / "out")["heads"][0]["metrics"]
+    assert (metrics["num_videos"], metrics["num_unreadable"]) == (24, 6)
+    assert metrics["top1"] <= 18 / 24
+
+
+def test_several_encoders_make_one_table_at_one_protocol(labelled_folder, tmp_path):
+    model = str(labelled_folder / "model")
+    encoders = [model, f"untrained:{model}"]
+    rows = run_in(labelled_folder, tmp_path, encoders=encoders, heads=HEADS[:1])
+    assert [row.encoder for row in rows] == encoders
+    assert json.loads((tmp_path / "summary.json").read_text())[1]["encoder"] == encoders[1]
+
+
+def test_two_processes_find_what_one_finds(labelled_folder, tmp_path):
+    for name in ("model", "train", "test"):
+        (tmp_path / name).symlink_to(labelled_folder / name)
+    rows = run_in(tmp_path, tmp_path / "one")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(Path(__file__).with_name("probe_process.py")), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_results(tmp_path / name) for name in ("one", "two"))
+    for ours, theirs in zip(one["data"]["training"]["losses"], two["data"]["training"]["losses"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert [row.top1.mean for row in rows] == [head["metrics"]["top1"] for head in two["heads"]]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("a.mp4 9\n", r"1 labels of bad\.csv are outside 0 to 7: 9"),
+        ("a.mp4 none\n", "label"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused_before_anything_runs(labelled_folder, tmp_path, manifest, message):
+    (tmp_path / "bad.csv").write_text(manifest)
+    with pytest.raises(ValueError, match=message):
+        run_in(labelled_folder, tmp_path / "out", train=tmp_path / "bad.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_without_a_training_video_is_refused(labelled_folder, tmp_path):
+    lines = (labelled_folder / "train" / "motion.csv").read_text().splitlines()
+    kept = [line for line in lines if not line.endswith(" 3")]
+    (tmp_path / "train.csv").write_text("\n".join(str(labelled_folder / "train" / line) for line in kept))
+    with pytest.raises(ValueError, match="1 classes of the validation set have no training video: 3"):
+        run_in(labelled_folder, tmp_path / "out", train=tmp_path / "train.csv")
+
+
+def test_the_same_thing_twice_is_refused(labelled_folder):
+    with pytest.raises(ValueError, match="stands twice"):
+        settings_in(labelled_folder, seeds=(1, 1))

@@ -1,0 +1,1 @@
+"""Frozen evaluation and fine-tuning: the only place where labels appear."""

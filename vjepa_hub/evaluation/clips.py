@@ -1,0 +1,378 @@
+"""From a labelled video or image to pixels: as a validation sees it, and drawn anew for each training step.
+
+Validation: `num_segments` clips at equal distances, each resized and cropped by the model's own video processor, in
+one or three views. Training: the segments are placed at random, and each gets colours and shapes from timm's policy, a
+box that is resized to the crop, perhaps mirrored, and perhaps an erased box: the same draw for all its frames, others
+for each segment, as in the released evaluations. Everything drawn is a function of (seed, position in the run), so it
+depends neither on workers nor on processes nor on a resume.
+
+What cannot be read is not left out in silence: it comes as zeros with `is_readable` False, for the caller to count.
+
+Shapes: V views, S segments, T frames, C channels, H x W pixels of the crop.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypedDict, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torchvision.transforms import functional as image_transforms
+
+from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, RandomResizedCropSettings, draw_crop
+from ..data.clip_order import ClipRequest
+from ..data.clip_sampling import sample_clip_indices
+from ..data.decoding import VideoDecodingError, available_backends
+from ..data.draws import Stream, draw_uniform, generator_at
+from ..data.records import FrameReader
+from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from .labelled import ImageSource, LabelledSet, VideoSource
+from .protocols import Augmentation, Protocol
+
+logger = logging.getLogger(__name__)
+
+# Of the crop's side: how far RandAugment moves a picture at most (the released data loader)
+MAX_TRANSLATION = 0.45
+RESIZE_OVER_CROP = 256 / 224
+
+
+class LabelledClip(TypedDict):
+    """What the data sets give for a video or image.
+
+    Attributes:
+        pixel_values_videos: Normalised float32; `(num_views, num_segments, num_frames, 3, crop, crop)` in validation,
+            `(num_segments, num_frames, 3, crop, crop)` in training.
+        label: Number of its class.
+        index: Its place in the set.
+        is_readable: Whether it could be decoded; if not, the pixels are zeros.
+    """
+
+    pixel_values_videos: torch.Tensor
+    label: int
+    index: int
+    is_readable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipFormat:
+    """What an encoder sees.
+
+    Attributes:
+        crop_size: Side of the square crop in pixels.
+        frames_per_clip: Frames of a clip.
+        mean: Of each channel, for pixels from 0 to 1.
+        std: Of each channel, for pixels from 0 to 1.
+    """
+
+    crop_size: int
+    frames_per_clip: int = 16
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class _LabelledClips(Dataset[LabelledClip]):
+    """What both data sets share: reading, and what becomes of videos that cannot be read."""
+
+    def __init__(self, labelled: LabelledSet, protocol: Protocol, clip_format: ClipFormat):
+        found = "image" if isinstance(labelled.source, ImageSource) else "video"
+        if found != protocol.media:
+            raise ValueError(
+                f"the set holds {found}s, but the protocol '{protocol.name}' is for {protocol.media}s; open the set "
+                f"with media='{protocol.media}', or take another protocol"
+            )
+        self.labelled, self.protocol, self.clip_format = labelled, protocol, clip_format
+
+    def __len__(self) -> int:
+        """Number of videos or images."""
+        return len(self.labelled)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the pixels of an item."""
+        raise NotImplementedError
+
+    def _item(self, index: int, read: Callable[[], torch.Tensor]) -> LabelledClip:
+        try:
+            pixels, is_readable = read(), True
+        except VideoDecodingError as error:
+            logger.warning("counted as unreadable: %s", error)
+            pixels, is_readable = torch.zeros(self.shape), False
+        label = int(self.labelled.labels[index])
+        return LabelledClip(pixel_values_videos=pixels, label=label, index=index, is_readable=is_readable)
+
+    def _frames(self, index: int, num_segments: int, generator: torch.Generator | None) -> np.ndarray:
+        """(S * T, H, W, 3) uint8 frames of a video."""
+        source = cast(VideoSource, self.labelled.source)
+        record = source.record(int(self.labelled.indices[index]))
+        with record.open(backend=self._backend) as reader:
+            indices = self._clip_indices(reader, record.name, num_segments, generator)
+            return reader.read_frames(np.concatenate(indices))
+
+    @cached_property
+    def _backend(self) -> str | None:
+        """The decoder: PyAV passes over frames that no other needs. Looked for once: imports that fail take long."""
+        return "pyav" if "pyav" in available_backends() else None
+
+    def _clip_indices(
+        self, reader: FrameReader, name: str, num_segments: int, generator: torch.Generator | None
+    ) -> list[np.ndarray]:
+        duration = self.protocol.clip_duration
+        fps = None if duration is None else reader.average_fps
+        try:
+            return sample_clip_indices(
+                reader.num_frames,
+                fps=fps,
+                frames_per_clip=self.clip_format.frames_per_clip,
+                num_clips=num_segments,
+                frame_step=self.protocol.frame_step,
+                clip_duration=duration,
+                allow_clip_overlap=True,
+                generator=generator,
+            )
+        except ValueError as error:
+            if fps is None:
+                raise
+            # The protocol has checked its own values, so it is this video that is too slow, or says no rate
+            raise VideoDecodingError(name, str(error), "leave the video out") from error
+
+    def _image(self, index: int) -> Image.Image:
+        return cast(ImageSource, self.labelled.source).read(int(self.labelled.indices[index]))
+
+    def _as_clip(self, image: torch.Tensor) -> torch.Tensor:
+        """(1, T, C, H, W) of an image (C, H, W): the same frame T times."""
+        return image.expand(1, self.clip_format.frames_per_clip, *image.shape)
+
+
+class EvaluationClips(_LabelledClips):
+    """Videos or images as a validation sees them; nothing is random.
+
+    Args:
+        labelled: The videos or images.
+        protocol: Which clips and views of them.
+        clip_format: What the encoder sees.
+
+    Raises:
+        ValueError: The set holds no media of the protocol's kind.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the pixels of an item."""
+        size = self.clip_format.crop_size
+        protocol = self.protocol
+        return (protocol.num_views, protocol.num_segments, self.clip_format.frames_per_clip, 3, size, size)
+
+    def __getitem__(self, request: ClipRequest | int) -> LabelledClip:
+        """Read a video or image.
+
+        Args:
+            request: Its place in the set, alone or with a position in the run, which changes nothing.
+        """
+        index = request[1] if isinstance(request, tuple) else request
+        is_image = self.protocol.media == "image"
+        return self._item(index, lambda: self._read_image(index) if is_image else self._read_video(index))
+
+    @cached_property
+    def _processor(self) -> VJEPAVideoProcessor:
+        clip_format = self.clip_format
+        return VJEPAVideoProcessor(
+            crop_size=clip_format.crop_size,
+            num_spatial_views=self.protocol.num_views,
+            image_mean=list(clip_format.mean),
+            image_std=list(clip_format.std),
+        )
+
+    def _read_video(self, index: int) -> torch.Tensor:
+        frames = self._frames(index, self.protocol.num_segments, None)
+        segments = np.split(frames, self.protocol.num_segments)
+        pixels = self._processor(segments, do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
+        return pixels.unflatten(0, (self.protocol.num_segments, -1)).transpose(0, 1).contiguous()  # (V, S, T, C, H, W)
+
+    def _read_image(self, index: int) -> torch.Tensor:
+        size = self.clip_format.crop_size
+        image = image_transforms.resize(self._image(index), int(size * RESIZE_OVER_CROP))
+        pixels = image_transforms.to_tensor(image_transforms.center_crop(image, size))
+        return self._as_clip(image_transforms.normalize(pixels, self.clip_format.mean, self.clip_format.std))[None]
+
+
+class TrainingClips(_LabelledClips):
+    """Videos or images as a training step sees them, drawn from (seed, position).
+
+    Args:
+        labelled: The videos or images.
+        protocol: Which clips, and how they are augmented.
+        clip_format: What the encoder sees.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: The protocol has no augmentation (then `EvaluationClips` gives the training clips too), or one
+            that timm does not know; or the set holds no media of its kind.
+    """
+
+    def __init__(self, labelled: LabelledSet, protocol: Protocol, clip_format: ClipFormat, *, seed: int = 0):
+        super().__init__(labelled, protocol, clip_format)
+        if protocol.augmentation is None:
+            raise ValueError(
+                f"the protocol '{protocol.name}' has no augmentation; take EvaluationClips for its training clips"
+            )
+        self.augmentation: Augmentation = protocol.augmentation
+        self.seed = seed
+        _ = self._image_transform if protocol.media == "image" else self._policy  # so that errors come up here
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the pixels of an item."""
+        size = self.clip_format.crop_size
+        return (self.protocol.num_training_segments, self.clip_format.frames_per_clip, 3, size, size)
+
+    def __getitem__(self, request: ClipRequest | int) -> LabelledClip:
+        """Read a video or image.
+
+        Args:
+            request: Position in the run and place in the set; or the place alone, which then is the position too.
+        """
+        position, index = request if isinstance(request, tuple) else (request, request)
+        is_image = self.protocol.media == "image"
+        read = self._read_image if is_image else self._read_video
+        return self._item(index, lambda: read(index, position))
+
+    def _read_video(self, index: int, position: int) -> torch.Tensor:
+        num_segments = self.protocol.num_training_segments
+        generator = generator_at(self.seed, position, stream=Stream.CLIP)
+        segments = np.split(self._frames(index, num_segments, generator), num_segments)
+        clips = [self._augment(clip, position * num_segments + place) for place, clip in enumerate(segments)]
+        return torch.stack(clips)  # (S, T, C, H, W)
+
+    def _augment(self, frames: np.ndarray, position: int) -> torch.Tensor:
+        """(T, C, H, W) normalised pixels of the frames (T, h, w, 3) of one segment."""
+        colour_seed, erase_seed = self._seeds(position)
+        frames = _augment_frames(frames, self._policy, colour_seed)
+        crop = draw_crop(
+            self._crop_settings,
+            height=frames.shape[1],
+            width=frames.shape[2],
+            seed=self.seed,
+            position=position,
+        )
+        box = torch.from_numpy(np.ascontiguousarray(frames[:, crop.rows, crop.columns])).movedim(-1, 1).float()
+        size = self.clip_format.crop_size
+        pixels = F.interpolate(box, size=(size, size), mode="bilinear", align_corners=False, antialias=False)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.clip_format.mean, self.clip_format.std))
+        pixels = (pixels / 255 - mean) / std
+        return self._erase(pixels.flip(-1) if crop.is_flipped else pixels, erase_seed)
+
+    def _erase(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
+        """One box for all frames; the noise in it differs between them."""
+        if not self.augmentation.erase_probability:
+            return pixels
+        erase = RandomErasing(self.augmentation.erase_probability, mode="pixel", max_count=1, device="cpu")
+        with drawing_from(seed):
+            return erase(pixels.flatten(0, 1).contiguous()).unflatten(0, (-1, 3))
+
+    def _seeds(self, position: int) -> list[int]:
+        draws = draw_uniform(self.seed, [position], stream=Stream.AUGMENT, num_draws=2)[0]
+        return (draws * 2**31).long().tolist()
+
+    @cached_property
+    def _policy(self) -> Callable[[Image.Image], Image.Image] | None:
+        return _rand_augment(self.augmentation.auto_augment, self.clip_format.crop_size)
+
+    @cached_property
+    def _crop_settings(self) -> RandomResizedCropSettings:
+        augmentation = self.augmentation
+        return RandomResizedCropSettings(
+            scale=augmentation.scale, ratio=augmentation.ratio, flip_probability=augmentation.flip_probability
+        )
+
+    def _read_image(self, index: int, position: int) -> torch.Tensor:
+        image = self._image(index)
+        with drawing_from(self._seeds(position)[0]):
+            return self._as_clip(self._image_transform(image))
+
+    @cached_property
+    def _image_transform(self) -> Callable[[Image.Image], torch.Tensor]:
+        augmentation = self.augmentation
+        with _timm_errors(augmentation.auto_augment):
+            return create_transform(
+                input_size=self.clip_format.crop_size,
+                is_training=True,
+                scale=augmentation.scale,
+                ratio=augmentation.ratio,
+                hflip=augmentation.flip_probability,
+                color_jitter=0.0,  # the default is some, where there is no policy
+                auto_augment=augmentation.auto_augment,
+                interpolation="bicubic",
+                re_prob=augmentation.erase_probability,
+                re_mode="pixel",
+                re_count=1,
+                mean=self.clip_format.mean,
+                std=self.clip_format.std,
+            )
+
+
+def _rand_augment(name: str | None, crop_size: int) -> Callable[[Image.Image], Image.Image] | None:
+    """Timm's policy of this name; its first letters tell which kind it is."""
+    if name is None:
+        return None
+    if name.split("-")[0] != "rand":
+        raise ValueError(
+            f"auto_augment is '{name}', but for videos must be one of timm's RandAugment policies, such as "
+            "'rand-m7-n4-mstd0.5-inc1', or None"
+        )
+    translation = int(crop_size * MAX_TRANSLATION)
+    with _timm_errors(name):
+        return rand_augment_transform(
+            name, {"translate_const": translation, "interpolation": Image.Resampling.BICUBIC}
+        )
+
+
+@contextmanager
+def _timm_errors(name: str | None) -> Iterator[None]:
+    """Say which policy it was that timm could not make out; it asserts what it expects."""
+    try:
+        yield
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"auto_augment is '{name}', which timm does not know ({error}); name one of its policies, such as "
+            "'rand-m7-n4-mstd0.5-inc1' or, for images, 'original', or None"
+        ) from error
+
+
+def _augment_frames(frames: np.ndarray, policy: Callable[[Image.Image], Image.Image] | None, seed: int) -> np.ndarray:
+    """Apply one draw of the policy to all frames."""
+    if policy is None:
+        return frames
+    changed = []
+    for frame in frames:
+        with drawing_from(seed):  # anew for each frame: so each gets the same
+            changed.append(np.asarray(policy(Image.fromarray(frame))))
+    return np.stack(changed)
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Have timm, which draws from the global generators, draw from a seed; then leave them as they were.
+
+    Args:
+        seed: In `[0, 2**32)`.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

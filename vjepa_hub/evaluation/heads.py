@@ -1,0 +1,149 @@
+"""What is trained on frozen features: the paper's attentive probe, and average pooling with a linear layer.
+
+Both take the tokens of a video, of all its segments one after the other, and are in float32. They start from the
+model's own rules of initialisation, under which the depth rescaling of the probe's MLP is in effect (as released).
+
+Shapes: B videos, N tokens, D features.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import nn
+
+from ..model.configuration_vjepa import VJEPAConfig
+from ..model.modeling_vjepa import VJEPAAttentivePooler, VJEPAForVideoClassification, VJEPAPreTrainedModel
+
+Pooling = Literal["attentive", "average"]
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class HeadSettings:
+    """One of the heads that are trained side by side.
+
+    Args:
+        pooling: "attentive", the paper's probe, or "average", the mean of all tokens.
+        learning_rate: At the first step.
+        weight_decay: At the first step.
+
+    Raises:
+        ValueError: An unknown pooling, a rate that is not positive, or a negative decay.
+    """
+
+    pooling: Pooling
+    learning_rate: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        if self.pooling not in get_args(Pooling):
+            raise ValueError(f"pooling is '{self.pooling}'; available: {', '.join(get_args(Pooling))}")
+        if not self.learning_rate > 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}, but the rate must be "
+                "positive and the decay not negative"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.pooling}, learning rate {self.learning_rate:g}, weight decay {self.weight_decay:g}"
+
+
+class AttentiveHead(VJEPAPreTrainedModel):
+    """The paper's probe: one learned query that attends to all tokens, then a linear layer (Bardes et al. 2024, 4.1).
+
+    Args:
+        config: Width, heads, number of pooler layers and of labels are read.
+    """
+
+    def __init__(self, config: VJEPAConfig):
+        super().__init__(config)
+        self.pooler = VJEPAAttentivePooler(config)
+        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+        self.post_init()
+
+    @classmethod
+    def of_classifier(cls, model: VJEPAForVideoClassification) -> "AttentiveHead":
+        """The probe of a classifier, without its encoder; the weights are shared."""
+        with torch.device("meta"):
+            head = cls(model.config)
+        head.pooler, head.classifier = model.pooler, model.classifier
+        return head.eval()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Classify tokens, `(batch_size, num_tokens, hidden_size)`; logits `(batch_size, num_labels)`."""
+        return self.classifier(self.pooler(tokens))
+
+
+class AverageHead(nn.Module):
+    """The mean of all tokens, then a linear layer: the comparison of the paper's table on pooling.
+
+    Args:
+        config: Width, number of labels and the deviation of the first weights are read.
+    """
+
+    def __init__(self, config: VJEPAConfig):
+        super().__init__()
+        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+        nn.init.trunc_normal_(self.classifier.weight, std=config.initializer_range)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Classify tokens, `(batch_size, num_tokens, hidden_size)`; logits `(batch_size, num_labels)`."""
+        return self.classifier(tokens.mean(1))
+
+
+def build_head(
+    pooling: Pooling, *, hidden_size: int, num_attention_heads: int, num_classes: int, seed: int
+) -> AttentiveHead | AverageHead:
+    """A head with its first weights, a function of the seed.
+
+    Args:
+        pooling: Which.
+        hidden_size: Width of the tokens.
+        num_attention_heads: Of the attentive probe; the encoder's number.
+        num_classes: Logits.
+        seed: Of the first weights. torch's global generators are left as they were.
+    """
+    config = VJEPAConfig(
+        hidden_size=hidden_size,
+        num_attention_heads=num_attention_heads,
+        num_pooler_layers=1,
+        num_labels=num_classes,  # type: ignore[call-arg]  # a keyword of every configuration
+    )
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        return AttentiveHead(config) if pooling == "attentive" else AverageHead(config)
+
+
+def attach_head(
+    head: AttentiveHead, encoder: nn.Module, config: VJEPAConfig, class_names: tuple[str, ...] | None
+) -> VJEPAForVideoClassification:
+    """A classifier of an encoder and the probe that was trained on it, for `save_pretrained` and pipelines.
+
+    Args:
+        head: The probe.
+        encoder: The `VJEPAEncoder`; its weights are copied as they are.
+        config: Of the encoder's model; it is copied, with the classes of the head.
+        class_names: Names of the classes. None: LABEL_0, LABEL_1, ...
+
+    Raises:
+        ValueError: The probe is for another width than the encoder's.
+    """
+    if head.config.hidden_size != config.hidden_size:
+        raise ValueError(
+            f"the probe is for tokens of width {head.config.hidden_size}, but the encoder's have "
+            f"{config.hidden_size}; take the encoder that the probe was trained on"
+        )
+    own = copy.deepcopy(config)
+    own.num_pooler_layers = head.config.num_pooler_layers
+    own.num_labels = cast(int, head.config.num_labels)
+    if class_names is not None:
+        own.id2label = dict(enumerate(class_names))
+        own.label2id = {name: number for number, name in enumerate(class_names)}
+    with torch.device("meta"):
+        model = VJEPAForVideoClassification(own)
+    state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    state |= {name: value.detach().cpu() for name, value in head.state_dict().items()}
+    model.load_state_dict({name: value.cpu() for name, value in state.items()}, assign=True)
+    return model.eval()

@@ -1,0 +1,572 @@
+"""Frozen evaluation from names to files: encoders, one protocol, a labelled set, and what is found written down.
+
+A run is made of jobs: one for each encoder, share of the labels, split and seed. Each has a folder with
+
+    run.json         what it depends on; a job is only gone on with, or taken as done, if all of it is the same
+    heads.pt         the heads after the last complete epoch
+    results.json     see `results`
+    confusion.png    of the selected head, with per_class.csv
+    head.safetensors the selected head
+    classifier/      the best attentive probe with its encoder, for `from_pretrained` and pipelines (V-JEPA encoders)
+
+and the run's folder has `summary.json` with the table over all jobs. Which videos a share of the labels was, stands in
+`splits/`, as manifests that others can use.
+"""
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+from ..model.modeling_vjepa import VJEPAForVideoClassification
+from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from .clips import ClipFormat, EvaluationClips, TrainingClips
+from .encoders import VJEPAEncoder, open_encoder
+from .frozen_encoder import FrozenEncoder
+from .heads import AttentiveHead, HeadSettings, attach_head
+from .label_efficiency import SplitSummary, stratified_split, summarise, write_split
+from .labelled import LabelledSet, check_training_classes, open_labelled
+from .metrics import ClassificationMetrics, compute_metrics
+from .probe_training import CHECKPOINT, Predictions, ProbeTraining, Progress, predict
+from .protocols import Protocol
+from .results import (
+    RESULTS_NAME,
+    EvaluationResults,
+    HeadResult,
+    read_results,
+    to_plain,
+    write_complete,
+    write_confusion_picture,
+    write_per_class_csv,
+    write_results,
+)
+from .tokens import CachedClips, EncodedClips, EncodingSettings, SubsetTokens, TokenSource
+
+RUN_NAME, SUMMARY_NAME, CLASSIFIER, HEAD_NAME = "run.json", "summary.json", "classifier", "head.safetensors"
+SELECTION_RULE = "the head with the highest top-1 accuracy on the validation set itself; the first of equal ones"
+ONLY_RULE = "the only head"
+ShowProgress = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """What is evaluated, on what, and how.
+
+    Args:
+        encoders: Names as `open_encoder` takes them.
+        protocol: How; its frames and crop are those of each encoder.
+        train: Training set, as `open_labelled` takes it.
+        validation: Validation set.
+        heads: Heads that are trained side by side; empty: the protocol's attentive probe.
+        seeds: A job for each: first weights, order and augmentation.
+        label_fractions: Shares of the training labels; empty: all of them, once.
+        num_splits: Draws of each share.
+        num_classes: See `open_labelled`; None: the protocol's, if it names a number.
+        class_names: See `open_labelled`.
+        cache: Folder of features, see `CachedClips`; None: none are kept.
+        encoding: How clips are encoded.
+        device: Where; None: the accelerator, if there is one.
+        crop_size: Of the encoder's input; None: its own.
+        frames_per_clip: Of the encoder's input; None: its own.
+        overwrite: Delete jobs that were run with other settings, instead of refusing.
+
+    Raises:
+        ValueError: No encoder or seed, or a head twice.
+    """
+
+    encoders: Sequence[str]
+    protocol: Protocol
+    train: Any
+    validation: Any
+    heads: Sequence[HeadSettings] = ()
+    seeds: Sequence[int] = (0,)
+    label_fractions: Sequence[float] = ()
+    num_splits: int = 1
+    num_classes: int | None = None
+    class_names: Sequence[str] | None = None
+    cache: str | Path | None = None
+    encoding: EncodingSettings = field(default_factory=EncodingSettings)
+    device: str | None = None
+    crop_size: int | None = None
+    frames_per_clip: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("encoders", "seeds", "heads", "label_fractions"):
+            values = list(getattr(self, name))
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} are {', '.join(map(str, values))}: one of them stands twice; name each once")
+            if not values and name in ("encoders", "seeds"):
+                raise ValueError(f"{name} is empty; give at least one")
+        if self.num_splits < 1:
+            raise ValueError(f"num_splits is {self.num_splits}, but each share of the labels is drawn at least once")
+
+    @property
+    def all_heads(self) -> list[HeadSettings]:
+        """The heads, those of the protocol where none are given."""
+        protocol = self.protocol
+        own = HeadSettings(
+            pooling="attentive", learning_rate=protocol.learning_rate, weight_decay=protocol.weight_decay
+        )
+        return list(self.heads) or [own]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training.
+
+    Attributes:
+        encoder: Name of the encoder.
+        fraction: Share of the training labels.
+        split: Which draw of that share.
+        seed: Of first weights, order and augmentation.
+        folder: Where its files are.
+    """
+
+    encoder: str
+    fraction: float
+    split: int
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a job found.
+
+    Attributes:
+        job: The job.
+        heads: For each head its settings and the numbers of its metrics, as in `results.json`.
+        selected: Place of the head that was selected.
+    """
+
+    job: Job
+    heads: Sequence[dict[str, Any]]
+    selected: int
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Numbers of the selected head."""
+        return self.heads[self.selected]["metrics"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryRow:
+    """A line of the table over all jobs.
+
+    Attributes:
+        encoder: Name of the encoder.
+        fraction: Share of the training labels.
+        head: Which head, in words.
+        is_selected: Whether it is the best of the encoder's heads at this share.
+        top1: Over splits and seeds.
+        top5: Over splits and seeds.
+    """
+
+    encoder: str
+    fraction: float
+    head: str
+    is_selected: bool
+    top1: SplitSummary
+    top5: SplitSummary
+
+
+def run_probe(settings: ProbeSettings, output_dir: str | Path, show_progress: ShowProgress) -> list[SummaryRow]:
+    """Train and evaluate probes; what is complete from an earlier run with the same settings is kept.
+
+    Every process of a `torchrun` calls it; the first one writes.
+
+    Args:
+        settings: What, on what, and how.
+        output_dir: Folder of the run.
+        show_progress: Gives a function (done, total) to show how far the named work is.
+
+    Returns:
+        The table, in the order of encoders, shares and heads.
+
+    Raises:
+        FileNotFoundError: There is no such set.
+        ValueError: A set that cannot be used, or a folder with the results of other settings.
+    """
+    output_dir = Path(output_dir)
+    train, validation = _open_sets(settings)
+    outcomes = []
+    for encoder_name in settings.encoders:
+        evaluation = _EncoderEvaluation(settings, encoder_name, train, validation, show_progress)
+        for job in _jobs(settings, encoder_name, output_dir):
+            outcomes.append(evaluation.run(job, output_dir))
+    rows = summarise_outcomes(outcomes)
+    if PartialState().is_main_process:
+        text = json.dumps(to_plain([asdict(row) for row in rows], where="summary"), indent=1)
+        write_complete(output_dir / SUMMARY_NAME, text.encode())
+    return rows
+
+
+def evaluate_classifier(
+    model: VJEPAForVideoClassification,
+    processor: VJEPAVideoProcessor,
+    settings: ProbeSettings,
+    output_dir: str | Path,
+    show_progress: ShowProgress,
+) -> ClassificationMetrics:
+    """Evaluate a classifier that is trained already, such as a released probe.
+
+    Args:
+        model: Encoder and probe.
+        processor: The one that belongs to it.
+        settings: The protocol and the validation set; there must be one name in `encoders`, that of the model.
+        output_dir: Where results, picture and table go.
+        show_progress: See `run_probe`.
+
+    Raises:
+        ValueError: The set has other classes than the model.
+    """
+    named = [label for _, label in sorted((model.config.id2label or {}).items())]
+    has_names = not all(label == f"LABEL_{number}" for number, label in enumerate(named))
+    names = tuple(settings.class_names or (named if has_names else ())) or None
+    validation = open_labelled(
+        settings.validation, media=settings.protocol.media, num_classes=model.num_labels, class_names=names
+    )
+    device = _device(settings.device)
+    encoder = VJEPAEncoder.of_model(
+        model,
+        processor,
+        name=settings.encoders[0],
+        description=f"V-JEPA, {model.config.weights_origin or 'weights of unknown origin'}",
+        frames_per_clip=settings.frames_per_clip,
+        crop_size=settings.crop_size,
+    ).place(device)
+    head: torch.nn.Module = AttentiveHead.of_classifier(model)
+    head.to(device)
+    clips = EvaluationClips(validation, settings.protocol, _clip_format(encoder))
+    with show_progress(f"evaluating on {len(validation):,} videos") as progress:
+        predictions = predict(
+            EncodedClips(encoder, clips, settings.encoding), [head], settings.protocol, progress=progress
+        )
+    metrics = compute_metrics(predictions.probabilities[0], validation.labels, predictions.is_readable)
+    if PartialState().is_main_process:
+        own = HeadSettings(pooling="attentive", learning_rate=settings.protocol.learning_rate, weight_decay=0.0)
+        record = _Record(settings, encoder, {"validation": _describe_set(validation)}, Path(output_dir))
+        record.write([own], [metrics], validation, seed=0, is_trained_here=False)
+    return metrics
+
+
+def summarise_outcomes(outcomes: Sequence[Outcome]) -> list[SummaryRow]:
+    """The table over jobs: mean and deviation over splits and seeds for each encoder, share and head."""
+    groups: dict[tuple[str, float], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.job.encoder, outcome.job.fraction), []).append(outcome)
+    rows = []
+    for (encoder, fraction), found in groups.items():
+        of_heads = [[outcome.heads[place]["metrics"] for outcome in found] for place in range(len(found[0].heads))]
+        means = [float(np.mean([metrics["top1"] for metrics in of_head])) for of_head in of_heads]
+        for place, of_head in enumerate(of_heads):
+            rows.append(
+                SummaryRow(
+                    encoder=encoder,
+                    fraction=fraction,
+                    head=_head_words(found[0].heads[place]),
+                    is_selected=place == int(np.argmax(means)),
+                    top1=summarise([metrics["top1"] for metrics in of_head]),
+                    top5=summarise([metrics["top5"] for metrics in of_head]),
+                )
+            )
+    return rows
+
+
+def _head_words(head: dict[str, Any]) -> str:
+    return str(HeadSettings(**{name: head[name] for name in ("pooling", "learning_rate", "weight_decay")}))
+
+
+def _open_sets(settings: ProbeSettings) -> tuple[LabelledSet, LabelledSet]:
+    """Both sets with the same classes, those of the training set where nothing else tells."""
+    num_classes = settings.num_classes or settings.protocol.num_classes
+    media = settings.protocol.media
+    train = open_labelled(
+        settings.train, media=media, num_classes=num_classes, class_names=settings.class_names or None
+    )
+    names = train.class_names
+    validation = open_labelled(
+        settings.validation, media=media, num_classes=train.num_classes, class_names=settings.class_names or None
+    )
+    if validation.class_names is None and names is not None:
+        validation = replace(validation, class_names=names)
+    check_training_classes(train, validation)
+    return train, validation
+
+
+def _jobs(settings: ProbeSettings, encoder: str, output_dir: Path) -> Iterator[Job]:
+    """The jobs of one encoder; a run of a single job has no folders below its own."""
+    root = output_dir / _as_folder(encoder) if len(settings.encoders) > 1 else output_dir
+    for fraction in settings.label_fractions or (1.0,):
+        for split in range(settings.num_splits if settings.label_fractions else 1):
+            for seed in settings.seeds:
+                parts = [f"labels-{fraction:g}-split-{split}"] if settings.label_fractions else []
+                parts += [f"seed-{seed}"] if len(settings.seeds) > 1 else []
+                folder = root.joinpath("-".join(parts)) if parts else root
+                yield Job(encoder=encoder, fraction=fraction, split=split, seed=seed, folder=folder)
+
+
+def _as_folder(name: str) -> str:
+    """A name of an encoder as that of a folder; a digest tells apart what looks alike then."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".-")
+    return plain if plain == name else f"{plain[-60:]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name) if name else PartialState().device
+
+
+def _clip_format(encoder: FrozenEncoder) -> ClipFormat:
+    return ClipFormat(
+        crop_size=encoder.crop_size, frames_per_clip=encoder.frames_per_clip, mean=encoder.mean, std=encoder.std
+    )
+
+
+def _describe_set(labelled: LabelledSet) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, label in zip(labelled.names, labelled.labels, strict=True):
+        digest.update(f"{name}\0{label}\0".encode(errors="surrogateescape"))
+    return {
+        "description": labelled.description,
+        "num_videos": len(labelled),
+        "num_classes": labelled.num_classes,
+        "sha256": digest.hexdigest(),
+    }
+
+
+class _EncoderEvaluation:
+    """All jobs of one encoder, which is opened when the first one has something to do."""
+
+    def __init__(
+        self,
+        settings: ProbeSettings,
+        name: str,
+        train: LabelledSet,
+        validation: LabelledSet,
+        show_progress: ShowProgress,
+    ):
+        self.settings, self.train, self.validation, self.show_progress = settings, train, validation, show_progress
+        self.device = _device(settings.device)
+        self.encoder = open_encoder(
+            name,
+            device=self.device,
+            crop_size=settings.crop_size,
+            frames_per_clip=settings.frames_per_clip,
+        )
+        self.format = _clip_format(self.encoder)
+
+    def run(self, job: Job, output_dir: Path) -> Outcome:
+        chosen = self._share_of_labels(job, output_dir)
+        train = self.train if chosen is None else self._subset(chosen, job)
+        data = {"train": _describe_set(train), "validation": _describe_set(self.validation)}
+        record = _Record(self.settings, self.encoder, data, job.folder)
+        if not record.is_done(job):
+            training = self._train(train, chosen, job)
+            heads = [head.head.eval() for head in training.heads]
+            predictions = self._predict(heads, job)
+            self._write(record, job, training, predictions)
+        PartialState().wait_for_everyone()
+        results = read_results(job.folder)
+        return Outcome(job=job, heads=results["heads"], selected=results["selected"]["head"])
+
+    def _share_of_labels(self, job: Job, output_dir: Path) -> np.ndarray | None:
+        """Places of the training videos of a job, written down; None: all of them."""
+        if not self.settings.label_fractions:
+            return None
+        labels, fraction = self.train.labels, job.fraction
+        chosen = stratified_split(labels, fraction=fraction, split=job.split, seed=0)
+        if PartialState().is_main_process:
+            file = output_dir / "splits" / f"labels-{fraction:g}-split-{job.split}.csv"
+            write_split(file, self.train.names, labels, chosen, fraction=fraction, split=job.split, seed=0)
+        return chosen
+
+    def _subset(self, chosen: np.ndarray, job: Job) -> LabelledSet:
+        return self.train.subset(chosen, f"{job.fraction:.3g} of the labels, split {job.split}")
+
+    def _train(self, train: LabelledSet, chosen: np.ndarray | None, job: Job) -> ProbeTraining:
+        encoder = self.encoder
+        training = ProbeTraining(
+            self._training_source(train, chosen, job),
+            self.settings.all_heads,
+            self.settings.protocol,
+            hidden_size=encoder.hidden_size,
+            num_attention_heads=encoder.num_attention_heads,
+            seed=job.seed,
+            device=self.device,
+        )
+        with self.show_progress(self._title("training", job)) as progress:
+            training.run(job.folder, progress=progress)
+        return training
+
+    def _training_source(self, train: LabelledSet, chosen: np.ndarray | None, job: Job) -> TokenSource:
+        protocol = self.settings.protocol
+        if protocol.augmentation is not None:
+            clips = TrainingClips(train, protocol, self.format, seed=job.seed)
+            return EncodedClips(self.encoder, clips, self.settings.encoding)
+        plain = replace(protocol, num_views=1, num_segments=protocol.num_training_segments)
+        if chosen is None or self.settings.cache is None:
+            return self._source(train, plain, job)
+        return SubsetTokens(self._source(self.train, plain, job), chosen, train)  # one cache for all shares
+
+    def _source(self, labelled: LabelledSet, protocol: Protocol, job: Job) -> TokenSource:
+        """Tokens of clips that nothing is drawn for: from the cache, if there is to be one."""
+        encoded = EncodedClips(self.encoder, EvaluationClips(labelled, protocol, self.format), self.settings.encoding)
+        if self.settings.cache is None:
+            return encoded
+        cached, state = CachedClips(self.settings.cache, encoded), PartialState()
+        with self.show_progress(self._title("encoding", job)) as progress:
+            cached.fill(rank=state.process_index, num_processes=state.num_processes, progress=progress)
+        state.wait_for_everyone()
+        return cached
+
+    def _predict(self, heads: Sequence[torch.nn.Module], job: Job) -> Predictions:
+        source = self._source(self.validation, self.settings.protocol, job)
+        with self.show_progress(self._title("evaluating", job)) as progress:
+            return predict(source, heads, self.settings.protocol, progress=progress)
+
+    def _title(self, work: str, job: Job) -> str:
+        share = f", {job.fraction:g} of the labels, split {job.split}" if self.settings.label_fractions else ""
+        return f"{work} {self.encoder.name}{share}, seed {job.seed}"
+
+    def _write(self, record: "_Record", job: Job, training: ProbeTraining, predictions: Predictions) -> None:
+        if not PartialState().is_main_process:
+            return
+        metrics = [
+            compute_metrics(probabilities, self.validation.labels, predictions.is_readable)
+            for probabilities in predictions.probabilities
+        ]
+        self._save_heads([head.head for head in training.heads], metrics, job)
+        training_record = {"losses": training.losses, "num_unreadable_in_training": training.num_unreadable}
+        record.write(self.settings.all_heads, metrics, self.validation, seed=job.seed, training=training_record)
+
+    def _save_heads(
+        self, heads: Sequence[torch.nn.Module], metrics: Sequence[ClassificationMetrics], job: Job
+    ) -> None:
+        """The selected head alone, and the best attentive probe with its encoder as a classifier."""
+        state = heads[_best(metrics)].state_dict()
+        save_file({name: value.cpu().contiguous() for name, value in state.items()}, job.folder / HEAD_NAME)
+        probes = [place for place, head in enumerate(heads) if isinstance(head, AttentiveHead)]
+        if not (probes and isinstance(self.encoder, VJEPAEncoder)):
+            return
+        probe = heads[max(probes, key=lambda place: (metrics[place].top1, -place))]
+        config = copy.deepcopy(cast(Any, self.encoder.model.config))
+        config.weights_origin = (
+            f"{config.weights_origin or self.encoder.name}; attentive probe on {self.train.description}"
+        )
+        model = attach_head(cast(AttentiveHead, probe), self.encoder.model, config, self.validation.class_names)
+        model.save_pretrained(job.folder / CLASSIFIER)
+        processor = VJEPAVideoProcessor(
+            crop_size=self.encoder.crop_size, image_mean=list(self.encoder.mean), image_std=list(self.encoder.std)
+        )
+        processor.save_pretrained(job.folder / CLASSIFIER)
+
+
+def _best(metrics: Sequence[ClassificationMetrics]) -> int:
+    return int(np.argmax([of_head.top1 for of_head in metrics]))
+
+
+class _Record:
+    """What is written down of a job."""
+
+    def __init__(self, settings: ProbeSettings, encoder: FrozenEncoder, data: dict[str, Any], folder: Path):
+        self.settings, self.encoder, self.data, self.folder = settings, encoder, data, folder
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the results of exactly this job are there; else its folder is made ready.
+
+        Raises:
+            ValueError: The folder holds another job.
+        """
+        state = PartialState()
+        wanted = json.loads(json.dumps(to_plain(self._key(job), where="run")))
+        found = self._found()
+        state.wait_for_everyone()  # before the first process changes the folder
+        if found is not None and found != wanted:
+            self._refuse_or_delete(found, wanted)
+            found = None
+        if found is None and state.is_main_process:
+            write_complete(self.folder / RUN_NAME, json.dumps(wanted, indent=1).encode())
+        state.wait_for_everyone()
+        return found is not None and (self.folder / RESULTS_NAME).exists()
+
+    def _found(self) -> dict[str, Any] | None:
+        file = self.folder / RUN_NAME
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def _refuse_or_delete(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        if not self.settings.overwrite:
+            raise ValueError(
+                f"{self.folder} holds an evaluation with other settings ({', '.join(differing) or 'fewer fields'} "
+                "differ); take another folder, or --overwrite to delete it"
+            )
+        if PartialState().is_main_process:
+            for name in (RESULTS_NAME, CHECKPOINT, HEAD_NAME, RUN_NAME):
+                (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / CLASSIFIER, ignore_errors=True)
+
+    def _key(self, job: Job) -> dict[str, Any]:
+        encoder, encoding = self.encoder, self.settings.encoding
+        return {
+            "encoder": encoder.fingerprint(),
+            "clip": asdict(_clip_format(encoder)),
+            "dtype": str(encoding.dtype or torch.float32),
+            "protocol": self.settings.protocol.to_dict(),
+            "heads": [asdict(head) for head in self.settings.all_heads],
+            "data": self.data,
+            "seed": job.seed,
+        }
+
+    def write(
+        self,
+        heads: Sequence[HeadSettings],
+        metrics: Sequence[ClassificationMetrics],
+        validation: LabelledSet,
+        *,
+        seed: int,
+        is_trained_here: bool = True,
+        training: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the table, the picture and, last, the results."""
+        selected = _best(metrics)
+        best = metrics[selected]
+        write_per_class_csv(self.folder / "per_class.csv", best, validation.class_names)
+        write_confusion_picture(
+            self.folder / "confusion.png",
+            best.confusion,
+            validation.class_names,
+            num_without_prediction=best.num_without_prediction,
+        )
+        rule = SELECTION_RULE if len(heads) > 1 else ONLY_RULE
+        results = EvaluationResults(
+            protocol=self.settings.protocol.to_dict(),
+            encoder=self._describe_encoder(),
+            data={**self.data, **({"training": training} if training else {})},
+            seeds=[seed],
+            heads=[HeadResult(metrics=found, **asdict(head)) for head, found in zip(heads, metrics, strict=True)],
+            selected=selected,
+            selection_rule=rule if is_trained_here else "the classifier's own probe; nothing was trained",
+        )
+        write_results(self.folder, results)
+
+    def _describe_encoder(self) -> dict[str, Any]:
+        encoder = self.encoder
+        return {
+            "name": encoder.name,
+            "description": encoder.description,
+            "is_trained": encoder.is_trained,
+            "fingerprint": encoder.fingerprint(),
+            "dtype": str(self.settings.encoding.dtype or torch.float32),
+            **asdict(_clip_format(encoder)),
+        }

@@ -1,0 +1,456 @@
+"""The files of an evaluation: `results.json`, the confusion matrix as a picture, and a table of the classes.
+
+`results.json` is one object, in UTF-8; a number that is not finite is null:
+
+    {"format": 1,
+     "package": version of vjepa_hub,
+     "versions": {"python", "torch", "transformers", "timm", "numpy"},
+     "protocol": {...}, "encoder": {...}, "data": {...},      as they were given
+     "seeds": [...],
+     "heads": [{"pooling", "learning_rate", "weight_decay", "metrics": {...}}, ...],
+     "selected": {"head": its place in "heads", "rule": why it is the one,
+                  "pooling", "learning_rate", "weight_decay", "metrics": {...}},
+     "num_unreadable": videos that could not be decoded, and count as wrong}
+
+The metrics of the heads are those of `ClassificationMetrics.summary`; the selected head's also have the measures of
+each class and the confusion matrix, see `ClassificationMetrics.to_dict`. "format" grows when a reader would have to
+change.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from .metrics import ClassificationMetrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RESULTS_FORMAT = 1
+RESULTS_NAME = "results.json"
+CLASS_COLUMNS = (
+    *("class", "name", "num_videos", "num_unreadable"),
+    *("num_correct", "accuracy", "most_confused_with", "num_confused"),
+)
+
+INK, GREY, FAINT, PAPER, BLUE = "#1c1c1e", "#707076", "#e6e6ea", "#ffffff", "#2560a8"
+DPI = 144
+# Of the matrix, in inches; a class has a whole number of pixels
+LARGEST_SIDE, SMALLEST_SIDE, LARGEST_CELL = 6.25, 2.5, 0.62
+MARGIN, HEAD_HEIGHT, BAR_WIDTH, BAR_GAP = 0.35, 1.0, 0.14, 0.25
+SMALLEST_WIDTH = 5.2
+MAX_NAMED_CLASSES, MAX_COUNTED_CLASSES, MAX_NAME_LENGTH = 40, 15, 28
+# Shares are drawn by their square root, so that a few confusions of many videos can be seen
+COLOUR_EXPONENT = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadResult:
+    """How one of the heads did that were trained on the same features.
+
+    Attributes:
+        pooling: Name of what makes one vector of the tokens.
+        learning_rate: At its highest.
+        weight_decay: At the start.
+        metrics: On the evaluation set.
+    """
+
+    pooling: str
+    learning_rate: float
+    weight_decay: float
+    metrics: ClassificationMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResults:
+    """What an evaluation found, and all that it takes to understand and repeat it.
+
+    The mappings may hold anything that has a meaning in JSON, and dataclasses, paths, arrays and dtypes.
+
+    Attributes:
+        protocol: Settings of the protocol.
+        encoder: What was evaluated: where it came from, its fingerprint.
+        data: The sets: where they are, how many videos and classes they have.
+        seeds: Of the run.
+        heads: All that were trained, at least one.
+        selected: Place in `heads` of the one that stands for the encoder.
+        selection_rule: How it was chosen, in words, with the set on which.
+
+    Raises:
+        ValueError: There is no head, the selected one is none of them, or they were measured on different videos.
+    """
+
+    protocol: Mapping[str, Any]
+    encoder: Mapping[str, Any]
+    data: Mapping[str, Any]
+    seeds: Sequence[int]
+    heads: Sequence[HeadResult]
+    selected: int
+    selection_rule: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.selected < len(self.heads):
+            raise ValueError(
+                f"selected is {self.selected}, but there are {len(self.heads)} heads, counted from 0; give the place "
+                "of one of them"
+            )
+        sets = {(head.metrics.num_videos, head.metrics.num_unreadable) for head in self.heads}
+        if len(sets) > 1:
+            raise ValueError(
+                f"the heads were measured on sets of (videos, unreadable ones) {sorted(sets)}, but are compared with "
+                "each other; measure all of them on the same videos"
+            )
+
+    @property
+    def num_unreadable(self) -> int:
+        """Videos of the evaluation set that could not be decoded."""
+        return self.heads[0].metrics.num_unreadable
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `results.json` holds, as plain types for JSON.
+
+        Raises:
+            TypeError: A mapping has a value that has no meaning in JSON.
+        """
+        chosen = self.heads[self.selected]
+        content = {
+            "format": RESULTS_FORMAT,
+            "package": __version__,
+            "versions": _find_versions(),
+            "protocol": self.protocol,
+            "encoder": self.encoder,
+            "data": self.data,
+            "seeds": list(self.seeds),
+            "heads": [_describe_head(head, head.metrics.summary()) for head in self.heads],
+            "selected": {"head": self.selected, "rule": self.selection_rule}
+            | _describe_head(chosen, chosen.metrics.to_dict()),
+            "num_unreadable": self.num_unreadable,
+        }
+        return {name: to_plain(value, where=name) for name, value in content.items()}
+
+
+def write_results(folder: str | Path, results: EvaluationResults) -> Path:
+    """Write `results.json`. It is complete when it has its name; an earlier one is replaced.
+
+    Args:
+        folder: It is made.
+        results: What is written.
+
+    Returns:
+        The file.
+
+    Raises:
+        TypeError: A mapping has a value that has no meaning in JSON.
+    """
+    text = json.dumps(results.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    return write_complete(Path(folder) / RESULTS_NAME, (_join_numbers(text) + "\n").encode())
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """Read the `results.json` of a folder, as the head of the module describes it.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is no JSON, or has another format.
+    """
+    path = Path(folder) / RESULTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; give the folder that an evaluation wrote its results to")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); evaluate again") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != RESULTS_FORMAT:
+        raise ValueError(
+            f"{path} has the format {found!r}, but vjepa_hub {__version__} reads the format {RESULTS_FORMAT}; read it "
+            "with the version that wrote it, or evaluate again"
+        )
+    return content
+
+
+def write_complete(path: Path, content: bytes) -> Path:
+    """Write a file that has its name only when it is complete. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def to_plain(value: Any, *, where: str) -> Any:
+    """A value as plain types for JSON; a number that is not finite is None.
+
+    Args:
+        value: Text, numbers, None, mappings, lists, tuples, and dataclasses, arrays, paths, dtypes and devices.
+        where: What it is, for the error.
+
+    Raises:
+        TypeError: It, or something in it, is something else.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return to_plain(value.tolist(), where=where)
+    if isinstance(value, os.PathLike | torch.dtype | torch.device):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(name): to_plain(entry, where=f"{where}.{name}") for name, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [to_plain(entry, where=f"{where}[{place}]") for place, entry in enumerate(value)]
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which has no meaning in JSON; give text, numbers, lists or mappings"
+    )
+
+
+def _find_versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: version(name) for name in ("transformers", "timm", "numpy")},
+    }
+
+
+def _describe_head(head: HeadResult, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "pooling": head.pooling,
+        "learning_rate": head.learning_rate,
+        "weight_decay": head.weight_decay,
+        "metrics": metrics,
+    }
+
+
+def _join_numbers(text: str) -> str:
+    """Indented JSON with each list of numbers on one line. A line break of the text is never one within a string."""
+    number = r"(?:-?[\d.eE+-]+|null)"
+    lists = re.compile(rf"\[\n\s*({number}(?:,\n\s*{number})*)\n\s*\]")
+    return lists.sub(lambda match: "[" + " ".join(match.group(1).split()) + "]", text)
+
+
+# ------------------------------------------------------------------------------------------------ table of classes
+
+
+def write_per_class_csv(
+    path: str | Path, metrics: ClassificationMetrics, class_names: Sequence[str] | None = None
+) -> Path:
+    """Write a table with a line for each class: how many of its videos were right, and what the others were taken for.
+
+    Columns: class, name, num_videos, num_unreadable, num_correct, accuracy, most_confused_with, num_confused. Empty
+    are the accuracy of a class without videos and the last two of a class that was never taken for another.
+
+    Args:
+        path: The file; its folder is made.
+        metrics: The measures.
+        class_names: One for each class; the numbers of the classes by default.
+
+    Raises:
+        ValueError: There are more or fewer names than classes.
+    """
+    names = _names_of(class_names, metrics.num_classes)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CLASS_COLUMNS)
+    writer.writerows(_class_row(metrics, place, names) for place in range(metrics.num_classes))
+    return write_complete(Path(path), text.getvalue().encode())
+
+
+def _class_row(metrics: ClassificationMetrics, place: int, names: Sequence[str]) -> tuple[object, ...]:
+    share, row = float(metrics.per_class_accuracy[place]), metrics.confusion[place].copy()
+    num_correct, row[place] = int(row[place]), 0
+    other = int(row.argmax())
+    confused = (names[other], int(row[other])) if row[other] else ("", "")
+    return (
+        *(place, names[place], int(metrics.num_videos_per_class[place])),
+        *(int(metrics.num_unreadable_per_class[place]), num_correct, "" if math.isnan(share) else share),
+        *confused,
+    )
+
+
+def _names_of(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """The names, each in one line."""
+    if class_names is None:
+        return [str(place) for place in range(num_classes)]
+    if len(class_names) != num_classes:
+        raise ValueError(
+            f"there are {len(class_names)} names for {num_classes} classes; give one for each class, or none at all"
+        )
+    return [" ".join(str(name).split()) for name in class_names]
+
+
+# ------------------------------------------------------------------------------------------------ picture
+
+
+def write_confusion_picture(
+    path: str | Path,
+    confusion: np.ndarray,
+    class_names: Sequence[str] | None = None,
+    *,
+    num_without_prediction: int = 0,
+) -> Path:
+    """Draw a confusion matrix as a PNG; a colour is the share of its row. The same numbers give the same picture.
+
+    Up to 40 classes have their names beside it, fewer than 15 the numbers of videos in the cells. A row without videos
+    is grey.
+
+    Args:
+        path: The file; its folder is made.
+        confusion: Integers `(num_classes, num_classes)`, number of videos by own class (row) and prediction (column).
+        class_names: One for each class; the numbers of the classes by default.
+        num_without_prediction: Videos that are not in the matrix, and are wrong: they count in the title's accuracy.
+
+    Raises:
+        ValueError: The matrix is not square, empty or has negative numbers, or the names do not fit.
+    """
+    from matplotlib.figure import Figure
+
+    confusion = _as_confusion(confusion)
+    names = _names_of(class_names, len(confusion)) if len(confusion) <= MAX_NAMED_CLASSES else []
+    with _style():
+        figure = Figure(dpi=DPI, facecolor=PAPER)
+        axes = _add_matrix_axes(figure, len(confusion), [_shorten(name) for name in names])
+        _draw_matrix(figure, axes, confusion)
+        _write_head(figure, confusion, num_without_prediction)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Title": "Confusion matrix", "Software": None})
+    return write_complete(Path(path), file.getvalue())
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """The look of the project's pictures; other figures keep theirs."""
+    import matplotlib
+
+    look: dict[Any, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": 8,
+        "axes.edgecolor": FAINT,
+        "axes.linewidth": 0.8,
+        "axes.labelcolor": GREY,
+        "xtick.color": GREY,
+        "ytick.color": GREY,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+    }
+    with matplotlib.rc_context(look):
+        yield
+
+
+def _as_confusion(confusion: np.ndarray) -> np.ndarray:
+    confusion = np.asarray(confusion)
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or not confusion.size:
+        raise ValueError(
+            f"the confusion matrix has shape {confusion.shape}, but must be square, a row and a column for each "
+            "class; give that of `compute_metrics`"
+        )
+    if confusion.dtype.kind not in "iu" or confusion.min() < 0:
+        raise ValueError(
+            f"the confusion matrix has type {confusion.dtype} and the smallest value {confusion.min()}, but counts "
+            "videos; give that of `compute_metrics`"
+        )
+    return confusion
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1].rstrip() + "…"
+
+
+def _add_matrix_axes(figure: "Figure", num_classes: int, names: Sequence[str]) -> "Axes":
+    """Make the figure as large as its parts need, and put the axes and the names of the classes in their places."""
+    side = min(max(num_classes * LARGEST_CELL, SMALLEST_SIDE), LARGEST_SIDE)
+    side = max(round(side * DPI / num_classes), 1) * num_classes / DPI
+    room = _longest(figure, names)
+    # Of the matrix, from the left and the bottom: names, the word for the axis
+    left, bottom = MARGIN + room + 0.3, MARGIN + room + 0.15
+    width = max(left + side + BAR_GAP + BAR_WIDTH + 0.75 + MARGIN, SMALLEST_WIDTH)
+    height = bottom + side + HEAD_HEIGHT
+    # Whole pixels, so that no class is drawn wider than another
+    left, bottom, width, height = (round(length * DPI) / DPI for length in (left, bottom, width, height))
+    figure.set_size_inches(width, height)
+    axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=90, parse_math=False)
+    axes.set_yticks(places, names, parse_math=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    return axes
+
+
+def _longest(figure: "Figure", names: Sequence[str]) -> float:
+    """Inches of the longest of the names."""
+    if not names:
+        return 0.0
+    texts = [figure.text(0, 0, name, parse_math=False) for name in names]
+    figure.draw_without_rendering()
+    length = max(text.get_window_extent().width for text in texts) / DPI
+    for text in texts:
+        text.remove()
+    return float(length) + 0.06
+
+
+def _draw_matrix(figure: "Figure", axes: "Axes", confusion: np.ndarray) -> None:
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, confusion / np.maximum(totals, 1), np.nan)
+    colours = LinearSegmentedColormap.from_list("share", [PAPER, BLUE, "#0b2545"]).with_extremes(bad=FAINT)
+    norm = PowerNorm(COLOUR_EXPONENT, vmin=0, vmax=1)
+    image = axes.imshow(shares, cmap=colours, norm=norm, interpolation="nearest", aspect="auto")
+    if len(confusion) < MAX_COUNTED_CLASSES:
+        _write_counts(axes, confusion, shares)
+    box = axes.get_position()
+    width = figure.get_size_inches()[0]
+    bar_axes = figure.add_axes((box.x1 + BAR_GAP / width, box.y0, BAR_WIDTH / width, box.height))
+    bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
+    bar.outline.set_edgecolor(FAINT)
+
+
+def _write_counts(axes: "Axes", confusion: np.ndarray, shares: np.ndarray) -> None:
+    """The numbers of videos in their cells; a nought is left out."""
+    for row, column in np.argwhere(confusion > 0):
+        count = int(confusion[row, column])
+        axes.text(
+            column,
+            row,
+            f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=PAPER if shares[row, column] > 0.2 else INK,
+            fontweight="bold" if row == column else "normal",
+        )
+
+
+def _write_head(figure: "Figure", confusion: np.ndarray, num_without_prediction: int) -> None:
+    num_videos = int(confusion.sum()) + num_without_prediction
+    share = f"{100 * np.trace(confusion) / num_videos:.1f} %" if num_videos else "unknown"
+    missing = f", {num_without_prediction:,} of them without a prediction" if num_without_prediction else ""
+    has_empty_row = not confusion.sum(axis=1).all()
+    reading = f"colour: share of the videos of a class (row){'; grey: none' if has_empty_row else ''}"
+    height = figure.get_size_inches()[1]
+    left = MARGIN / figure.get_size_inches()[0]
+    figure.text(left, 1 - 0.38 / height, f"Top-1 {share}", fontsize=13, fontweight="bold", color=INK, va="center")
+    figure.text(left, 1 - 0.64 / height, f"of {num_videos:,} videos{missing}", color=GREY, va="center")
+    figure.text(left, 1 - 0.80 / height, reading, color=GREY, va="center")
