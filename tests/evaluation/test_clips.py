@@ -170,8 +170,8 @@ def test_validation_images_are_those_of_torchvision(image_folder, index):
     )
     wanted = transform(Image.open(labelled.names[index]))
     pixels = found["pixel_values_videos"]
-    assert pixels.shape == (1, 1, NUM_FRAMES, 3, SIZE, SIZE)
-    assert all(torch.equal(frame, wanted) for frame in pixels[0, 0])
+    assert pixels.shape == (1, 1, 1, 3, SIZE, SIZE)  # a video encoder repeats it to a clip
+    assert torch.equal(pixels[0, 0, 0], wanted)
     assert (found["label"], found["is_readable"]) == (index, True)
 
 
@@ -380,15 +380,21 @@ def test_images_without_a_policy_keep_their_colours(tmp_path):
     )
     colour = normalised(np.array([[[200, 100, 50]]], dtype=np.uint8))
     for position in range(5):
-        torch.testing.assert_close(
-            pixels_at(clips, position), colour.expand(1, NUM_FRAMES, 3, SIZE, SIZE), atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(pixels_at(clips, position), colour.expand(1, 1, 3, SIZE, SIZE), atol=1e-5, rtol=0)
 
 
-def test_all_frames_of_an_image_are_the_same(drawn_images):
-    pixels = pixels_at(drawn_images, 2)
-    assert pixels.shape == (1, NUM_FRAMES, 3, SIZE, SIZE)
-    assert (pixels == pixels[:, :1]).all()
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_images_are_mirrored_as_often_as_the_protocol_says(tmp_path, probability):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(smooth_picture()).save(tmp_path / "a" / "1.png")
+    augmentation = Augmentation(flip_probability=probability, auto_augment=None, erase_probability=0.0)
+    protocol = protocol_of("image", augmentation=augmentation)
+    clips = TrainingClips(open_labelled(tmp_path, media="image"), protocol, FORMAT)
+    assert mirrored_clips(clips) == [probability == 1] * 30
+
+
+def test_an_image_travels_as_one_frame(drawn_images):
+    assert pixels_at(drawn_images, 2).shape == (1, 1, 3, SIZE, SIZE)
 
 
 # --- what cannot be read ---

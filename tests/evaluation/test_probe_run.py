@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from transformers import AutoModelForVideoClassification, pipeline
 
 from tests.conftest import FEW_VIDEOS
@@ -206,3 +207,19 @@ def test_a_class_without_a_training_video_is_refused(labelled_folder, tmp_path):
 def test_the_same_thing_twice_is_refused(labelled_folder):
     with pytest.raises(ValueError, match="stands twice"):
         settings_in(labelled_folder, seeds=(1, 1))
+
+
+def test_images_are_evaluated_as_still_clips(labelled_folder, tmp_path):
+    for split, num_images in (("train", 8), ("val", 4)):
+        for number in range(num_images):
+            folder = tmp_path / split / ("bright" if number % 2 else "dark")
+            folder.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 60, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(noise + np.uint8(180 * (number % 2))).save(folder / f"{number}.png")
+    protocol = find_protocol("plain-image").with_values(num_epochs=15, batch_size=8, augmentation=None)
+    heads = [HeadSettings(pooling="average", learning_rate=0.1, weight_decay=0.0)]
+    sets = {"train": tmp_path / "train", "validation": tmp_path / "val", "num_classes": None}
+    rows = run_in(labelled_folder, tmp_path / "out", protocol=protocol, heads=heads, **sets)
+    assert rows[0].top1.mean == 1.0
+    table = (tmp_path / "out" / "per_class.csv").read_text()
+    assert "bright" in table

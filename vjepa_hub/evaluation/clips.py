@@ -51,7 +51,7 @@ class LabelledClip(TypedDict):
 
     Attributes:
         pixel_values_videos: Normalised float32; `(num_views, num_segments, num_frames, 3, crop, crop)` in validation,
-            `(num_segments, num_frames, 3, crop, crop)` in training.
+            `(num_segments, num_frames, 3, crop, crop)` in training. An image is one frame.
         label: Number of its class.
         index: Its place in the set.
         is_readable: Whether it could be decoded; if not, the pixels are zeros.
@@ -149,8 +149,12 @@ class _LabelledClips(Dataset[LabelledClip]):
         return cast(ImageSource, self.labelled.source).read(int(self.labelled.indices[index]))
 
     def _as_clip(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, T, C, H, W) of an image (C, H, W): the same frame T times."""
-        return image.expand(1, self.clip_format.frames_per_clip, *image.shape)
+        """(1, 1, C, H, W) of an image (C, H, W): one frame, which a video encoder repeats to a clip by itself."""
+        return image[None, None]
+
+    @property
+    def _num_frames(self) -> int:
+        return 1 if self.protocol.media == "image" else self.clip_format.frames_per_clip
 
 
 class EvaluationClips(_LabelledClips):
@@ -170,7 +174,7 @@ class EvaluationClips(_LabelledClips):
         """Shape of the pixels of an item."""
         size = self.clip_format.crop_size
         protocol = self.protocol
-        return (protocol.num_views, protocol.num_segments, self.clip_format.frames_per_clip, 3, size, size)
+        return (protocol.num_views, protocol.num_segments, self._num_frames, 3, size, size)
 
     def __getitem__(self, request: ClipRequest | int) -> LabelledClip:
         """Read a video or image.
@@ -233,7 +237,7 @@ class TrainingClips(_LabelledClips):
     def shape(self) -> tuple[int, ...]:
         """Shape of the pixels of an item."""
         size = self.clip_format.crop_size
-        return (self.protocol.num_training_segments, self.clip_format.frames_per_clip, 3, size, size)
+        return (self.protocol.num_training_segments, self._num_frames, 3, size, size)
 
     def __getitem__(self, request: ClipRequest | int) -> LabelledClip:
         """Read a video or image.

@@ -295,12 +295,9 @@ def _open_sets(settings: ProbeSettings) -> tuple[LabelledSet, LabelledSet]:
     train = open_labelled(
         settings.train, media=media, num_classes=num_classes, class_names=settings.class_names or None
     )
-    names = train.class_names
     validation = open_labelled(
-        settings.validation, media=media, num_classes=train.num_classes, class_names=settings.class_names or None
+        settings.validation, media=media, num_classes=train.num_classes, class_names=train.class_names
     )
-    if validation.class_names is None and names is not None:
-        validation = replace(validation, class_names=names)
     check_training_classes(train, validation)
     return train, validation
 
@@ -402,6 +399,7 @@ class _EncoderEvaluation:
             self.settings.protocol,
             hidden_size=encoder.hidden_size,
             num_attention_heads=encoder.num_attention_heads,
+            videos_per_pass=self._videos_per_pass(self.settings.protocol.num_training_segments),
             seed=job.seed,
             device=self.device,
         )
@@ -426,14 +424,25 @@ class _EncoderEvaluation:
             return encoded
         cached, state = CachedClips(self.settings.cache, encoded), PartialState()
         with self.show_progress(self._title("encoding", job)) as progress:
-            cached.fill(rank=state.process_index, num_processes=state.num_processes, progress=progress)
+            cached.fill(
+                rank=state.process_index,
+                num_processes=state.num_processes,
+                batch_size=self._videos_per_pass(protocol.num_segments * protocol.num_views),
+                progress=progress,
+            )
         state.wait_for_everyone()
         return cached
 
     def _predict(self, heads: Sequence[torch.nn.Module], job: Job) -> Predictions:
-        source = self._source(self.validation, self.settings.protocol, job)
+        protocol = self.settings.protocol
+        source = self._source(self.validation, protocol, job)
+        size = self._videos_per_pass(protocol.num_segments * protocol.num_views)
         with self.show_progress(self._title("evaluating", job)) as progress:
-            return predict(source, heads, self.settings.protocol, progress=progress)
+            return predict(source, heads, protocol, batch_size=size, progress=progress)
+
+    def _videos_per_pass(self, clips_per_video: int) -> int:
+        """As many as fill a pass of the encoder, at least one."""
+        return max(1, self.settings.encoding.clips_per_pass // clips_per_video)
 
     def _title(self, work: str, job: Job) -> str:
         share = f", {job.fraction:g} of the labels, split {job.split}" if self.settings.label_fractions else ""

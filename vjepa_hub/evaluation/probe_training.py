@@ -27,7 +27,7 @@ from ..data.clip_order import ClipRequest
 from ..data.draws import Stream, generator_at
 from .heads import HeadSettings, build_head
 from .protocols import Protocol
-from .tokens import Batches, TokenBatch, TokenSource
+from .tokens import TokenBatch, TokenSource
 
 CHECKPOINT = "heads.pt"
 Progress = Callable[[int, int], None]
@@ -59,15 +59,13 @@ class TrainingPlan:
         """Optimiser steps of the run."""
         return self.steps_per_epoch * self.num_epochs
 
-    def batches(self, first_step: int, *, rank: int = 0, num_processes: int = 1) -> Iterator[list[ClipRequest]]:
-        """The share of one process in each step from `first_step` on; it may be empty in the last of an epoch."""
-        for epoch in range(first_step // self.steps_per_epoch, self.num_epochs):
-            generator = generator_at(self.seed, epoch, stream=Stream.ORDER)
-            order = torch.randperm(self.num_videos, generator=generator).tolist()
-            requests = [ClipRequest(epoch * self.num_videos + place, index) for place, index in enumerate(order)]
-            first = max(first_step - epoch * self.steps_per_epoch, 0)
-            for step in range(first, self.steps_per_epoch):
-                yield requests[step * self.batch_size : (step + 1) * self.batch_size][rank::num_processes]
+    def batches(self, epoch: int, *, rank: int = 0, num_processes: int = 1) -> list[list[ClipRequest]]:
+        """The share of one process in each step of an epoch; it may be empty in the last one."""
+        generator = generator_at(self.seed, epoch, stream=Stream.ORDER)
+        order = torch.randperm(self.num_videos, generator=generator).tolist()
+        requests = [ClipRequest(epoch * self.num_videos + place, index) for place, index in enumerate(order)]
+        starts = range(0, self.num_videos, self.batch_size)
+        return [requests[start : start + self.batch_size][rank::num_processes] for start in starts]
 
 
 class HeadTraining:
@@ -88,38 +86,49 @@ class HeadTraining:
         for parameter in head.parameters():  # a process without a video in a step takes part in the sum too
             parameter.grad = torch.zeros_like(parameter)
 
-    def step(self, tokens: torch.Tensor, labels: torch.Tensor, is_readable: torch.Tensor, step: int) -> float:
-        """One optimiser step on this process's share of a batch.
+    def begin(self, step: int) -> None:
+        """Begin a step.
 
         Args:
-            tokens: `(batch_size, num_tokens, hidden_size)`; the batch may be empty.
+            step: Its number, from 0.
+        """
+        self._set_schedules(step)
+        self.optimizer.zero_grad(set_to_none=False)
+        device = next(self.head.parameters()).device
+        self._step, self._sums = step, torch.zeros(2, dtype=torch.float64, device=device)
+
+    @torch.enable_grad()
+    def add(self, tokens: torch.Tensor, labels: torch.Tensor, is_readable: torch.Tensor) -> None:
+        """Add the gradients of some videos of the step.
+
+        Args:
+            tokens: `(batch_size, num_tokens, hidden_size)`.
             labels: `(batch_size,)`.
             is_readable: `(batch_size,)` bool; other videos have no part in the loss.
-            step: Number of the step, from 0.
+        """
+        losses = F.cross_entropy(self.head(tokens.float()), labels, reduction="none")
+        total = losses[is_readable].sum()
+        total.backward()
+        self._sums += torch.stack([total.detach(), is_readable.sum()])
+
+    def finish(self) -> float:
+        """Do the step with the gradients of all processes, divided by the number of their readable videos.
 
         Returns:
-            Mean loss over the readable videos of all processes; NaN without any, and then nothing is learned.
+            Mean loss over these videos; NaN without any, and then nothing is learned.
 
         Raises:
             FloatingPointError: The loss is not finite.
         """
-        self._set_schedules(step)
-        self.optimizer.zero_grad(set_to_none=False)
-        total = torch.zeros((), device=labels.device)
-        if len(tokens):
-            with torch.enable_grad():
-                losses = F.cross_entropy(self.head(tokens.float()), labels, reduction="none")
-                total = losses[is_readable].sum()
-                total.backward()
-        loss_sum, num_videos = self._sum_over_processes(total.detach(), is_readable.sum())
+        loss_sum, num_videos = self._sum_over_processes()
         if not num_videos:
             return math.nan
         if not math.isfinite(loss_sum):
             raise FloatingPointError(
-                f"the loss of the head ({self.settings}) is {loss_sum} at step {step}; lower its learning rate"
+                f"the loss of the head ({self.settings}) is {loss_sum} at step {self._step}; lower its learning rate"
             )
-        for parameter in self.head.parameters():
-            parameter.grad.div_(num_videos)  # type: ignore[union-attr]  # they were made with the head
+        for gradient in self._gradients():
+            gradient.div_(num_videos)
         nn.utils.clip_grad_norm_(self.head.parameters(), self.protocol.max_grad_norm)
         self.optimizer.step()
         return loss_sum / num_videos
@@ -131,17 +140,19 @@ class HeadTraining:
         for group, weight_decay in zip(self.optimizer.param_groups, (decay, 0.0), strict=True):
             group["lr"], group["weight_decay"] = rate, weight_decay
 
-    def _sum_over_processes(self, total: torch.Tensor, count: torch.Tensor) -> list[float]:
+    def _gradients(self) -> list[torch.Tensor]:
+        return [cast(torch.Tensor, parameter.grad) for parameter in self.head.parameters()]
+
+    def _sum_over_processes(self) -> list[float]:
         """Add up the gradients of all processes in place, and return the sum of the losses and of the videos."""
-        sums = torch.stack([total, count.to(total.dtype)])
         if PartialState().num_processes > 1:
-            gradients = [cast(torch.Tensor, parameter.grad) for parameter in self.head.parameters()]
-            flat = torch.cat([sums, *(gradient.flatten() for gradient in gradients)])
+            torch.distributed.all_reduce(self._sums)
+            gradients = self._gradients()
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
-            sums, *parts = flat.split([len(sums), *(gradient.numel() for gradient in gradients)])
-            for gradient, part in zip(gradients, parts, strict=True):
+            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
-        return sums.tolist()
+        return self._sums.tolist()
 
 
 def _cosine(progress: float, initial: float, final: float) -> float:
@@ -157,6 +168,7 @@ class ProbeTraining:
         protocol: How they are trained.
         hidden_size: Width of the tokens.
         num_attention_heads: Of the attentive probe.
+        videos_per_pass: Videos whose tokens are there at once, in each process; changes nothing but the memory.
         seed: Of the first weights and of the order. All heads of one pooling start from the same weights.
         device: Where the heads are.
 
@@ -172,12 +184,13 @@ class ProbeTraining:
         *,
         hidden_size: int,
         num_attention_heads: int,
+        videos_per_pass: int = 8,
         seed: int,
         device: torch.device,
     ):
         if not heads:
             raise ValueError("no head is given; train at least one")
-        self.source, self.seed, self.protocol = source, seed, protocol
+        self.source, self.videos_per_pass = source, videos_per_pass
         self.plan = TrainingPlan(
             num_videos=len(source.labelled),
             batch_size=protocol.batch_size,
@@ -210,38 +223,47 @@ class ProbeTraining:
             FloatingPointError: A loss is not finite.
         """
         state = PartialState()
-        first_step = self._restore(folder)
-        batches = list(self.plan.batches(first_step, rank=state.process_index, num_processes=state.num_processes))
-        of_epoch: list[list[float]] = []
-        for step, batch in enumerate(self.source.batches(batches), first_step):
-            of_epoch.append(self._step(batch, step))
-            if progress is not None:
-                progress(step + 1, self.plan.total_steps)
-            if (step + 1) % self.plan.steps_per_epoch == 0:
-                self.losses.append(torch.tensor(of_epoch, dtype=torch.float64).nanmean(0).tolist())
-                of_epoch = []
-                self._save(folder, step + 1)
+        for epoch in range(self._restore(folder), self.plan.num_epochs):
+            steps = self.plan.batches(epoch, rank=state.process_index, num_processes=state.num_processes)
+            done = epoch * self.plan.steps_per_epoch
+            losses = []
+            for number, of_heads in enumerate(self._steps(steps, done), done + 1):
+                losses.append(of_heads)
+                if progress is not None:
+                    progress(number, self.plan.total_steps)
+            self.losses.append(torch.tensor(losses, dtype=torch.float64).nanmean(0).tolist())
+            self._save(folder, epoch + 1)
 
-    def _step(self, batch: TokenBatch | None, step: int) -> list[float]:
-        device = next(self.heads[0].head.parameters()).device
-        if batch is None:
-            none = torch.zeros(0, dtype=torch.int64, device=device)
-            return [head.step(none[:, None, None], none, none.bool(), step) for head in self.heads]
+    def _steps(self, steps: list[list[ClipRequest]], first_step: int) -> Iterator[list[float]]:
+        """The losses of each step, whose videos come in parts that fit into memory."""
+        parts = [_split(batch, self.videos_per_pass) for batch in steps]
+        batches = self.source.batches([part for of_step in parts for part in of_step])
+        for step, of_step in enumerate(parts, first_step):
+            for head in self.heads:
+                head.begin(step)
+            for _ in of_step:
+                batch = next(batches)
+                if batch is not None:
+                    self._add(batch)
+            yield [head.finish() for head in self.heads]
+
+    def _add(self, batch: TokenBatch) -> None:
         tokens = batch.tokens[:, 0].flatten(1, 2)  # (B, S * N, D) of the one view
         self.num_unreadable += int((~batch.is_readable).sum())
-        return [head.step(tokens, batch.labels, batch.is_readable, step) for head in self.heads]
+        for head in self.heads:
+            head.add(tokens, batch.labels, batch.is_readable)
 
     def _settings(self) -> dict[str, Any]:
         return {"plan": asdict(self.plan), "heads": [asdict(head.settings) for head in self.heads]}
 
-    def _save(self, folder: Path, step: int) -> None:
+    def _save(self, folder: Path, num_epochs: int) -> None:
         """Keep the heads; whole at once, so that a kill leaves the last complete ones."""
         state = PartialState()
         unreadable = sum(gather_object([self.num_unreadable]))
         if state.is_main_process:
             kept = {
                 "settings": self._settings(),
-                "step": step,
+                "num_epochs": num_epochs,
                 "losses": self.losses,
                 "num_unreadable": unreadable,
                 "heads": [head.head.state_dict() for head in self.heads],
@@ -254,7 +276,7 @@ class ProbeTraining:
         state.wait_for_everyone()
 
     def _restore(self, folder: Path) -> int:
-        """The step to go on from."""
+        """The epoch to go on from."""
         file = folder / CHECKPOINT
         if not file.exists():
             return 0
@@ -269,7 +291,11 @@ class ProbeTraining:
             head.optimizer.load_state_dict(optimizer)
         self.losses = kept["losses"]
         self.num_unreadable = kept["num_unreadable"] if PartialState().is_main_process else 0
-        return kept["step"]
+        return kept["num_epochs"]
+
+
+def _split(batch: list[ClipRequest], size: int) -> list[list[ClipRequest]]:
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,10 +332,7 @@ def predict(
     """
     state = PartialState()
     share = range(len(source.labelled))[state.process_index :: state.num_processes]
-    requests: Batches = [
-        [ClipRequest(index, index) for index in share[start : start + batch_size]]
-        for start in range(0, len(share), batch_size)
-    ]
+    requests = _split([ClipRequest(index, index) for index in share], batch_size)
     found: list[tuple[list[int], list[bool], list[np.ndarray]]] = []
     done = 0
     for batch in source.batches(requests):

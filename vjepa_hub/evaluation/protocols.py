@@ -68,7 +68,7 @@ class Protocol:
     Args:
         name: What it is called.
         description: One line.
-        media: "video" or "image"; an image is repeated to a clip.
+        media: "video" or "image"; a video encoder sees an image repeated to a clip.
         num_classes: Classes of the data set; None: as many as the data has.
         released_probe: Name of the released probe on it, see `ModelEntry.probes`; None: there is none.
         frames_per_clip: Frames of a clip of the paper's encoders. Others see their own number.
