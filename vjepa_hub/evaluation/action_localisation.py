@@ -24,7 +24,8 @@ from .ava import EVALUATED_CLASS_IDS, KeyFrameBoxes, read_detections, write_dete
 from .ava_metrics import MAX_DETECTIONS, AvaResult, evaluate_detections, highest_per_frame
 from .key_frames import KeyFrame
 from .localisation_protocol import LocalisationProtocol
-from .roi_features import BoxFeatures, Progress, check_same_settings, write_at_once
+from .results import write_complete
+from .roi_features import BoxFeatures, Progress, check_same_settings
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ class _TrainingRun:
         }
         content = io.BytesIO()
         torch.save(state, content)
-        write_at_once(self.path, content.getvalue())
+        write_complete(self.path, content.getvalue())
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location="cpu", weights_only=True)

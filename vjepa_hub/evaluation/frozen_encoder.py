@@ -10,7 +10,7 @@ stand for none and are left out, so that all models are read by the same rule; `
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -114,7 +114,7 @@ class FrozenEncoder(nn.Module, ABC):
         """
         versions = self._weight_versions()
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            self._fingerprint = versions, _hash_weights(self.model.state_dict())
+            self._fingerprint = versions, hash_weights(self.model.state_dict())
         return self._fingerprint[1]
 
     def place(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "FrozenEncoder":
@@ -259,7 +259,12 @@ def check_multiple(name: str, value: int, divisor: int, model: str) -> None:
         )
 
 
-def _hash_weights(state_dict: dict[str, torch.Tensor]) -> str:
+def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """A sha256 of weights: names, number formats, shapes and bytes, in the order of the names.
+
+    Args:
+        state_dict: The weights, on any device.
+    """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()

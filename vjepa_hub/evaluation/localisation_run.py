@@ -32,7 +32,8 @@ from .ava import (
 from .ava_metrics import AvaResult
 from .key_frames import KeyFrame, KeyFrameDataset, list_annotated_boxes, list_proposed_boxes, list_training_boxes
 from .localisation_protocol import PUBLISHED_RESULTS, LocalisationProtocol
-from .roi_features import BoxFeatures, LayerFeatures, Progress, extract_box_features, write_at_once
+from .results import write_complete
+from .roi_features import BoxFeatures, LayerFeatures, Progress, extract_box_features
 
 RESULTS_FORMAT = "vjepa_hub.localisation/1"
 RESULTS_FILE = "results.json"
@@ -144,7 +145,7 @@ def run_localisation(
         "val": _count(inputs.val_frames, val_features),
     }
     content = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    write_at_once(output_dir / RESULTS_FILE, content.encode())
+    write_complete(output_dir / RESULTS_FILE, content.encode())
     return output_dir / RESULTS_FILE
 
 

@@ -9,7 +9,6 @@ Shapes: B clips, T frames, N = d x h x w tokens (depth, height, width), D featur
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,8 +23,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.ops import roi_align
 
 from ..model.modeling_vjepa import VJEPAModel
+from .frozen_encoder import hash_weights
 from .key_frames import KeyFrame, KeyFrameDataset, KeyFrameItem
 from .localisation_protocol import LocalisationProtocol
+from .results import write_complete
 
 logger = logging.getLogger(__name__)
 
@@ -197,15 +198,6 @@ def extract_box_features(
     return store.finish(dataset.key_frames)
 
 
-def fingerprint_weights(module: nn.Module) -> str:
-    """A hash of a module's weights: names, formats, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _describe(
     features: LayerFeatures, dataset: KeyFrameDataset, *, has_mirrored: bool, compute_dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -216,7 +208,7 @@ def _describe(
     protocol = dataset.protocol
     return {
         "format": FORMAT,
-        "encoder": fingerprint_weights(features.encoder),
+        "encoder": hash_weights(features.encoder.state_dict()),
         "layers": list(features.layers),
         "key frames and boxes": boxes.hexdigest(),
         "frames_per_clip": protocol.frames_per_clip,
@@ -325,7 +317,7 @@ class _Store:
     def save(self) -> None:
         self._values.flush()
         state = {"settings": self._settings, "num_done": self.num_done, "failures": self._failures}
-        write_at_once(self._folder / STATE_FILE, json.dumps(state).encode())
+        write_complete(self._folder / STATE_FILE, json.dumps(state).encode())
         self._num_saved = self.num_done
 
     def finish(self, key_frames: Sequence[KeyFrame]) -> BoxFeatures:
@@ -368,18 +360,3 @@ def check_same_settings(place: Path, found: Mapping[str, Any], wanted: Mapping[s
     if names:
         listed = "; ".join(f"{name} is {found.get(name)} there and {wanted.get(name)} now" for name in names)
         raise ValueError(f"{place} was made with other settings ({listed}): name another folder, or delete it")
-
-
-def write_at_once(path: Path, content: bytes) -> None:
-    """Write a file that is there complete or not at all.
-
-    Args:
-        path: The file; one that is there is replaced.
-        content: What it will hold.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
