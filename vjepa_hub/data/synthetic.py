@@ -19,10 +19,11 @@ fills a circle of radius 1. Shapes: T frames, S x S pixels.
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,18 +31,12 @@ MOTIONS = ("right", "left", "up", "down", "clockwise", "counter-clockwise", "exp
 SPLITS = ("train", "test")
 
 MANIFEST = "videos.csv"
-_SETTINGS_FILE = "synthetic.json"
 _CLASSES_FILE = "classes.json"
 _LABELS = ("appearance", "motion")
 # Rendering of this version of the file: a change of what is drawn is a change of this number.
 _FORMAT = 1
 
 _RADII = (0.12, 0.27)
-_SPEEDS = (1 / 48, 1 / 24)  # widths per frame
-_ORBIT_RADII = (0.14, 0.24)
-_ORBIT_PERIODS = (20.0, 40.0)  # frames
-_ZOOM_PERIODS = (28.0, 48.0)  # frames from the smallest radius to the largest
-_MAX_SPIN = 0.04  # radians per frame
 _MAX_DRIFT = 1 / 96  # widths per frame
 _REACH = 1.42  # beyond it there is nothing of any shape, not even half a pixel of an edge
 _BRIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -84,6 +79,32 @@ class SyntheticVideoSettings:
     def generator(self, *numbers: int) -> np.random.Generator:
         """A generator for these numbers, of this seed and split."""
         return np.random.default_rng([self.seed, SPLITS.index(self.split), *numbers])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionRanges:
+    """Ranges from which the numbers of an object's motion are drawn, evenly.
+
+    Args:
+        radii: Smallest and largest radius, in widths of the frame; even in their logarithm.
+        angles: Orientation in the first frame, in radians.
+        max_spin: Most radians by which the orientation changes in a frame.
+        speeds: Of a straight way, in widths per frame.
+        orbit_radii: Of a circle that is gone round, in widths.
+        orbit_periods: Frames of a whole circle.
+        zoom_periods: Frames from the smallest radius to the largest.
+    """
+
+    radii: tuple[float, float] = _RADII
+    angles: tuple[float, float] = (0.0, 2 * np.pi)
+    max_spin: float = 0.04
+    speeds: tuple[float, float] = (1 / 48, 1 / 24)
+    orbit_radii: tuple[float, float] = (0.14, 0.24)
+    orbit_periods: tuple[float, float] = (20.0, 40.0)
+    zoom_periods: tuple[float, float] = (28.0, 48.0)
+
+
+_RANGES = MotionRanges()
 
 
 @dataclass(frozen=True)
@@ -129,18 +150,16 @@ def make_synthetic_videos(
         ValueError: The folder holds videos that were made with other settings, or by somebody else.
         OSError: A file cannot be written.
     """
-    folder, settings = Path(folder), settings or SyntheticVideoSettings()
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim_folder(folder, settings)
-    if progress is not None:
-        progress(0, settings.num_videos)
-    for index in range(settings.num_videos):
-        path = folder / _video_name(index)
-        if not path.exists():
-            _write_video(path, render_synthetic_video(settings, index).frames, settings.fps)
-        if progress is not None:
-            progress(index + 1, settings.num_videos)
-    return _write_manifests(folder, settings)
+    settings = settings or SyntheticVideoSettings()
+    return write_labelled_videos(
+        folder,
+        settings,
+        render=lambda index: render_synthetic_video(settings, index),
+        choose=lambda index: choose_classes(settings, index),
+        class_names=(APPEARANCES, MOTIONS),
+        record=FolderRecord("synthetic.json", "synthetic videos", {"format": _FORMAT, **asdict(settings)}),
+        progress=progress,
+    )
 
 
 def render_synthetic_video(settings: SyntheticVideoSettings, index: int) -> SyntheticVideo:
@@ -153,7 +172,7 @@ def render_synthetic_video(settings: SyntheticVideoSettings, index: int) -> Synt
     appearance, motion = choose_classes(settings, index)
     generator = settings.generator(1, index)
     mean_colour = generator.uniform(50, 205, 3).astype(np.float32)
-    frames = _draw_background(generator, settings, mean_colour)
+    frames = draw_background(generator, settings, mean_colour)
     for track in _plan_tracks(generator, MOTIONS[motion], settings.num_frames):
         _draw_object(generator, frames, track, APPEARANCES[appearance], mean_colour)
     return SyntheticVideo(np.rint(frames.clip(0, 255)).astype(np.uint8), appearance, motion)
@@ -161,22 +180,44 @@ def render_synthetic_video(settings: SyntheticVideoSettings, index: int) -> Synt
 
 def choose_classes(settings: SyntheticVideoSettings, index: int) -> tuple[int, int]:
     """The labels `(appearance, motion)` of a video. Each pair of them comes once in every 80 videos."""
-    num_pairs = len(APPEARANCES) * len(MOTIONS)
+    return choose_pair(settings, index, len(APPEARANCES), stream=0)
+
+
+def choose_pair(settings: SyntheticVideoSettings, index: int, num_appearances: int, *, stream: int) -> tuple[int, int]:
+    """Numbers of an appearance and a motion, each pair once in every `num_appearances * len(MOTIONS)` videos.
+
+    Args:
+        settings: Their seed and split count.
+        index: Number of the video.
+        num_appearances: How many there are.
+        stream: First number of the generator's, one for each kind of video.
+    """
+    num_pairs = num_appearances * len(MOTIONS)
     run, place = divmod(index, num_pairs)
-    pair = int(settings.generator(0, run).permutation(num_pairs)[place])
-    return pair % len(APPEARANCES), pair // len(APPEARANCES)
+    pair = int(settings.generator(stream, run).permutation(num_pairs)[place])
+    return pair % num_appearances, pair // num_appearances
 
 
 # --- the background ---
 
 
-def _draw_background(
-    generator: np.random.Generator, settings: SyntheticVideoSettings, mean_colour: np.ndarray
+def draw_background(
+    generator: np.random.Generator,
+    settings: SyntheticVideoSettings,
+    mean_colour: np.ndarray,
+    *,
+    contrast: float = 1.0,
 ) -> np.ndarray:
     """Smooth noise of several scales in colours around a mean, drifting evenly: `(T, S, S, 3)` float32.
 
     The noise is made of waves that fit the frame, so that it wraps around, and is moved by turning their phases: a
     shift by any fraction of a pixel, without blur.
+
+    Args:
+        generator: What is drawn from.
+        settings: Their size and number of frames count.
+        mean_colour: `(3,)`.
+        contrast: How far the colours are from the mean; 1 is that of the made shapes.
     """
     size, num_frames = settings.size, settings.num_frames
     cycles_y, cycles_x = np.fft.fftfreq(size, 1 / size)[:, None], np.fft.rfftfreq(size, 1 / size)[None, :]
@@ -187,7 +228,7 @@ def _draw_background(
     waves *= np.exp(turns * np.sin(direction) * cycles_y).astype(np.complex64)
     noise = np.fft.irfft2(waves, s=(size, size))  # (2, T, S, S)
     colours = generator.normal(0, 1, (2, 3))
-    colours *= generator.uniform(20, 36) / np.linalg.norm(colours, axis=1, keepdims=True)
+    colours *= contrast * generator.uniform(20, 36) / np.linalg.norm(colours, axis=1, keepdims=True)
     weights = np.concatenate([noise, np.ones_like(noise[:1])]).astype(np.float32)
     return np.tensordot(weights, np.vstack([colours, mean_colour]).astype(np.float32), axes=(0, 0))
 
@@ -207,7 +248,7 @@ def _noise_spectrum(generator: np.random.Generator, cycles: np.ndarray) -> np.nd
 
 
 @dataclass(frozen=True)
-class _Track:
+class Track:
     """Where an object is in each frame.
 
     Attributes:
@@ -221,7 +262,7 @@ class _Track:
     angles: np.ndarray
 
 
-def _plan_tracks(generator: np.random.Generator, motion: str, num_frames: int) -> list[_Track]:
+def _plan_tracks(generator: np.random.Generator, motion: str, num_frames: int) -> list[Track]:
     """The tracks of one or two objects that keep their distance: they move alike, from places half a frame apart."""
     path = _plan_path(generator, motion, num_frames)
     start = generator.uniform(0, 1, 2)
@@ -231,47 +272,68 @@ def _plan_tracks(generator: np.random.Generator, motion: str, num_frames: int) -
     return [_plan_track(generator, path + start + offset, zoom) for offset in apart[:num_objects]]
 
 
-def _plan_track(generator: np.random.Generator, centres: np.ndarray, zoom: np.ndarray) -> _Track:
+def plan_track(generator: np.random.Generator, motion: str, num_frames: int, ranges: MotionRanges) -> Track:
+    """The track of one object, from anywhere in the frame.
+
+    Args:
+        generator: What is drawn from.
+        motion: One of `MOTIONS`.
+        num_frames: Length of the track.
+        ranges: How fast and how large.
+    """
+    path = _plan_path(generator, motion, num_frames, ranges)
+    start = generator.uniform(0, 1, 2)
+    return _plan_track(generator, path + start, _plan_zoom(generator, motion, num_frames, ranges), ranges)
+
+
+def _plan_track(
+    generator: np.random.Generator, centres: np.ndarray, zoom: np.ndarray, ranges: MotionRanges = _RANGES
+) -> Track:
     """A track with a size and an orientation of its own.
 
     Radii are uniform in their logarithm. One that reaches the largest starts again at the smallest (or the reverse):
     so sizes are distributed alike at every time, whether they grow, shrink or stay.
     """
-    smallest, largest = _RADII
+    smallest, largest = ranges.radii
     phases = (generator.uniform() + zoom) % 1
-    angles = generator.uniform(0, 2 * np.pi) + generator.uniform(-_MAX_SPIN, _MAX_SPIN) * np.arange(len(zoom))
-    return _Track(centres, smallest * (largest / smallest) ** phases, angles)
+    spin = (-ranges.max_spin, ranges.max_spin)
+    angles = generator.uniform(*ranges.angles) + generator.uniform(*spin) * np.arange(len(zoom))
+    return Track(centres, smallest * (largest / smallest) ** phases, angles)
 
 
-def _plan_path(generator: np.random.Generator, motion: str, num_frames: int) -> np.ndarray:
+def _plan_path(
+    generator: np.random.Generator, motion: str, num_frames: int, ranges: MotionRanges = _RANGES
+) -> np.ndarray:
     """The way from a start that is still to be drawn, `(T, 2)`."""
     steps = np.arange(num_frames)[:, None]
     directions = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
     if motion in directions:
-        return generator.uniform(*_SPEEDS) * steps * np.array(directions[motion])
+        return generator.uniform(*ranges.speeds) * steps * np.array(directions[motion])
     sense = {"clockwise": 1, "counter-clockwise": -1}.get(motion, 0)
     if sense == 0:
         return np.zeros((num_frames, 2))
-    turns = generator.uniform() + sense * steps / generator.uniform(*_ORBIT_PERIODS)
+    turns = generator.uniform() + sense * steps / generator.uniform(*ranges.orbit_periods)
     angles = 2 * np.pi * turns  # y points downwards, so that a growing angle is clockwise to the eye
-    return generator.uniform(*_ORBIT_RADII) * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    return generator.uniform(*ranges.orbit_radii) * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _plan_zoom(generator: np.random.Generator, motion: str, num_frames: int) -> np.ndarray:
+def _plan_zoom(
+    generator: np.random.Generator, motion: str, num_frames: int, ranges: MotionRanges = _RANGES
+) -> np.ndarray:
     """How much of the range from the smallest to the largest radius is passed since the first frame, `(T,)`."""
     sense = {"expand": 1, "shrink": -1}.get(motion, 0)
-    return sense * np.arange(num_frames) / generator.uniform(*_ZOOM_PERIODS)
+    return sense * np.arange(num_frames) / generator.uniform(*ranges.zoom_periods)
 
 
 # --- what the objects look like ---
 
 
 def _draw_object(
-    generator: np.random.Generator, frames: np.ndarray, track: _Track, appearance: str, background: np.ndarray
+    generator: np.random.Generator, frames: np.ndarray, track: Track, appearance: str, background: np.ndarray
 ) -> None:
     """Paint an object over `frames (T, S, S, 3)`, with edges one pixel wide."""
     size = frames.shape[1]
-    x, y = _object_coordinates(track, size)  # (T, S, S)
+    x, y = object_coordinates(track, size)  # (T, S, S)
     is_near = x * x + y * y < _REACH**2
     x, y = x[is_near], y[is_near]  # (num_points,)
     radii_in_pixels = np.repeat((track.radii * size).astype(np.float32), is_near.sum(axis=(1, 2)))
@@ -280,8 +342,13 @@ def _draw_object(
     frames[is_near] = behind + coverage * (_paint(generator, x, y, background) - behind)
 
 
-def _object_coordinates(track: _Track, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The object's own coordinates `(T, S, S)` of the pixels, from its nearest copy on the torus."""
+def object_coordinates(track: Track, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The object's own coordinates x and y of the pixels, each `(T, S, S)`, from its nearest copy on the torus.
+
+    Args:
+        track: Of the object.
+        size: Side of the frames in pixels.
+    """
     pixels = (np.arange(size) + 0.5) / size
     offsets = (pixels - track.centres[:, :, None] + 0.5) % 1 - 0.5  # (T, 2, S)
     scaled = (offsets / track.radii[:, None, None]).astype(np.float32)
@@ -390,20 +457,82 @@ APPEARANCES = tuple(_SHAPES)
 # --- files ---
 
 
+@dataclass(frozen=True)
+class FolderRecord:
+    """What is stored beside videos that are made, so that no others are taken for them.
+
+    Attributes:
+        name: Of the file.
+        what: What the videos are, in words.
+        settings: All that they depend on, as JSON has it.
+    """
+
+    name: str
+    what: str
+    settings: dict[str, Any]
+
+
+class MadeVideo(Protocol):
+    """A video that can be written; `frames` are `(num_frames, size, size, 3)`, uint8 RGB."""
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The pixels."""
+
+
+def write_labelled_videos(
+    folder: str | Path,
+    settings: SyntheticVideoSettings,
+    *,
+    render: Callable[[int], MadeVideo],
+    choose: Callable[[int], tuple[int, int]],
+    class_names: tuple[Sequence[str], Sequence[str]],
+    record: FolderRecord,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write videos of any maker, with the files and by the rules of `make_synthetic_videos`.
+
+    Args:
+        folder: Made if it is not there.
+        settings: How many videos, and their rate.
+        render: Makes the video of a number.
+        choose: Tells its appearance and motion, as numbers.
+        class_names: Names of the appearances, and of the motions.
+        record: What the videos depend on.
+        progress: Called with (videos that are there, all videos) before the first and after each.
+
+    Returns:
+        The path of `videos.csv`.
+
+    Raises:
+        ValueError: The folder holds videos that were made with other settings, or by somebody else.
+        OSError: A file cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim_folder(folder, record)
+    if progress is not None:
+        progress(0, settings.num_videos)
+    for index in range(settings.num_videos):
+        path = folder / _video_name(index)
+        if not path.exists():
+            _write_video(path, render(index).frames, settings.fps)
+        if progress is not None:
+            progress(index + 1, settings.num_videos)
+    return _write_manifests(folder, [choose(index) for index in range(settings.num_videos)], class_names)
+
+
 def _video_name(index: int) -> str:
     return f"video-{index:05d}.mp4"
 
 
-def _claim_folder(folder: Path, settings: SyntheticVideoSettings) -> None:
+def _claim_folder(folder: Path, record: FolderRecord) -> None:
     """Store the settings beside the videos, or make sure that those stored there are the same."""
-    file = folder / _SETTINGS_FILE
-    wanted = {"format": _FORMAT, **asdict(settings)}
+    file = folder / record.name
     if not file.exists():
         if any(folder.glob("video-*.mp4")):
-            raise ValueError(
-                f"the folder {folder} holds videos, but no {_SETTINGS_FILE} of theirs: name another folder"
-            )
-        _write_text(file, json.dumps(wanted, indent=2) + "\n")
+            raise ValueError(f"the folder {folder} holds videos, but no {record.name} of theirs: name another folder")
+        _write_text(file, json.dumps(record.settings, indent=2) + "\n")
         return
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -411,26 +540,28 @@ def _claim_folder(folder: Path, settings: SyntheticVideoSettings) -> None:
         raise ValueError(f"{file} is no JSON ({error}): name another folder, or delete this one") from error
     differing = [
         f"{name} is {found.get(name)} there and {value} now"
-        for name, value in wanted.items()
+        for name, value in record.settings.items()
         if found.get(name) != value
     ]
     if differing:
         raise ValueError(
-            f"the folder {folder} holds synthetic videos of other settings ({'; '.join(differing)}): "
+            f"the folder {folder} holds {record.what} of other settings ({'; '.join(differing)}): "
             "name another folder, use the settings of before, or delete it"
         )
 
 
-def _write_manifests(folder: Path, settings: SyntheticVideoSettings) -> Path:
-    names = [_video_name(index) for index in range(settings.num_videos)]
-    labels = [choose_classes(settings, index) for index in range(settings.num_videos)]
-    classes = dict(zip(_LABELS, (APPEARANCES, MOTIONS), strict=True))
+def _write_manifests(
+    folder: Path, labels: Sequence[tuple[int, int]], class_names: tuple[Sequence[str], Sequence[str]]
+) -> Path:
+    names = [_video_name(index) for index in range(len(labels))]
+    classes = dict(zip(_LABELS, map(list, class_names), strict=True))
     _write_text(folder / _CLASSES_FILE, json.dumps(classes, indent=2) + "\n")
     for place, label_name in enumerate(_LABELS):
         lines = [f"{name} {pair[place]}\n" for name, pair in zip(names, labels, strict=True)]
         _write_text(folder / f"{label_name}.csv", "".join(lines))
+    appearances, motions = class_names
     rows = [
-        f"{name},{APPEARANCES[appearance]},{MOTIONS[motion]}\n"
+        f"{name},{appearances[appearance]},{motions[motion]}\n"
         for name, (appearance, motion) in zip(names, labels, strict=True)
     ]
     return _write_text(folder / MANIFEST, "".join(["path,appearance,motion\n", *rows]))
