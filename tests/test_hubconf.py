@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import hubconf
-from vjepa_hub.hub.registry import find_model
+from vjepa_hub.hub.registry import MODELS, find_model
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = {
@@ -139,13 +139,42 @@ def test_hubconf_imports_nothing_at_its_top():
     assert {type(node) for node in body} == {ast.Expr, ast.Assign, ast.FunctionDef}
 
 
+def _imports_at_the_top(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def _files_that_an_entry_runs() -> set[Path]:
+    """hub/loading.py, the package's own modules, and what they import when they are imported."""
+    package = ROOT / "vjepa_hub"
+    found, waiting = (
+        set(),
+        [package / "__init__.py", package / "model" / "__init__.py", package / "hub" / "loading.py"],
+    )
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for node in _imports_at_the_top(path):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                waiting.append(
+                    (path.parents[node.level - 1] / (node.module or "").replace(".", "/")).with_suffix(".py")
+                )
+    return found
+
+
 def test_dependencies_are_what_the_entries_import():
     imported = set()
-    for path in [*(ROOT / "vjepa_hub" / "model").glob("*.py"), *(ROOT / "vjepa_hub" / "hub").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path in _files_that_an_entry_runs():
+        for node in _imports_at_the_top(path):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            elif node.level == 0:
                 imported.add(node.module.split(".")[0])
     through_transformers = {"safetensors", "torchvision"}  # weights, and the base class of the video processor
     assert set(hubconf.dependencies) == (imported - sys.stdlib_module_names) | through_transformers
+
+
+def test_entries_are_those_of_the_registry():
+    by_registry = {entry.torch_hub_entry: entry.name for entry in MODELS.values()}
+    assert by_registry == {entry: name for entry, name in ENTRIES.items() if name}

@@ -1,6 +1,7 @@
 """V-JEPA (Bardes et al. 2024) as an installable model hub. Importing it makes transformers' Auto classes know it."""
 
 from .hub.loading import load
+from .hub.pushing import publish_when_pushed
 from .model import (
     VJEPAConfig,
     VJEPAForPreTraining,
@@ -21,3 +22,4 @@ __all__ = [
 ]
 
 register_auto_classes()
+publish_when_pushed()

@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from . import cli_evaluation
+from . import cli_evaluation, cli_publishing
 
 if TYPE_CHECKING:
     from .data.checking import CheckedVideo, CheckProgress, CheckSummary
@@ -616,22 +616,35 @@ def _model_fields(entry: ModelEntry, address: str | None) -> dict:
         "description": entry.description,
         "license": entry.license,
         "is_trained": entry.is_trained,
+        "num_parameters": _num_parameters(entry),
         "checkpoint": address,
         "probes": list(entry.probes),
         "cached": None if cached is None else str(cached),
     }
 
 
+def _num_parameters(entry: ModelEntry) -> int:
+    """Of encoder and predictor, with their position tables."""
+    from .hub.safety import count_elements
+
+    counts = count_elements(entry.config())
+    return counts["encoder"] + counts["predictor"]
+
+
 def _model_table(entries: list[ModelEntry], addresses: list[str | None]) -> Table:
     """A row for each model; the address of its released file and its probes under the description."""
-    table = Table("model", "what it is", "licence", "trained", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table("model", "what it is", "size", "licence", "trained", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for entry, address in zip(entries, addresses, strict=True):
         about = Text(entry.description, overflow="fold")
         about.append("" if address is None else f"\n{address}", style="dim")
         about.append(f"\nprobes: {', '.join(entry.probes)}" if entry.probes else "", style="dim")
         trained = Text("yes") if entry.is_trained else Text("no", style="bold yellow")
-        table.add_row(Text(entry.name, style="bold", no_wrap=True), about, entry.license, trained)
+        table.add_row(Text(entry.name, style="bold", no_wrap=True), about, _millions(entry), entry.license, trained)
     return table
+
+
+def _millions(entry: ModelEntry) -> str:
+    return f"{_num_parameters(entry) / 1e6:.0f} M"
 
 
 def _cache_table(cached: list[CachedFolder]) -> Table:
@@ -786,6 +799,13 @@ app.command(
     epilog="Example: [bold]vjepa-hub localise vjepa-vitl16 --train ava_train_v2.2.csv --val ava_val_v2.2.csv "
     "--videos videos/ --val-proposals persons.csv[/bold]"
 )(cli_evaluation.localise)
+
+
+app.command(epilog="Example: [bold]vjepa-hub publish runs/tiny --repo-id me/vjepa-tiny --license apache-2.0[/bold]")(
+    cli_publishing.publish
+)
+app.command(epilog="Example: [bold]vjepa-hub export vjepa-vitl16 vitl16.onnx[/bold]")(cli_publishing.export)
+app.command(epilog="Example: [bold]vjepa-hub verify me/vjepa-tiny --run-code[/bold]")(cli_publishing.verify)
 
 
 def main() -> None:

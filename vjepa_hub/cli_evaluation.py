@@ -436,15 +436,13 @@ def _evaluate_only(settings: ProbeSettings, output_dir: Path) -> None:
 
 def _open_classifier(settings: ProbeSettings) -> tuple[VJEPAForVideoClassification, VJEPAVideoProcessor]:
     """A folder or Hub name of a classifier, or a registered model with its released probe for the protocol."""
-    from .hub.loading import load_classifier
+    from .hub.loading import load_classifier, open_classifier
     from .hub.registry import MODELS
-    from .model.modeling_vjepa import VJEPAForVideoClassification
     from .model.video_processing_vjepa import VJEPAVideoProcessor
 
     name = settings.encoders[0]
     if name not in MODELS:
-        model = VJEPAForVideoClassification.from_pretrained(name).eval()
-        return model, VJEPAVideoProcessor.from_pretrained(name)
+        return open_classifier(name)
     released = settings.protocol.released_probe
     if released is None:
         raise ValueError(f"there is no released probe for the protocol '{settings.protocol.name}'; train one")

@@ -235,11 +235,12 @@ def test_resumed_run_equals_an_uninterrupted_one(features, few_videos, tmp_path,
     whole = finetune(features, *few_videos, tmp_path / "whole", settings, **run)
     folder = tmp_path / "parts"
     finetune(features, *few_videos, folder, settings, callbacks=[StopAfterEpoch()], **run)
-    stopped = VJEPAForVideoClassification.from_pretrained(folder)
+    # Cloned: older transformers map the file, which the resumed run writes anew
+    stopped = VJEPAForVideoClassification.from_pretrained(folder).classifier.weight.detach().clone()
     finetune(features, *few_videos, folder, settings, resume=True, **run)
     expected = VJEPAForVideoClassification.from_pretrained(whole)
     resumed = VJEPAForVideoClassification.from_pretrained(folder)
-    assert not torch.equal(stopped.classifier.weight, expected.classifier.weight)
+    assert not torch.equal(stopped, expected.classifier.weight)
     for (name, found), tensor in zip(resumed.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, tensor, atol=1e-6, rtol=1e-4, msg=name)
 

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 import vjepa_hub
 from tests.conftest import REFERENCE
 from tests.hub.test_download import FileServer
-from vjepa_hub import VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub import VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.hub import download, loading
+from vjepa_hub.hub.class_names import UNCERTAIN
 from vjepa_hub.hub.download import DownloadError
 from vjepa_hub.hub.loading import find_cached, load_classifier, load_untrained, open_model
 from vjepa_hub.hub.registry import MODELS, RELEASE_ADDRESS, ModelEntry, download_address
@@ -288,6 +290,46 @@ def test_probe_is_a_classifier_with_the_released_logits(server, cache, forward_c
     assert not classifier.training
     assert "CC BY-NC 4.0" in caplog.text
     assert not {name for name in _files(cache) if ".pth.tar" in name}
+
+
+@pytest.fixture
+def imagenet_server(server, monkeypatch):
+    """The mirror with the reference probe under the name of ImageNet's, whose classes are as many as the probe's."""
+    monkeypatch.setitem(
+        MODELS,
+        TINY,
+        replace(TINY_ENTRY, probes={"in1k": TINY_ENTRY.probes["k400"], "k400": TINY_ENTRY.probes["k400"]}),
+    )
+    names = tuple(f"name {number}" for number in range(load_classifier(TINY, "k400").config.num_labels))
+    monkeypatch.setattr(loading, "known_class_names", lambda dataset: names if dataset == "in1k" else None)
+    return names
+
+
+def test_probe_on_imagenet_names_its_classes_and_the_others_say_once_why_not(imagenet_server, caplog):
+    loading._log_unnamed_classes.cache_clear()
+    caplog.clear()
+    config = load_classifier(TINY, "in1k").config
+    assert tuple(config.id2label[number] for number in range(config.num_labels)) == imagenet_server
+    assert config.label2id["name 6"] == 6
+    assert "LABEL" not in caplog.text
+    for _ in range(2):
+        assert load_classifier(TINY, "k400").config.id2label[6] == "LABEL_6"
+    assert caplog.text.count("the classes of 'k400' stay LABEL_0") == 1
+    assert UNCERTAIN["k400"] in caplog.text
+
+
+def test_names_of_a_loaded_probe_are_saved_with_it(imagenet_server, tmp_path):
+    load_classifier(TINY, "in1k").save_pretrained(tmp_path)
+    again = VJEPAForVideoClassification.from_pretrained(tmp_path)
+    assert tuple(again.config.id2label.values()) == imagenet_server
+
+
+def test_probe_with_another_number_of_classes_than_the_names_is_refused(imagenet_server, monkeypatch):
+    monkeypatch.setattr(loading, "known_class_names", lambda dataset: imagenet_server[1:])
+    with pytest.raises(
+        ValueError, match=r"the probe for 'in1k' has (\d+) classes, but the data set has \d+: it is not"
+    ):
+        load_classifier(TINY, "in1k")
 
 
 def test_probe_takes_the_encoder_from_the_cache_and_the_next_load_asks_nothing(server, cache, monkeypatch):

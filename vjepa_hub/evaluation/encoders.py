@@ -14,7 +14,7 @@ import torch
 
 from ..hub.loading import OpenedModel, open_model, resolve_config
 from ..hub.registry import MODELS, find_model
-from ..model.configuration_vjepa import VJEPAConfig
+from ..hub.safety import check_folder, fetch_repository
 from ..model.modeling_vjepa import VJEPAForVideoClassification, VJEPAModel
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .frozen_encoder import (
@@ -188,7 +188,7 @@ def _build_untrained(name: str, seed: int) -> OpenedModel:
     elif name in MODELS or not (Path(name).is_dir() or name.count("/") == 1):
         config = find_model(name).config()
     else:
-        config = VJEPAConfig.from_pretrained(name)
+        config = check_folder(Path(name) if Path(name).is_dir() else fetch_repository(name))
     model = build_with_seed(seed, lambda: VJEPAModel(config))
     processor = VJEPAVideoProcessor(crop_size=model.config.crop_size)
     weights = f"{describe_untrained(seed)}, architecture of {name}"

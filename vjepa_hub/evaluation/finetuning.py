@@ -28,7 +28,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..hub.loading import open_model
+from ..hub.loading import load_folder, open_model
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
 from .clips import ClipFormat, EvaluationClips, TrainingClips
@@ -480,7 +480,7 @@ def build_classifier(
         torch.manual_seed(settings.seed)
         model = VJEPAForVideoClassification(config)
     if has_head:
-        model.load_state_dict(VJEPAForVideoClassification.from_pretrained(name).state_dict())
+        model.load_state_dict(load_folder(VJEPAForVideoClassification, name).state_dict())
     else:
         model.encoder.load_state_dict(opened.model.encoder.state_dict())
     model.name_or_path = name  # an adapter says what it belongs to

@@ -97,6 +97,7 @@ _LOADING_ERRORS = (
     TypeError,
     AttributeError,
     AssertionError,
+    MemoryError,
 )
 
 
@@ -535,6 +536,8 @@ def _check_is_state_dict(file: Path, part: str, tensors: object) -> None:
         found = f"a {type(tensors).__name__}"
     elif wrong := [key for key, t in tensors.items() if not (isinstance(key, str) and isinstance(t, torch.Tensor))]:
         found = f"{_quoted(wrong[:_NUM_PROBLEMS_SHOWN])}, which is no tensor under a name"
+    elif odd := [key for key, t in tensors.items() if t.layout is not torch.strided or t.is_nested or t.is_meta]:
+        found = f"{_quoted(odd[:_NUM_PROBLEMS_SHOWN])}, which is sparse, nested or without values"
     else:
         return
     raise ConversionError(
@@ -590,6 +593,9 @@ def _refuse_web_page(file: Path, beginning: bytes) -> None:
 def _find_damaged_record(file: Path) -> str | None:
     """Compare the checksums, which torch.load does not: a mapped file with a wrong byte would load in silence."""
     with zipfile.ZipFile(file) as archive:
+        # torch stores records as they are: what unpacks to more could keep the reader busy for days
+        if sum(record.file_size for record in archive.infolist()) > file.stat().st_size:
+            raise zipfile.BadZipFile("its records are larger than the file")
         return archive.testzip()
 
 
@@ -599,6 +605,11 @@ def _describe_loading_error(file: Path, error: Exception) -> str:
         return (
             f"{file} holds the Python object {refused.group(1)}. Weights need none, and reading it could run code "
             "of the file, so nothing was read. Do not load it by other means: download the file from its authors"
+        )
+    if isinstance(error, MemoryError):
+        return (
+            f"{file} asks for more memory than there is. A text of it may be damaged, and claim gigabytes: "
+            f"{_DOWNLOAD_AGAIN[0].lower()}{_DOWNLOAD_AGAIN[1:]}, or read it on a machine with more memory"
         )
     cause = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
     cause = f"{type(error).__name__}: {cause}" if cause else type(error).__name__

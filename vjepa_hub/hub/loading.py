@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from ..model.modeling_vjepa import (
     VJEPAPreTrainedModel,
 )
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from .class_names import UNCERTAIN, known_class_names
 from .conversion import (
     CONVERTER_VERSION,
     ConversionError,
@@ -44,6 +46,7 @@ from .conversion import (
 )
 from .download import DownloadError, download_file
 from .registry import MODELS, RELEASE_LICENSE, ModelEntry, download_address, find_model
+from .safety import CONFIG_FILE, RefusedModelError, check_folder, check_size, fetch_repository, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +120,11 @@ def open_model(
 
     Raises:
         KeyError: No such name, folder or file.
-        ValueError: The released file fits no configuration, or a configuration was passed where the model has its own.
+        ValueError: The released file fits no configuration, a configuration was passed where the model has its own, or
+            the files are damaged or lie about themselves (`safety.RefusedModelError`).
         DownloadError: A released model is not in the cache and could not be downloaded; an OSError.
         OSError: transformers could not load the folder or Hub name.
+        ImportError: The weights are quantised, and the library that they were quantised with is not installed.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -162,7 +167,8 @@ def load_classifier(
         keep_download: As for `open_model`, for the probe and, if it is fetched, for the encoder.
 
     Returns:
-        The classifier, in eval mode. Its labels are LABEL_0, LABEL_1, ...: the released files hold no names.
+        The classifier, in eval mode. The probe on ImageNet names its classes. The labels of the others are LABEL_0,
+        LABEL_1, ...: the released files hold no names; the reason is logged once.
 
     Raises:
         KeyError: There is no such model, or no such probe of it.
@@ -178,7 +184,9 @@ def load_classifier(
         raise KeyError(f"'{name}' has no probe for '{dataset}'; there are: {known}")
     folder = _cache_classifier(entry, dataset, keep_download)
     _log_license(name)
-    return _place(VJEPAForVideoClassification.from_pretrained(folder), device, dtype)
+    classifier = VJEPAForVideoClassification.from_pretrained(folder)
+    _name_classes(classifier, dataset)
+    return _place(classifier, device, dtype)
 
 
 def load_untrained(
@@ -241,6 +249,27 @@ def _open_seeded(entry: ModelEntry) -> OpenedModel:
     return OpenedModel(entry.name, model, processor, weights, is_trained=False)
 
 
+def _name_classes(classifier: VJEPAForVideoClassification, dataset: str) -> None:
+    names = known_class_names(dataset)
+    if names is None:
+        _log_unnamed_classes(dataset)
+    elif len(names) != classifier.config.num_labels:
+        raise ValueError(
+            f"the probe for '{dataset}' has {classifier.config.num_labels} classes, but the data set has "
+            f"{len(names)}: it is not the released one; fetch it anew"
+        )
+    else:
+        classifier.config.id2label = dict(enumerate(names))
+        classifier.config.label2id = {name: number for number, name in enumerate(names)}
+
+
+@cache
+def _log_unnamed_classes(dataset: str) -> None:
+    """Log why the labels stay numbers, once in a process."""
+    reason = UNCERTAIN.get(dataset, "no names of its classes are known here")
+    logger.warning("the classes of '%s' stay LABEL_0, LABEL_1, ...: %s", dataset, reason)
+
+
 def _log_license(name: str) -> None:
     logger.warning("the weights of %s are under %s", name, RELEASE_LICENSE)
 
@@ -250,19 +279,81 @@ def _describe_released(file_name: str) -> str:
 
 
 def _open_pretrained(name: str, kind: str) -> OpenedModel:
-    model = VJEPAModel.from_pretrained(name)
-    is_processor_missing = kind == "folder" and not Path(name, PROCESSOR_FILE).is_file()
-    if is_processor_missing:
-        logger.warning("%s has no %s: the default of its crop size is used", name, PROCESSOR_FILE)
-        processor = VJEPAVideoProcessor(crop_size=model.config.crop_size)
-    else:
-        processor = VJEPAVideoProcessor.from_pretrained(name)
+    folder = Path(name) if kind == "folder" else fetch_repository(name)
+    config = check_folder(folder)
+    model = _load_checked(VJEPAModel, folder, config)
+    model.name_or_path = model.config.name_or_path = name
+    processor = _find_processor(folder, name, config)
     origin = model.config.weights_origin or ""
     is_trained = not origin.startswith(UNTRAINED)
     if not is_trained:
         logger.warning("%s is %s", name, origin)
     weights = f"from the {kind} {name}" + (f" ({origin})" if origin else "")
     return OpenedModel(name, model, processor, weights, is_trained)
+
+
+def load_folder(model_class: type[Model], name: str | Path) -> Model:
+    """Load a folder or Hub repository as a model of this class, after `safety` has checked all that is read of it.
+
+    Args:
+        model_class: Of the family.
+        name: A folder as `save_pretrained` writes it, or `owner/name` on the Hub.
+
+    Raises:
+        RefusedModelError: A file lies, is damaged, or leads out of the folder; a ValueError.
+        OSError: There is no such folder or repository, or nothing to load in it.
+    """
+    folder = Path(name) if Path(name).is_dir() else fetch_repository(str(name))
+    return _load_checked(model_class, folder, check_folder(folder))
+
+
+def open_classifier(name: str | Path) -> tuple[VJEPAForVideoClassification, VJEPAVideoProcessor]:
+    """Open a classifier of one's own with its processor, checked as by `load_folder`.
+
+    Args:
+        name: A folder, or `owner/name` on the Hub.
+
+    Raises:
+        RefusedModelError: A file lies, is damaged, leads out of the folder, or holds no classifier; a ValueError.
+        OSError: There is no such folder or repository, or nothing to load in it.
+    """
+    folder = Path(name) if Path(name).is_dir() else fetch_repository(str(name))
+    config = check_folder(folder)
+    if VJEPAForVideoClassification.__name__ not in (config.architectures or ()):
+        raise RefusedModelError(
+            f"{name} holds {' or '.join(config.architectures or ['no model'])}, not a classifier: it has no head that "
+            "could classify; train one with `vjepa-hub probe` or `vjepa-hub finetune`"
+        )
+    model = _load_checked(VJEPAForVideoClassification, folder, config)
+    return model.eval(), _find_processor(folder, str(name), config)
+
+
+def _find_processor(folder: Path, name: str, config: VJEPAConfig) -> VJEPAVideoProcessor:
+    if (folder / PROCESSOR_FILE).is_file():
+        return _open_processor(folder)
+    logger.warning("%s has no %s: the default of its crop size is used", name, PROCESSOR_FILE)
+    return VJEPAVideoProcessor(crop_size=config.crop_size)
+
+
+def _load_checked(model_class: type[Model], folder: Path, config: VJEPAConfig) -> Model:
+    """What was checked is what is loaded: this folder, by this configuration, from safetensors."""
+    try:
+        return model_class.from_pretrained(folder, config=config, use_safetensors=True)
+    except (TypeError, AttributeError, LookupError) as error:  # settings that some version of transformers trips over
+        raise RefusedModelError(
+            f"transformers cannot load {folder} by its {CONFIG_FILE} ({type(error).__name__}: {error}). Remove the "
+            "settings there that the model does not need"
+        ) from error
+
+
+def _open_processor(folder: Path) -> VJEPAVideoProcessor:
+    try:
+        return VJEPAVideoProcessor.from_pretrained(folder)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RefusedModelError(
+            f"{folder / PROCESSOR_FILE} is no video processor of the family ({type(error).__name__}: {error}). "
+            "Correct it, or delete it and have the default of the model's crop size"
+        ) from error
 
 
 def _open_released_file(file: Path, config: VJEPAConfig | str | Path | None) -> OpenedModel:
@@ -279,12 +370,13 @@ def resolve_config(file: Path, config: VJEPAConfig | str | Path | None) -> VJEPA
     """The configuration of a released file: the given one, that of a JSON file, or the registry's that fits.
 
     Raises:
-        ValueError: None was given, and no registered model fits the file.
+        ValueError: None was given, and no registered model fits the file; or the given one is no configuration, or
+            describes a model that the file is too small for.
     """
-    if isinstance(config, VJEPAConfig):
-        return config
     if config is not None:
-        return VJEPAConfig.from_pretrained(str(config))
+        given = config if isinstance(config, VJEPAConfig) else _read_given_config(config)
+        check_size(given, file.stat().st_size // 2, file)  # a number has two bytes at least
+        return given
     candidates = [entry.config() for entry in MODELS.values() if entry.checkpoint is not None]
     found = find_config(file, candidates)
     if found is None:
@@ -293,6 +385,14 @@ def resolve_config(file: Path, config: VJEPAConfig | str | Path | None) -> VJEPA
             "a JSON file such as save_pretrained writes"
         )
     return found
+
+
+def _read_given_config(config: str | Path) -> VJEPAConfig:
+    """The configuration of a JSON file, of a folder, or of a Hub name."""
+    path = Path(config)
+    if path.exists():
+        return read_config(path / CONFIG_FILE if path.is_dir() else path)
+    return VJEPAConfig.from_pretrained(str(config))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,56 @@ from ..model.configuration_vjepa import VJEPAConfig
 RELEASE_ADDRESS = "https://dl.fbaipublicfiles.com/jepa/"
 RELEASE_LICENSE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/), which excludes commercial use"
 BASE_ADDRESS_VARIABLE = "VJEPA_HUB_BASE_URL"
+PAPER = "https://arxiv.org/abs/2404.08471"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """A data set that the paper judges frozen encoders on, with a released attentive probe.
+
+    Attributes:
+        name: The data set's own name.
+        task: The Hub's name of the task.
+        num_classes: Its classes.
+        protocol: The evaluation protocol that the published numbers follow (`vjepa-hub probe --protocol`).
+        clips: What of an item the probe sees, in words.
+    """
+
+    name: str
+    task: str
+    num_classes: int
+    protocol: str
+    clips: str
+
+
+_IMAGE_CLIP = "the image repeated to a clip, centre crop"
+
+EVALUATION_SETS: Mapping[str, EvaluationSet] = {
+    "k400": EvaluationSet(
+        name="Kinetics-400",
+        task="video-classification",
+        num_classes=400,
+        protocol="k400",
+        clips="8 segments x 3 views, segments attended together, views averaged",
+    ),
+    "ssv2": EvaluationSet(
+        name="Something-Something v2",
+        task="video-classification",
+        num_classes=174,
+        protocol="ssv2",
+        clips="2 segments x 3 views, segments attended together, views averaged",
+    ),
+    "in1k": EvaluationSet(
+        name="ImageNet-1k", task="image-classification", num_classes=1000, protocol="in1k", clips=_IMAGE_CLIP
+    ),
+    "places": EvaluationSet(
+        name="Places205", task="image-classification", num_classes=205, protocol="places205", clips=_IMAGE_CLIP
+    ),
+    "inat": EvaluationSet(
+        name="iNaturalist 2021", task="image-classification", num_classes=10_000, protocol="inat21", clips=_IMAGE_CLIP
+    ),
+}
+"""By the name of the released probe."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +81,11 @@ class ModelEntry:
         probes: Address of each released attentive probe, by its data set.
         license: Licence of the weights, a Hub identifier.
         seed: Seed of the initialisation, for a model that has no trained weights yet.
+        torch_hub_entry: Its function in `hubconf.py`; empty where there is none.
+        recipe: The bundled recipe that repeats its pretraining; None where there is none.
+        datasets: What it was trained on, as the card's metadata name it.
+        training: Facts of its training for the card, as text.
+        results: Published top-1 accuracy in percent of the frozen encoder with an attentive probe, by evaluation set.
     """
 
     name: str
@@ -40,6 +95,11 @@ class ModelEntry:
     probes: Mapping[str, str] = field(default_factory=dict)
     license: str = "cc-by-nc-4.0"
     seed: int | None = None
+    torch_hub_entry: str = ""
+    recipe: str | None = None
+    datasets: tuple[str, ...] = ()
+    training: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_trained(self) -> bool:
@@ -51,23 +111,69 @@ class ModelEntry:
         return VJEPAConfig(**self.fields)
 
 
-def _released(name: str, description: str, folder: str, **fields) -> ModelEntry:
-    probes = ("k400", "ssv2", "in1k", "places", "inat")
+# The parts of VideoMix2M
+_VIDEOMIX2M = ("kinetics-710", "something-something-v2", "howto100m")
+
+
+def _released(
+    name: str, description: str, *, batch_size: int, entry: str, results: tuple[float, ...], **fields
+) -> ModelEntry:
+    """A released model.
+
+    Args:
+        name: As in the registry; without the prefix, the release's folder and the recipe.
+        description: One line for tables.
+        batch_size: Clips in an optimiser step of its pretraining.
+        entry: Its function in `hubconf.py`.
+        results: Published accuracies in the order of `EVALUATION_SETS`.
+        fields: Of the configuration, where they differ from the defaults.
+    """
+    folder = name.removeprefix("vjepa-")
     return ModelEntry(
         name=name,
         description=description,
         fields=fields,
         checkpoint=f"{RELEASE_ADDRESS}{folder}/{folder}.pth.tar",
-        probes={probe: f"{RELEASE_ADDRESS}{folder}/{probe}-probe.pth.tar" for probe in probes},
+        probes={probe: f"{RELEASE_ADDRESS}{folder}/{probe}-probe.pth.tar" for probe in EVALUATION_SETS},
+        torch_hub_entry=entry,
+        recipe=folder,
+        datasets=_VIDEOMIX2M,
+        training={
+            "data": "VideoMix2M: Kinetics-710, Something-Something v2 and HowTo100M, 2 million videos without labels",
+            "objective": "features of masked tokens, predicted; mean absolute error to the EMA target encoder's",
+            "steps": f"90,000 of {batch_size:,} clips",
+        },
+        results=dict(zip(EVALUATION_SETS, results, strict=True)),
     )
 
 
 _VITH16 = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16}
 
 _ENTRIES = (
-    _released("vjepa-vitl16", "ViT-L/16, 224 pixels", "vitl16"),
-    _released("vjepa-vith16", "ViT-H/16, 224 pixels", "vith16", **_VITH16),
-    _released("vjepa-vith16-384", "ViT-H/16, 384 pixels", "vith16-384", crop_size=384, **_VITH16),
+    _released(
+        "vjepa-vitl16",
+        "ViT-L/16, 224 pixels",
+        batch_size=3072,
+        entry="vjepa_vit_large",
+        results=(80.8, 69.5, 74.8, 60.3, 67.8),
+    ),
+    _released(
+        "vjepa-vith16",
+        "ViT-H/16, 224 pixels",
+        batch_size=3072,
+        entry="vjepa_vit_huge",
+        results=(82.0, 71.4, 75.9, 61.7, 67.9),
+        **_VITH16,
+    ),
+    _released(
+        "vjepa-vith16-384",
+        "ViT-H/16, 384 pixels",
+        batch_size=2400,
+        entry="vjepa_vit_huge_384",
+        results=(81.9, 72.2, 77.4, 62.8, 72.6),
+        crop_size=384,
+        **_VITH16,
+    ),
     ModelEntry(
         name="vjepa-vit-tiny",
         description="ViT-Ti/8, 112 pixels; untrained so far",
@@ -83,6 +189,7 @@ _ENTRIES = (
         },
         license="apache-2.0",
         seed=0,
+        torch_hub_entry="vjepa_vit_tiny",
     ),
 )
 

@@ -11,6 +11,7 @@ Shapes in comments:
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -42,6 +43,9 @@ AUTO_CLASSES = {
     "AutoModelForPreTraining": "VJEPAForPreTraining",
     "AutoModelForVideoClassification": "VJEPAForVideoClassification",
 }
+
+# What `save_pretrained` passes on to `push_to_hub`
+PUSH_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
 Mask = torch.Tensor | Sequence[torch.Tensor]
 Output = TypeVar("Output", bound=ModelOutput)
@@ -582,11 +586,18 @@ class VJEPAPreTrainedModel(PreTrainedModel):
         elif isinstance(module, VJEPAAttentivePooler):
             module.reset_parameters(std)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save the model; where the classes are registered for remote code, every Auto class finds its own there."""
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """Save the model; where the classes are registered for remote code, every Auto class finds its own there.
+
+        With `push_to_hub` it is saved, and then pushed by the method of that name: both give the same repository.
+        """
         if self.is_remote_code():
             self.config.auto_map = {auto: f"modeling_vjepa.{name}" for auto, name in AUTO_CLASSES.items()}
+        pushed = {name: kwargs.pop(name) for name in PUSH_KEYWORDS if name in kwargs} if push_to_hub else {}
         super().save_pretrained(save_directory, *args, **kwargs)
+        if push_to_hub:
+            repo_id = pushed.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            self.push_to_hub(repo_id, token=kwargs.get("token"), **pushed)
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):

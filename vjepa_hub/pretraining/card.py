@@ -3,15 +3,14 @@
 A card that a person wrote or changed is never replaced: the last line of ours holds a checksum of the rest.
 """
 
-import hashlib
+import copy
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import ModelCardData
-
 from ..data.masking import MaskKind, RandomTubeMasking
+from ..hub.card_text import FEATURES_LIMITS, fact_table
+from ..hub.cards import CardFacts, is_ours, render_card
 from ..hub.registry import MODELS
 from .health import PREFIX as HEALTH
 from .health import HealthMeasurement
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
-_MARK = re.compile(r"<!-- written by vjepa_hub, sha256 ([0-9a-f]{64}); a changed card is kept -->\n\Z")
-PAPER = "https://arxiv.org/abs/2404.08471"
 
 
 def write_card(folder: Path, trainer: "VJEPATrainer") -> None:
@@ -40,13 +37,7 @@ def write_card(folder: Path, trainer: "VJEPATrainer") -> None:
         logger.warning("%s was written or changed by a person, and stays as it is", path)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(_marked(card_text(folder, trainer)), encoding="utf-8")
-
-
-def is_ours(text: str) -> bool:
-    """Whether a card is as `write_card` wrote it."""
-    mark = _MARK.search(text)
-    return mark is not None and mark.group(1) == _checksum(text[: mark.start()])
+    path.write_text(card_text(folder, trainer), encoding="utf-8")
 
 
 def card_text(folder: Path, trainer: "VJEPATrainer") -> str:
@@ -56,60 +47,37 @@ def card_text(folder: Path, trainer: "VJEPATrainer") -> str:
         folder: Of the published model; a `recipe.yaml` in it tells its name and what it started from.
         trainer: Its state, arguments and data are described.
     """
+    return render_card(card_facts(folder, trainer))
+
+
+def card_facts(folder: Path, trainer: "VJEPATrainer") -> CardFacts:
+    """What the card is made from. Arguments as for `card_text`."""
     recipe = load_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
     initial = recipe.initial if recipe else None
-    metadata = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="feature-extraction",  # the Hub has no task of its own for features of video
-        tags=["vjepa", "video", "video-feature-extraction", "self-supervised-learning"],
+    config = copy.deepcopy(trainer.model.config)
+    config.weights_origin = f"pretrained by vjepa_hub, {trainer.state.global_step} steps"
+    limits = f"{FEATURES_LIMITS} Nobody has evaluated this model beyond the numbers here."
+    return CardFacts(
+        name=trainer.args.hub_model_id or folder.resolve().name,
+        title=f"V-JEPA{f' {recipe.name}' if recipe else ''}, pretrained by vjepa_hub",
+        kind="pretraining",
+        config=config,
         license=_license_of(initial),
+        base_model=initial if _is_hub_name(initial) else None,
+        training=_facts(trainer, initial),
+        sections={"Health at the end": _health(trainer)},
+        limits=f"{limits} The licence of {initial}, which it started from, holds for it too." if initial else limits,
     )
-    title = f"V-JEPA {recipe.name}" if recipe else "V-JEPA"
-    parts = [
-        f"---\n{metadata.to_yaml()}\n---",
-        f"# {title}, pretrained by vjepa_hub",
-        f"A video encoder, trained without labels by feature prediction (V-JEPA, [Bardes et al. 2024]({PAPER})). The "
-        "weights are those of the EMA target encoder, with the predictor.",
-        "## Use",
-        _usage(trainer.args.hub_model_id or folder.resolve().name),
-        "## Training",
-        _table(_facts(trainer, initial)),
-        "## Health at the end",
-        _health(trainer),
-        "## Limits",
-        "Features for a probe or for fine-tuning, not answers: nothing was trained on labels. They know what the "
-        "videos above show, with their gaps and biases. Nobody has evaluated this model beyond the numbers here."
-        + (f" The licence of {initial}, which it started from, holds for it too." if initial else ""),
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
-def _usage(name: str) -> str:
-    return f"""```python
-import vjepa_hub
-
-model = vjepa_hub.load("{name}")  # a folder, or owner/name on the Hub
-```
-
-Without vjepa_hub, by the code that travels with the weights:
-
-```python
-from transformers import AutoModel, AutoVideoProcessor
-
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
-processor = AutoVideoProcessor.from_pretrained("{name}", trust_remote_code=True)
-features = model(**processor("video.mp4", return_tensors="pt")).last_hidden_state
-```"""
+def _is_hub_name(initial: str | None) -> bool:
+    return initial is not None and initial.count("/") == 1 and initial not in MODELS and not Path(initial).exists()
 
 
 def _facts(trainer: "VJEPATrainer", initial: str | None) -> dict[str, str]:
     """What was trained, on what and how, as text."""
-    config, args, state = trainer.model.config, trainer.args, trainer.state
-    grid = " x ".join(map(str, config.token_grid))
+    args, state = trainer.args, trainer.state
     facts = {
-        "encoder": f"width {config.hidden_size}, {config.num_hidden_layers} layers",
-        "predictor": f"width {config.pred_hidden_size}, {config.pred_num_hidden_layers} layers",
-        "clip": f"{config.frames_per_clip} frames of {config.crop_size} x {config.crop_size} pixels, {grid} tokens",
         "data": trainer.data_description or "not told",
         "first weights": initial or f"random, seed {args.seed}",
         "steps": f"{state.global_step:,} of {state.max_steps:,}",
@@ -147,12 +115,7 @@ def _health(trainer: "VJEPATrainer") -> str:
     }
     warnings = trainer.health.warnings if trainer.health else []
     found = [f"- {warning.message}" for warning in warnings] or ["No rule of a collapse holds."]
-    return f"At step {last['step']:,}:\n\n{_table(rows)}\n\n" + "\n".join(found)
-
-
-def _table(rows: dict[str, str]) -> str:
-    lines = [f"| {name} | {value.replace('|', '/')} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    return f"At step {last['step']:,}:\n\n{fact_table(rows)}\n\n" + "\n".join(found)
 
 
 def _license_of(initial: str | None) -> str | None:
@@ -161,11 +124,3 @@ def _license_of(initial: str | None) -> str | None:
         return None
     released = initial in MODELS and MODELS[initial].checkpoint is not None
     return MODELS[initial].license if released else None
-
-
-def _marked(text: str) -> str:
-    return f"{text}<!-- written by vjepa_hub, sha256 {_checksum(text)}; a changed card is kept -->\n"
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

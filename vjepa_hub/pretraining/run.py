@@ -29,7 +29,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..hub.conversion import convert_original_checkpoint
-from ..hub.loading import UNTRAINED, open_model, resolve_config
+from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
@@ -339,7 +339,7 @@ def open_initial(initial: str) -> VJEPAForPreTraining:
     if path.is_file():
         return convert_original_checkpoint(path, resolve_config(path, None))
     if path.is_dir():
-        return VJEPAForPreTraining.from_pretrained(path)
+        return load_folder(VJEPAForPreTraining, path)
     features = open_model(initial).model
     model = VJEPAForPreTraining(features.config)
     for part in ("encoder", "target_encoder"):

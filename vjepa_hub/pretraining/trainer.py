@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -28,6 +30,7 @@ from ..data.collation import MaskCollator
 from ..data.masking import LONG_RANGE, SHORT_RANGE, MaskKind, TokenGrid
 from ..data.quarantine import FailureShare
 from ..data.streaming import ClipStream
+from ..hub.publishing import CardOptions, publish
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
@@ -102,6 +105,7 @@ class VJEPATrainer(Trainer):
         self._failures = FailureShare(args.max_bad_share, quarantine=getattr(reader, "quarantine", None))
         self._finite = FiniteWatch(args.device)
         self._is_writing_checkpoint = False
+        self._push: Any = None
         self.add_callback(_EpochCallback(self))
         if args.health_steps and train_dataset is not None:
             self.health = HealthCallback(
@@ -412,11 +416,65 @@ class VJEPATrainer(Trainer):
         if self._is_writing_checkpoint:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
+            self._finish_current_push()
             folder = Path(output_dir or self.output_dir)
             model = self.accelerator.unwrap_model(self.model)
             save_published(folder, model.config, model.state_dict() if state_dict is None else state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Publish what was trained so far, with its processor, recipe, log and card: what `vjepa-hub publish` sends.
+
+        Args:
+            commit_message: Title of the commit.
+            blocking: Whether to wait until it is published.
+            token: Of the Hub; by default `hub_token`.
+            revision: Branch; by default `hub_revision`.
+            private: Make a new repository private; by default `hub_private_repo`.
+            kwargs: Not used: the card is this package's own.
+
+        Returns:
+            A `PublishResult`, or without `blocking` its future; None in all processes but the first.
+
+        Raises:
+            UnpublishableError: The card or a file has problems; all are named.
+            HubAccessError: The name, token, rights or network do not allow it, or the server failed.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        token = token or self.args.hub_token
+        send = partial(
+            publish,
+            self.output_dir,
+            self.hub_model_id or self.args.hub_model_id or self.output_dir.resolve().name,
+            private=bool(self.args.hub_private_repo if private is None else private),
+            token=token,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+            card_options=CardOptions(requires_license=False),
+        )
+        if blocking:
+            return send()
+        self._push = HfApi(token=token).run_as_future(send)
+        return self._push
+
+    def _finish_current_push(self) -> None:
+        """Wait for a publication that is under way, since its files must not change meanwhile; its errors come up."""
+        if self._push is not None:
+            push, self._push = self._push, None
+            push.result()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of the published model into the output folder, unless a person wrote one there."""

@@ -2,14 +2,8 @@
 
 import pytest
 
-from vjepa_hub.evaluation.class_names import UNCERTAIN, known_class_names
-from vjepa_hub.evaluation.protocols import PROTOCOLS, Protocol
-
-RELEASED = [
-    name
-    for name, protocol in PROTOCOLS.items()
-    if isinstance(protocol, Protocol) and protocol.released_probe is not None
-]
+from vjepa_hub.hub.class_names import UNCERTAIN, known_class_names
+from vjepa_hub.hub.registry import EVALUATION_SETS
 
 
 def test_imagenets_classes_are_in_the_order_of_their_wordnet_ids():
@@ -27,11 +21,11 @@ def test_no_two_classes_of_imagenet_have_the_same_name():
     assert cranes == [134, 517]
 
 
-@pytest.mark.parametrize("name", [*UNCERTAIN, "plain", "no protocol"])
+@pytest.mark.parametrize("name", [*UNCERTAIN, "plain", "no data set"])
 def test_no_names_are_given_where_the_order_is_not_certain(name):
     assert known_class_names(name) is None
 
 
-def test_every_released_protocol_has_names_or_a_reason():
-    assert {name for name in RELEASED if known_class_names(name) is None} == set(UNCERTAIN)
+def test_every_released_probe_has_names_or_a_reason():
+    assert {name for name in EVALUATION_SETS if known_class_names(name) is None} == set(UNCERTAIN)
     assert all(len(reason) > 20 for reason in UNCERTAIN.values())

@@ -1,0 +1,30 @@
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vjepa_hub import VJEPAForVideoClassification, VJEPAModel
+from vjepa_hub.cli import app
+
+
+def run_export(*arguments: object):
+    return CliRunner().invoke(app, ["export", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+@pytest.mark.parametrize("model_class", [VJEPAModel, VJEPAForVideoClassification])
+def test_exported_program_gives_what_the_folder_holds(model_class, small_config, small_clip, tmp_path):
+    torch.manual_seed(0)
+    model = model_class(small_config).eval()
+    model.save_pretrained(tmp_path / "model")
+    result = run_export(tmp_path / "model", tmp_path / "model.pt2")
+    assert result.exit_code == 0, result.output
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    with torch.no_grad():
+        expected = model(small_clip)
+    wanted = expected.logits if model_class is VJEPAForVideoClassification else expected.last_hidden_state
+    torch.testing.assert_close(exported(small_clip), wanted, atol=2e-6, rtol=1e-5)
+
+
+def test_a_file_that_names_no_format_is_refused(tmp_path):
+    result = run_export("vjepa-vit-tiny", tmp_path / "model.bin")
+    assert result.exit_code == 2
+    assert "neither .onnx nor .pt2" in result.output

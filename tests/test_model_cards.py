@@ -1,0 +1,229 @@
+"""The cards of `model_cards/`: registry, hubconf, recipes, protocols and README say the same, and every block runs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+import hubconf
+from vjepa_hub import VJEPAConfig, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.evaluation.protocols import PROTOCOLS, Protocol
+from vjepa_hub.hub.card_checks import python_blocks
+from vjepa_hub.hub.cards import CardFacts, check_card, is_ours, registered_facts, render_card
+from vjepa_hub.hub.conversion import CONVERTER_VERSION
+from vjepa_hub.hub.loading import CACHE_ACCOUNT
+from vjepa_hub.hub.registry import EVALUATION_SETS, MODELS
+from vjepa_hub.pretraining.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+CARDS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "model_cards").glob("*.md"))}
+# The paper's numbers, written out a second time: Kinetics-400, SSv2, ImageNet-1k, Places205, iNaturalist 2021
+PUBLISHED = {
+    "vjepa-vitl16": [80.8, 69.5, 74.8, 60.3, 67.8],
+    "vjepa-vith16": [82.0, 71.4, 75.9, 61.7, 67.9],
+    "vjepa-vith16-384": [81.9, 72.2, 77.4, 62.8, 72.6],
+    "vjepa-vit-tiny": [],
+}
+RELEASED = [entry for entry in MODELS.values() if entry.checkpoint]
+
+
+def test_every_row_of_the_registry_has_its_card_as_the_command_makes_it():
+    assert {name: render_card(registered_facts(name)) for name in MODELS} == CARDS
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_card_is_ours_and_has_no_problem(name):
+    assert is_ours(CARDS[name])
+    assert check_card(CARDS[name], MODELS[name].config()) == []
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_card_has_the_published_results_in_metadata_and_text_marked_as_not_measured_here(name):
+    card = ModelCard(CARDS[name])
+    results = card.data.eval_results or []
+    assert [result.metric_value for result in results] == PUBLISHED[name]
+    for result in results:
+        assert (result.source_name, result.source_url) == (
+            "published by the authors, not measured here",
+            "https://arxiv.org/abs/2404.08471",
+        )
+        assert f"| {result.dataset_name} | top-1 accuracy (%) | {result.metric_value:g} |" in card.text
+
+
+def test_released_cards_have_the_release_s_licence_and_the_tiny_one_says_that_it_is_untrained():
+    for name, text in CARDS.items():
+        card = ModelCard(text)
+        is_released = MODELS[name].checkpoint is not None
+        assert card.data.license == ("cc-by-nc-4.0" if is_released else "apache-2.0")
+        assert ("CC BY-NC 4.0" in card.text) == is_released
+        assert ("**This model is untrained.**" in card.text) != is_released
+        assert "@article{bardes2024revisiting" in card.text
+
+
+def test_readme_licences_and_files_are_those_of_the_cards():
+    rows = dict(re.findall(r"^\| `(vjepa-[\w-]+)` \| [^|]+ \| ([^\n]+) \|$", (ROOT / "README.md").read_text(), re.M))
+    assert rows.keys() == CARDS.keys()
+    for name, row in rows.items():
+        license_of_row = row.rsplit("|", 1)[-1].strip().lower().replace(" ", "-")
+        assert license_of_row == ModelCard(CARDS[name]).data.license
+        assert (MODELS[name].checkpoint or "untrained, built from seed 0") in row
+        assert MODELS[name].checkpoint is None or MODELS[name].checkpoint in CARDS[name]
+
+
+def test_every_card_names_an_entry_of_hubconf_for_its_own_architecture():
+    for name, text in CARDS.items():
+        entry, other = re.findall(r'torch\.hub\.load\("\.", "(\w+)"', text)
+        assert f'"{name}"' in Path(hubconf.__file__).read_text().split(f"def {entry}(")[1].split("\ndef ")[0]
+        assert other == "vjepa_video_processor"
+        assert f"crop_size={MODELS[name].config().crop_size})" in text
+
+
+@pytest.mark.parametrize("entry", RELEASED, ids=lambda entry: entry.name)
+def test_training_facts_are_those_of_the_recipe(entry):
+    recipe = load_recipe(entry.recipe)
+    steps, batch_size = recipe.argument("max_steps"), recipe.global_batch_size
+    assert entry.training["steps"] == f"{steps:,} of {batch_size:,} clips"
+    data = recipe.published["data"]
+    assert {"VideoMix2M", "Kinetics-710", "HowTo100M"} <= set(re.findall(r"[\w-]+", data))
+    assert all(name.replace("-", " ") in data.lower().replace("-", " ") for name in entry.datasets)
+    assert f"`vjepa-hub pretrain {entry.recipe} " in CARDS[entry.name]
+    for field, value in entry.config().to_dict().items():
+        if field in VJEPAConfig.__dataclass_fields__ and field.startswith(
+            ("hidden", "num_", "pred_", "crop", "patch")
+        ):
+            assert getattr(recipe.config(), field) == value, field
+
+
+def test_evaluation_sets_are_those_of_the_protocols():
+    protocols = {p.name: p for p in PROTOCOLS.values() if isinstance(p, Protocol) and p.released_probe}
+    assert {found.protocol for found in EVALUATION_SETS.values()} == protocols.keys()
+    for probe, found in EVALUATION_SETS.items():
+        protocol = protocols[found.protocol]
+        assert (protocol.released_probe, protocol.num_classes) == (probe, found.num_classes)
+        assert found.task == f"{protocol.media}-classification"
+        assert protocol.description.startswith(found.name)
+        if protocol.media == "video":
+            assert found.clips.startswith(f"{protocol.num_segments} segments x {protocol.num_views} views")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every block is run, to the letter, in a folder of its card
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Those with trust_remote_code come first, in a process that cannot import vjepa_hub
+CHILD = """
+import json, os, sys
+rows = []
+blocks = json.load(open(sys.argv[1]))
+sys.modules["vjepa_hub"] = None
+for is_remote in (True, False):
+    for folder, code in blocks:
+        if ("trust_remote_code" in code) != is_remote:
+            continue
+        os.chdir(folder)
+        names = {}
+        try:
+            exec(compile(code, folder, "exec"), names)
+        except Exception as error:
+            raise RuntimeError(f"in {folder}:\\n{code}") from error
+        row = {"card": os.path.basename(folder), "code": code}
+        row["shape"] = list(names["features"].shape) if "features" in names else None
+        row["label"] = names.get("label")
+        row["module"] = type(names["model"]).__module__ if "model" in names else None
+        rows.append(row)
+    sys.modules.pop("vjepa_hub", None)
+print(json.dumps(rows))
+"""
+TINY_FIELDS = {
+    "patch_size": 8,
+    "crop_size": 32,
+    "frames_per_clip": 4,
+    "hidden_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "pred_hidden_size": 24,
+    "pred_num_hidden_layers": 1,
+    "pred_num_attention_heads": 3,
+}
+OWN_CARDS = ("features", "pretraining", "classifier", "probe")
+
+
+def _save_tiny(folder: Path, *, is_classifier: bool = False) -> VJEPAConfig:
+    config = VJEPAConfig(**TINY_FIELDS, num_labels=3)
+    (VJEPAForVideoClassification if is_classifier else VJEPAModel)(config).save_pretrained(folder)
+    VJEPAVideoProcessor(crop_size=config.crop_size, num_frames=config.frames_per_clip).save_pretrained(folder)
+    return config
+
+
+def _make_workplaces(root: Path) -> dict[str, str]:
+    """For each card a folder with what its blocks name; where weights cannot be had, a tiny model in their place."""
+    cards = dict(CARDS)
+    for name in CARDS:
+        (root / name).mkdir(parents=True)
+        (root / name / "hubconf.py").symlink_to(ROOT / "hubconf.py")
+        _save_tiny(root / name / "weights" / name)
+        if MODELS[name].checkpoint:
+            _save_tiny(root / name / name)  # a folder goes before a name of the registry
+            cached = root / "hub" / f"models--{CACHE_ACCOUNT}--{name}-k400" / "snapshots"
+            _save_tiny(cached / f"converter-{CONVERTER_VERSION}", is_classifier=True)
+    for kind in OWN_CARDS:
+        config = _save_tiny(root / kind / "my-model", is_classifier=kind in ("classifier", "probe"))
+        cards[kind] = render_card(CardFacts(name="my-model", kind=kind, config=config, license="mit"))
+    for name in cards:
+        shutil.copy(sample_clip_path(), root / name / "video.mp4")
+    return cards
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> list[dict]:
+    """What came of each block, all of them run in one process, offline."""
+    root = tmp_path_factory.mktemp("cards")
+    blocks = [
+        (str(root / name), code) for name, text in _make_workplaces(root).items() for code in python_blocks(text)
+    ]
+    (root / "blocks.json").write_text(json.dumps(blocks))
+    environment = os.environ | {
+        "HF_HOME": str(root / "home"),
+        "HF_HUB_CACHE": str(root / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-c", CHILD, str(root / "blocks.json")]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert len(rows) == len(blocks)
+    return rows
+
+
+@pytest.mark.parametrize("name", [*CARDS, *OWN_CARDS])
+def test_every_python_block_of_a_card_runs_as_it_stands(ran, name):
+    rows = [row for row in ran if row["card"] == name]
+    assert len(rows) == (
+        2 if name in ("classifier", "probe") else 3 if name in OWN_CARDS else 4 + bool(PUBLISHED[name])
+    )
+    by_features = [row["shape"] for row in rows if "last_hidden_state" in row["code"]]
+    assert all(shape is not None and shape[0] == 1 for shape in by_features)
+    assert len(by_features) >= 3 or name in ("classifier", "probe")
+
+
+def test_features_of_a_model_that_is_at_hand_have_the_stated_shape(ran):
+    shapes = [row["shape"] for row in ran if row["card"] == "vjepa-vit-tiny" and "weights/" not in row["code"]]
+    shapes += [row["shape"] for row in ran if row["card"] == "vjepa-vit-tiny" and "open_model" in row["code"]]
+    assert shapes == [[1, 1568, 192]] * 2
+    assert "# (1, 1568, 192)" in CARDS["vjepa-vit-tiny"]
+    assert [row["shape"] for row in ran if row["card"] in ("features", "pretraining")] == [[1, 32, 48]] * 6
+
+
+def test_blocks_for_machines_without_the_package_run_the_code_beside_the_weights(ran):
+    modules = {row["module"].split(".")[0] for row in ran if "trust_remote_code" in row["code"]}
+    assert modules == {"transformers_modules"}
+    labels = {row["label"] for row in ran if "AutoModelForVideoClassification" in row["code"]}
+    assert labels <= {"LABEL_0", "LABEL_1", "LABEL_2"}

@@ -1,0 +1,106 @@
+"""A slice of an evaluation that a published classifier states, run again: same protocol, some of the videos."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..model.modeling_vjepa import VJEPAForVideoClassification
+from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
+from .clips import ClipFormat, EvaluationClips
+from .encoders import VJEPAEncoder
+from .heads import AttentiveHead
+from .labelled import open_labelled
+from .metrics import ClassificationMetrics, compute_metrics
+from .probe_training import predict
+from .protocols import PROTOCOLS, Protocol, find_protocol
+from .results import RESULTS_NAME, read_results
+from .tokens import EncodedClips, EncodingSettings
+
+TUNING_FILE = "finetuning.json"
+# What says how a video is seen; the rest of a protocol is about training
+_VIEWING = ("media", "frame_step", "clip_duration", "num_segments", "num_views", "attends_across_segments")
+
+
+def find_stated_protocol(folder: str | Path) -> Protocol:
+    """The protocol of the evaluation that a classifier's folder states.
+
+    Args:
+        folder: With `results.json` of a probe or `finetuning.json` of a fine-tuning; of another the clips are as its
+            processor takes them, one view.
+
+    Raises:
+        ValueError: The file cannot be read, or has values that no protocol has.
+    """
+    folder = Path(folder)
+    if (folder / RESULTS_NAME).is_file():
+        return _protocol_of_results(read_results(folder)["protocol"])
+    processor = VJEPAVideoProcessor.from_pretrained(folder)
+    num_segments = processor.num_segments or 1
+    if (folder / TUNING_FILE).is_file():
+        num_segments = json.loads((folder / TUNING_FILE).read_text(encoding="utf-8"))["num_segments"]
+    return replace(
+        find_protocol("plain"),
+        frame_step=None if processor.clip_duration else processor.frame_step or DEFAULT_FRAME_STEP,
+        clip_duration=processor.clip_duration,
+        num_segments=num_segments,
+        num_views=1,
+    )
+
+
+def _protocol_of_results(stated: Mapping[str, Any]) -> Protocol:
+    name = stated["name"] if stated["name"] in PROTOCOLS else "plain"
+    known = {entry.name for entry in fields(Protocol)}
+    return replace(find_protocol(name), **{key: stated[key] for key in _VIEWING if key in stated and key in known})
+
+
+def evaluate_slice(
+    folder: str | Path,
+    data: Any,
+    *,
+    protocol: Protocol,
+    limit: int,
+    device: str = "cpu",
+    num_workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ClassificationMetrics:
+    """Evaluate a classifier on some of the videos of a labelled set, drawn at random from seed 0.
+
+    Args:
+        folder: Of the classifier.
+        data: What `open_labelled` takes; its classes are those of the model.
+        protocol: How each video is seen.
+        limit: Videos at most.
+        device: Where.
+        num_workers: Processes that decode.
+        progress: Told how many videos are done, of how many.
+
+    Raises:
+        FileNotFoundError: There is no such set.
+        ValueError: The set has other classes than the model.
+    """
+    model = VJEPAForVideoClassification.from_pretrained(folder).eval()
+    named = [label for _, label in sorted((model.config.id2label or {}).items())]
+    is_named = any(label != f"LABEL_{number}" for number, label in enumerate(named))
+    labelled = open_labelled(
+        data, media=protocol.media, num_classes=model.num_labels, class_names=tuple(named) if is_named else None
+    )
+    if len(labelled) > limit:
+        chosen = np.sort(np.random.default_rng(0).permutation(len(labelled))[:limit])
+        labelled = labelled.subset(chosen, f"{limit} drawn at random")
+    encoder = VJEPAEncoder.of_model(
+        model, VJEPAVideoProcessor.from_pretrained(folder), name=str(folder), description="a published model"
+    ).place(torch.device(device))
+    clip_format = ClipFormat(
+        crop_size=encoder.crop_size, frames_per_clip=encoder.frames_per_clip, mean=encoder.mean, std=encoder.std
+    )
+    head: torch.nn.Module = AttentiveHead.of_classifier(model)
+    head.to(device)
+    clips = EvaluationClips(labelled, protocol, clip_format)
+    source = EncodedClips(encoder, clips, EncodingSettings(num_workers=num_workers))
+    predictions = predict(source, [head], protocol, progress=progress)
+    return compute_metrics(predictions.probabilities[0], labelled.labels, predictions.is_readable)
