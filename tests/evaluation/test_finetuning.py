@@ -71,7 +71,7 @@ def _top1(features, folder, mode, seed) -> float:
     return next(row["eval_top1"] for row in log if "eval_top1" in row)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_tuning_learns_a_motion_that_a_head_on_random_features_does_not(tmp_path, seed):
     features = save_features_model(tmp_path / "features", seed=seed)
     assert _top1(features, tmp_path / "head", "head", seed) < 0.75
