@@ -257,9 +257,9 @@ def _assigned(assignments: list[str]) -> dict[str, Any]:
 
 
 def _default_device(device: str | None) -> str:
-    from accelerate import PartialState
+    from .evaluation.processes import join_processes
 
-    return device or str(PartialState().device)
+    return device or str(join_processes().device)
 
 
 @contextmanager
@@ -494,9 +494,9 @@ class _Rate(ProgressColumn):
 
 
 def _is_first() -> bool:
-    from accelerate import PartialState
+    from .evaluation.processes import join_processes
 
-    return PartialState().is_main_process
+    return join_processes().is_main_process
 
 
 @contextmanager

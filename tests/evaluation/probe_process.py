@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 from tests.evaluation.test_probe_run import run_in
+from vjepa_hub.evaluation.processes import join_processes
 
 if __name__ == "__main__":
     run_in(Path(sys.argv[1]), Path(sys.argv[1], "two"))
+    print(f"process {join_processes().process_index} of {join_processes().num_processes}")

@@ -25,7 +25,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 
 from ..model.modeling_vjepa import VJEPAForVideoClassification
@@ -38,6 +37,7 @@ from .label_efficiency import SplitSummary, stratified_split, summarise, write_s
 from .labelled import LabelledSet, check_training_classes, open_labelled
 from .metrics import ClassificationMetrics, compute_metrics
 from .probe_training import CHECKPOINT, Predictions, ProbeTraining, Progress, predict
+from .processes import join_processes
 from .protocols import Protocol
 from .results import (
     RESULTS_NAME,
@@ -206,7 +206,7 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, show_progress: Sh
         for job in _jobs(settings, encoder_name, output_dir):
             outcomes.append(evaluation.run(job, output_dir))
     rows = summarise_outcomes(outcomes)
-    if PartialState().is_main_process:
+    if join_processes().is_main_process:
         text = json.dumps(to_plain([asdict(row) for row in rows], where="summary"), indent=1)
         write_complete(output_dir / SUMMARY_NAME, text.encode())
     return rows
@@ -254,7 +254,7 @@ def evaluate_classifier(
             EncodedClips(encoder, clips, settings.encoding), [head], settings.protocol, progress=progress
         )
     metrics = compute_metrics(predictions.probabilities[0], validation.labels, predictions.is_readable)
-    if PartialState().is_main_process:
+    if join_processes().is_main_process:
         own = HeadSettings(pooling="attentive", learning_rate=settings.protocol.learning_rate, weight_decay=0.0)
         record = _Record(settings, encoder, {"validation": _describe_set(validation)}, Path(output_dir))
         record.write([own], [metrics], validation, seed=0, is_trained_here=False)
@@ -321,7 +321,7 @@ def _as_folder(name: str) -> str:
 
 
 def _device(name: str | None) -> torch.device:
-    return torch.device(name) if name else PartialState().device
+    return torch.device(name) if name else join_processes().device
 
 
 def _clip_format(encoder: FrozenEncoder) -> ClipFormat:
@@ -373,7 +373,7 @@ class _EncoderEvaluation:
             heads = [head.head.eval() for head in training.heads]
             predictions = self._predict(heads, job)
             self._write(record, job, training, predictions)
-        PartialState().wait_for_everyone()
+        join_processes().wait_for_everyone()
         results = read_results(job.folder)
         return Outcome(job=job, heads=results["heads"], selected=results["selected"]["head"])
 
@@ -383,7 +383,7 @@ class _EncoderEvaluation:
             return None
         labels, fraction = self.train.labels, job.fraction
         chosen = stratified_split(labels, fraction=fraction, split=job.split, seed=0)
-        if PartialState().is_main_process:
+        if join_processes().is_main_process:
             file = output_dir / "splits" / f"labels-{fraction:g}-split-{job.split}.csv"
             write_split(file, self.train.names, labels, chosen, fraction=fraction, split=job.split, seed=0)
         return chosen
@@ -422,7 +422,7 @@ class _EncoderEvaluation:
         encoded = EncodedClips(self.encoder, EvaluationClips(labelled, protocol, self.format), self.settings.encoding)
         if self.settings.cache is None:
             return encoded
-        cached, state = CachedClips(self.settings.cache, encoded), PartialState()
+        cached, state = CachedClips(self.settings.cache, encoded), join_processes()
         with self.show_progress(self._title("encoding", job)) as progress:
             cached.fill(
                 rank=state.process_index,
@@ -449,7 +449,7 @@ class _EncoderEvaluation:
         return f"{work} {self.encoder.name}{share}, seed {job.seed}"
 
     def _write(self, record: "_Record", job: Job, training: ProbeTraining, predictions: Predictions) -> None:
-        if not PartialState().is_main_process:
+        if not join_processes().is_main_process:
             return
         metrics = [
             compute_metrics(probabilities, self.validation.labels, predictions.is_readable)
@@ -497,7 +497,7 @@ class _Record:
         Raises:
             ValueError: The folder holds another job.
         """
-        state = PartialState()
+        state = join_processes()
         wanted = json.loads(json.dumps(to_plain(self._key(job), where="run")))
         found = self._found()
         state.wait_for_everyone()  # before the first process changes the folder
@@ -520,7 +520,7 @@ class _Record:
                 f"{self.folder} holds an evaluation with other settings ({', '.join(differing) or 'fewer fields'} "
                 "differ); take another folder, or --overwrite to delete it"
             )
-        if PartialState().is_main_process:
+        if join_processes().is_main_process:
             for name in (RESULTS_NAME, CHECKPOINT, HEAD_NAME, RUN_NAME):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / CLASSIFIER, ignore_errors=True)

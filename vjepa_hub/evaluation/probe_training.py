@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 from torch.nn import functional as F
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from ..data.clip_order import ClipRequest
 from ..data.draws import Stream, generator_at
 from .heads import HeadSettings, build_head
+from .processes import join_processes
 from .protocols import Protocol
 from .tokens import TokenBatch, TokenSource
 
@@ -145,7 +145,7 @@ class HeadTraining:
 
     def _sum_over_processes(self) -> list[float]:
         """Add up the gradients of all processes in place, and return the sum of the losses and of the videos."""
-        if PartialState().num_processes > 1:
+        if join_processes().num_processes > 1:
             torch.distributed.all_reduce(self._sums)
             gradients = self._gradients()
             flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -222,7 +222,7 @@ class ProbeTraining:
             ValueError: What is kept there was trained with other settings.
             FloatingPointError: A loss is not finite.
         """
-        state = PartialState()
+        state = join_processes()
         for epoch in range(self._restore(folder), self.plan.num_epochs):
             steps = self.plan.batches(epoch, rank=state.process_index, num_processes=state.num_processes)
             done = epoch * self.plan.steps_per_epoch
@@ -258,7 +258,7 @@ class ProbeTraining:
 
     def _save(self, folder: Path, num_epochs: int) -> None:
         """Keep the heads; whole at once, so that a kill leaves the last complete ones."""
-        state = PartialState()
+        state = join_processes()
         unreadable = sum(gather_object([self.num_unreadable]))
         if state.is_main_process:
             kept = {
@@ -290,7 +290,7 @@ class ProbeTraining:
             head.head.load_state_dict(weights)
             head.optimizer.load_state_dict(optimizer)
         self.losses = kept["losses"]
-        self.num_unreadable = kept["num_unreadable"] if PartialState().is_main_process else 0
+        self.num_unreadable = kept["num_unreadable"] if join_processes().is_main_process else 0
         return kept["num_epochs"]
 
 
@@ -330,7 +330,7 @@ def predict(
         batch_size: Videos at once, in each process.
         progress: Called with (videos done, all videos of this process) after each batch.
     """
-    state = PartialState()
+    state = join_processes()
     share = range(len(source.labelled))[state.process_index :: state.num_processes]
     requests = _split([ClipRequest(index, index) for index in share], batch_size)
     found: list[tuple[list[int], list[bool], list[np.ndarray]]] = []
