@@ -135,7 +135,8 @@ def test_healthy_run_learns_and_has_no_warning(healthy_run):
 
 
 def test_run_at_momentum_zero_collapses_and_is_named():
-    history = train(40, learning_rate=6e-3, momentum=0.0, every=5)
+    # So fast that the rank stays below a quarter with any version's rounding; 6e-3 only passes through it
+    history = train(60, learning_rate=1e-2, momentum=0.0, every=5)
     assert "collapsed-targets" in names_of(history)
     assert measured(history, "encoder_target_distance") == [0.0] * len(history)
 
