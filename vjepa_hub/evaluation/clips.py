@@ -35,7 +35,7 @@ from ..data.clip_sampling import sample_clip_indices
 from ..data.decoding import VideoDecodingError, available_backends
 from ..data.draws import Stream, draw_uniform, generator_at
 from ..data.records import FrameReader
-from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from ..model.video_processing_vjepa import RESIZE_OVER_CROP, VJEPAVideoProcessor
 from .labelled import ImageSource, LabelledSet, VideoSource
 from .protocols import Augmentation, Protocol
 
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 # Of the crop's side: how far RandAugment moves a picture at most (the released data loader)
 MAX_TRANSLATION = 0.45
-RESIZE_OVER_CROP = 256 / 224
 
 
 class LabelledClip(TypedDict):

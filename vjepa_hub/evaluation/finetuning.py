@@ -28,6 +28,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..hub.class_names import chosen_names
 from ..hub.loading import load_folder, open_model
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
@@ -498,8 +499,7 @@ def _require_same_classes(name: str, id2label: dict[int, str], train: LabelledSe
         raise ValueError(
             f"{name} is a classifier of {len(id2label)} classes, but the videos have {train.num_classes}: {remedy}"
         )
-    is_named = id2label != {number: f"LABEL_{number}" for number in range(len(id2label))}
-    if not is_named or train.class_names is None:
+    if chosen_names(id2label) is None or train.class_names is None:
         return
     for number, own in enumerate(train.class_names):
         if id2label[number] != own:

@@ -22,8 +22,6 @@ Module = TypeVar("Module", bound=nn.Module)
 DEFAULT_FRAMES_PER_CLIP = 16
 DEFAULT_MAX_FRAMES_PER_PASS = 64
 USUAL_HEAD_WIDTH = 64
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Letters after a line: B clips, T frames, N tokens, D width
 

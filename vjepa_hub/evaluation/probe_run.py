@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from ..hub.class_names import chosen_names
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .clips import ClipFormat, EvaluationClips, TrainingClips
@@ -231,9 +232,7 @@ def evaluate_classifier(
     Raises:
         ValueError: The set has other classes than the model.
     """
-    named = [label for _, label in sorted((model.config.id2label or {}).items())]
-    has_names = not all(label == f"LABEL_{number}" for number, label in enumerate(named))
-    names = tuple(settings.class_names or (named if has_names else ())) or None
+    names = tuple(settings.class_names or ()) or chosen_names(model.config.id2label)
     validation = open_labelled(
         settings.validation, media=settings.protocol.media, num_classes=model.num_labels, class_names=names
     )
@@ -362,11 +361,12 @@ class _EncoderEvaluation:
             frames_per_clip=settings.frames_per_clip,
         )
         self.format = _clip_format(self.encoder)
+        self.validation_facts = _describe_set(validation)
 
     def run(self, job: Job, output_dir: Path) -> Outcome:
         chosen = self._share_of_labels(job, output_dir)
         train = self.train if chosen is None else self._subset(chosen, job)
-        data = {"train": _describe_set(train), "validation": _describe_set(self.validation)}
+        data = {"train": _describe_set(train), "validation": self.validation_facts}
         record = _Record(self.settings, self.encoder, data, job.folder)
         if not record.is_done(job):
             training = self._train(train, chosen, job)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..model.modeling_vjepa import VJEPAForVideoClassification
+from ..hub.class_names import chosen_names
+from ..hub.loading import open_classifier
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
 from .clips import ClipFormat, EvaluationClips
 from .encoders import VJEPAEncoder
@@ -83,18 +84,15 @@ def evaluate_slice(
         FileNotFoundError: There is no such set.
         ValueError: The set has other classes than the model.
     """
-    model = VJEPAForVideoClassification.from_pretrained(folder).eval()
-    named = [label for _, label in sorted((model.config.id2label or {}).items())]
-    is_named = any(label != f"LABEL_{number}" for number, label in enumerate(named))
-    labelled = open_labelled(
-        data, media=protocol.media, num_classes=model.num_labels, class_names=tuple(named) if is_named else None
-    )
+    model, processor = open_classifier(folder)
+    names = chosen_names(model.config.id2label)
+    labelled = open_labelled(data, media=protocol.media, num_classes=model.num_labels, class_names=names)
     if len(labelled) > limit:
         chosen = np.sort(np.random.default_rng(0).permutation(len(labelled))[:limit])
         labelled = labelled.subset(chosen, f"{limit} drawn at random")
-    encoder = VJEPAEncoder.of_model(
-        model, VJEPAVideoProcessor.from_pretrained(folder), name=str(folder), description="a published model"
-    ).place(torch.device(device))
+    encoder = VJEPAEncoder.of_model(model, processor, name=str(folder), description="a published model").place(
+        torch.device(device)
+    )
     clip_format = ClipFormat(
         crop_size=encoder.crop_size, frames_per_clip=encoder.frames_per_clip, mean=encoder.mean, std=encoder.std
     )

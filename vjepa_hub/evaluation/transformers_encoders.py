@@ -27,13 +27,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils.hub import has_file
 
+from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from ..hub.download import DownloadError
 from ..model.configuration_vjepa import VJEPAConfig
 from .frozen_encoder import (
     DEFAULT_FRAMES_PER_CLIP,
     DEFAULT_MAX_FRAMES_PER_PASS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     ClipEncoder,
     EncoderFacts,
     FrozenEncoder,

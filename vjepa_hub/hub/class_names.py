@@ -4,6 +4,9 @@ The files of the released probes hold no names. The number of a class is what th
 names can only be given where the data set itself fixes the order.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 UNCERTAIN: dict[str, str] = {
     "k400": "the released probe does not number the classes of Kinetics-400 in alphabetical order, and its own order "
     "was not published",
@@ -31,3 +34,13 @@ def known_class_names(dataset: str) -> tuple[str, ...] | None:
     names = [info.index_to_description(number) for number in range(info.num_classes())]
     twice = {name for name in names if names.count(name) > 1}
     return tuple(f"{name} ({number})" if name in twice else name for number, name in enumerate(names))
+
+
+def chosen_names(id2label: Mapping[Any, str] | None) -> tuple[str, ...] | None:
+    """The names of a model's classes in the order of their numbers; None where they are LABEL_0, LABEL_1, ...
+
+    Args:
+        id2label: Of the model's configuration.
+    """
+    names = tuple(name for _, name in sorted((id2label or {}).items()))
+    return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names

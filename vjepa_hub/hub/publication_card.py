@@ -12,6 +12,7 @@ from pathlib import Path
 from ..model.configuration_vjepa import VJEPAConfig
 from .card_text import architecture_facts, is_ours, with_mark
 from .cards import CardFacts, merge_card, render_card
+from .class_names import chosen_names
 from .machine_paths import shorten_machine_paths
 from .model_folder import CARD_FILE
 from .registry import MODELS
@@ -121,9 +122,7 @@ def _as_hub_name(origin: str | None) -> str | None:
 
 
 def _note_on_names(kind: str, config: VJEPAConfig) -> str | None:
-    labels = dict(config.id2label or {})
-    is_named = any(label != f"LABEL_{number}" for number, label in labels.items())
-    if kind not in ("classifier", "probe") or is_named:
+    if kind not in ("classifier", "probe") or chosen_names(config.id2label) is not None:
         return None
     return "the classes were given by their numbers, which are those of the training set"
 
