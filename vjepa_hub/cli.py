@@ -85,6 +85,13 @@ class Baseline(str, Enum):
     clips = "clips"
 
 
+class MadeKind(str, Enum):
+    """What made video shows."""
+
+    shapes = "shapes"
+    fashion_mnist = "fashion-mnist"
+
+
 class MaskKind(str, Enum):
     """Kinds of masks."""
 
@@ -400,6 +407,50 @@ def check_data(
     for path in [output_dir / REPORT, *written]:
         typer.echo(f"wrote {path}")
     raise typer.Exit(1 if summary.bad else 0)
+
+
+@app.command(
+    name="make-videos",
+    epilog="Example: [bold]vjepa-hub make-videos train --kind fashion-mnist[/bold]",
+)
+def make_videos(
+    folder: Annotated[Path, typer.Argument(help="Made if it is not there; videos that are there are kept.")],
+    kind: Annotated[MadeKind, typer.Option(help="What moves: drawn shapes, or pictures.")] = MadeKind.shapes,
+    num_videos: Annotated[int, typer.Option(help="Number of videos.")] = 1000,
+    size: Annotated[int, typer.Option(help="Side of the square frames in pixels.")] = 64,
+    num_frames: Annotated[int, typer.Option(help="Frames of each video.")] = 32,
+    split: Annotated[str, typer.Option(help="train or test; they share neither backgrounds nor pictures.")] = "train",
+    seed: Annotated[int, typer.Option(help="Everything is a function of it.")] = 0,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the four IDX files of Fashion-MNIST (MIT licence). Default: that of Debian's package "
+            "dataset-fashion-mnist."
+        ),
+    ] = None,
+) -> None:
+    """Make labelled video: H.264 files whose objects and motions are told apart by two labels each.
+
+    The same numbers give the same videos. The folder gets videos.csv (path and both labels), and appearance.csv and
+    motion.csv in the form 'path label', for pretrain, probe and finetune.
+    """
+    from .data.moving_pictures import MovingPictureSettings, make_moving_pictures, read_fashion_mnist
+    from .data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+    from .pretraining.console import shown_progress
+
+    has_pictures = kind is MadeKind.fashion_mnist
+    if pictures is not None and not has_pictures:
+        raise typer.BadParameter("--pictures is for --kind fashion-mnist; shapes are drawn")
+    settings_class = MovingPictureSettings if has_pictures else SyntheticVideoSettings
+    with usage_errors():
+        settings = settings_class(num_videos=num_videos, size=size, num_frames=num_frames, split=split, seed=seed)
+        with shown_progress(Console(stderr=True), f"making {num_videos:,} videos in {folder}") as progress:
+            if isinstance(settings, MovingPictureSettings):
+                shown = read_fashion_mnist(split, pictures)
+                manifest = make_moving_pictures(folder, settings, **shown, progress=progress)
+            else:
+                manifest = make_synthetic_videos(folder, settings, progress=progress)
+    typer.echo(f"wrote {manifest}")
 
 
 @app.command(epilog="Example: [bold]vjepa-hub pretrain vitl16 --data videos.csv --output-dir out[/bold]")

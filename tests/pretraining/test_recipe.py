@@ -4,6 +4,8 @@ from dataclasses import replace
 import pytest
 
 from vjepa_hub.data.masking import CAUSAL, LONG_RANGE, RANDOM_TUBE, SHORT_RANGE
+from vjepa_hub.data.moving_pictures import MovingPictureSettings
+from vjepa_hub.data.synthetic import SyntheticVideoSettings
 from vjepa_hub.hub.registry import MODELS
 from vjepa_hub.pretraining.arguments import CHECKPOINTING
 from vjepa_hub.pretraining.recipe import (
@@ -183,6 +185,27 @@ def test_a_key_of_two_sections_has_to_name_one():
     with pytest.raises(KeyError, match=r"write training.seed or synthetic.seed"):
         load_recipe("tiny").with_overrides(["seed=1"])
     assert load_recipe("vitl16").with_overrides(["seed=1"]).training["seed"] == 1
+
+
+def test_made_video_of_pictures_is_asked_for_by_its_kind_and_read_back(tmp_path):
+    shapes = load_recipe("tiny")
+    pictures = shapes.with_overrides(["synthetic.kind=fashion-mnist", "num_videos=12"])
+    assert type(shapes.synthetic) is SyntheticVideoSettings
+    assert pictures.synthetic == MovingPictureSettings(num_videos=12, size=64, num_frames=32, fps=16)
+    assert differing_keys(shapes, pictures) == ["synthetic.kind", "synthetic.num_videos"]
+    (tmp_path / "recipe.yaml").write_text(pictures.to_yaml())
+    assert load_recipe(tmp_path / "recipe.yaml") == pictures
+
+
+def test_a_recipe_from_before_there_were_kinds_makes_shapes():
+    tree = load_recipe("tiny").to_dict()
+    del tree["synthetic"]["kind"]
+    assert recipe_from_dict(tree, name="tiny") == load_recipe("tiny")
+
+
+def test_an_unknown_kind_of_made_video_is_an_error_that_names_the_known_ones():
+    with pytest.raises(KeyError, match=r"synthetic.kind is 'mnist', but must be shapes or fashion-mnist"):
+        load_recipe("tiny").with_overrides(["synthetic.kind=mnist"])
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):

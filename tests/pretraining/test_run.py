@@ -5,6 +5,7 @@ import signal
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -13,6 +14,7 @@ from transformers import AutoModel, AutoVideoProcessor, TrainerCallback
 
 from vjepa_hub import VJEPAForPreTraining
 from vjepa_hub.data.streaming import ClipStream
+from vjepa_hub.pretraining import run_data
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.metrics_log import read_metrics
 from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
@@ -307,3 +309,21 @@ def test_the_first_weights_follow_from_the_seed(small_recipe):
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert isinstance(first, VJEPAForPreTraining)
+
+
+def test_a_run_on_pictures_shows_each_split_its_own(small_recipe, tmp_path, monkeypatch):
+    asked = []
+
+    def read_pictures(split):
+        asked.append(split)
+        shown = np.full((10, 28, 28), 255, np.uint8)
+        return {"pictures": shown, "labels": np.arange(10), "class_names": [f"thing-{n}" for n in range(10)]}
+
+    monkeypatch.setattr(run_data, "read_fashion_mnist", read_pictures)
+    recipe = small_recipe.with_overrides(["synthetic.kind=fashion-mnist", "probe=knn"])
+    run = prepare_run(recipe, output_dir=tmp_path, console=Shown().console)
+    assert asked == ["train", "test"]
+    assert "moving pictures of Fashion-MNIST, MIT licence" in run.trainer.data_description
+    for name in ("videos", "test-videos"):
+        assert "thing-" in (tmp_path / name / "videos.csv").read_text()
+        assert (tmp_path / name / "moving_pictures.json").exists()

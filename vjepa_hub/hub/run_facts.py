@@ -323,7 +323,10 @@ def _describe_data(recipe: Mapping[str, Any]) -> str:
     if shares:
         return ", ".join(Path(share).name for share in shares)
     made = recipe.get("synthetic")
-    return f"{made['num_videos']:,} videos that vjepa_hub made itself" if made else ""
+    if not made:
+        return ""
+    content = f" of {made['kind']}" if made.get("kind", "shapes") != "shapes" else ""
+    return f"{made['num_videos']:,} videos{content} that vjepa_hub made itself"
 
 
 def _count_steps(folder: Path) -> str:

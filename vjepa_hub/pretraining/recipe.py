@@ -8,7 +8,8 @@ The bundled ones lie in `recipes/`. A recipe has these keys, of which all but `m
     masks                 kinds of masks: a name of `MASK_NAMES`, or settings with a `kind` of `MASK_CLASSES`
     clips                 fields of `ClipRecipe`
     data                  list of {path, weight}
-    synthetic             fields of `SyntheticVideoSettings`: video that is made where no data is given
+    synthetic             video that is made where no data is given: a `kind` of `SYNTHETIC_CLASSES` (by default
+                          shapes), and the fields of its settings
     training              fields of `VJEPATrainingArguments`, and `global_batch_size`
     published             facts of the published run that no code reads
 
@@ -34,6 +35,7 @@ from ..data.masking import (
     TokenGrid,
     require_possible,
 )
+from ..data.moving_pictures import MovingPictureSettings
 from ..data.synthetic import SyntheticVideoSettings
 from ..model.configuration_vjepa import VJEPAConfig
 from .arguments import CHECKPOINTING, VJEPATrainingArguments
@@ -49,6 +51,10 @@ MASK_NAMES: dict[str, tuple[MaskKind, ...]] = {
     "causal": (CAUSAL,),
 }
 MASK_CLASSES: dict[str, type] = {"multi-block": MultiBlockMasking, "random-tube": RandomTubeMasking}
+SYNTHETIC_CLASSES: dict[str, type[SyntheticVideoSettings]] = {
+    "shapes": SyntheticVideoSettings,
+    "fashion-mnist": MovingPictureSettings,
+}
 GLOBAL_BATCH_SIZE = "global_batch_size"
 # Arguments of the Trainer that a recipe cannot hold, and where they belong
 _REFUSED = {
@@ -231,7 +237,7 @@ class Recipe:
         pairs = overrides.items() if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
         tree = self.to_dict()
         for key, value in pairs:
-            _assign(tree, _locate(key, has_synthetic=tree["synthetic"] is not None), value)
+            _assign(tree, _locate(key, synthetic=self.synthetic), value)
         return recipe_from_dict(tree, name=self.name)
 
     def with_inputs(
@@ -265,7 +271,7 @@ class Recipe:
             "masks": [_mask_to_dict(settings) for settings in self.masks],
             "clips": _plain(dataclasses.asdict(self.clips)),
             "data": [dataclasses.asdict(share) for share in self.data],
-            "synthetic": None if self.synthetic is None else dataclasses.asdict(self.synthetic),
+            "synthetic": None if self.synthetic is None else _synthetic_to_dict(self.synthetic),
             "training": _plain(dict(self.training)),
             "published": _plain(dict(self.published)),
         }
@@ -415,7 +421,22 @@ def _data(tree: Any) -> tuple[DataShare, ...]:
 
 
 def _synthetic(tree: Any) -> SyntheticVideoSettings | None:
-    return None if tree is None else build_checked(SyntheticVideoSettings, tree, "synthetic")
+    if tree is None:
+        return None
+    fields = dict(as_mapping("synthetic", tree))
+    kind = fields.pop("kind", "shapes")
+    if kind not in SYNTHETIC_CLASSES:
+        raise KeyError(f"synthetic.kind is '{kind}', but must be {' or '.join(SYNTHETIC_CLASSES)}")
+    return build_checked(SYNTHETIC_CLASSES[kind], fields, "synthetic")
+
+
+def synthetic_kind(settings: SyntheticVideoSettings) -> str:
+    """What made video shows, a key of `SYNTHETIC_CLASSES`."""
+    return next(kind for kind, cls in SYNTHETIC_CLASSES.items() if type(settings) is cls)
+
+
+def _synthetic_to_dict(settings: SyntheticVideoSettings) -> dict[str, Any]:
+    return {"kind": synthetic_kind(settings), **dataclasses.asdict(settings)}
 
 
 def _masks(tree: Any) -> tuple[MaskKind, ...]:
@@ -457,24 +478,24 @@ def _split_override(text: str) -> tuple[str, Any]:
     return key.strip(), read_yaml(value, source=f"the value of '{text}'")
 
 
-def _section_fields(has_synthetic: bool) -> dict[str, Iterable[str]]:
+def _section_fields(synthetic: SyntheticVideoSettings | None) -> dict[str, Iterable[str]]:
     sections: dict[str, Iterable[str]] = {
         "model": _model_fields(),
         "clips": typing.get_type_hints(ClipRecipe),
         "training": [*_training_fields(), *_REFUSED],
     }
-    if has_synthetic:
-        sections["synthetic"] = typing.get_type_hints(SyntheticVideoSettings)
+    if synthetic is not None:
+        sections["synthetic"] = [entry.name for entry in dataclasses.fields(synthetic)]
     return sections
 
 
-def _locate(key: str, *, has_synthetic: bool) -> list[str]:
+def _locate(key: str, *, synthetic: SyntheticVideoSettings | None) -> list[str]:
     """The way to a key: itself with dots, or by way of the only section that has it."""
     parts = key.split(".")
     top = [entry.name for entry in dataclasses.fields(Recipe)]
     if parts[0] in top:
         return parts
-    sections = _section_fields(has_synthetic)
+    sections = _section_fields(synthetic)
     owners = [section for section, names in sections.items() if key in names]
     if len(owners) == 1:
         return [owners[0], key]

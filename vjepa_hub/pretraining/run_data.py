@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from ..data.augmentation import resize_cutouts
 from ..data.dataset import ClipSettings, VideoClipDataset, read_clip
 from ..data.decoding import VideoDecodingError
+from ..data.moving_pictures import MovingPictureSettings, make_moving_pictures, read_fashion_mnist
 from ..data.quarantine import Quarantine
 from ..data.records import ClipSource
 from ..data.sources import open_source
@@ -170,8 +171,8 @@ def _make_synthetic(
             )
         probe = OnlineProbe(cast(ProbeKind, args.probe), train, validation)
     description = (
-        f"{settings.num_videos:,} videos that vjepa_hub made itself (moving shapes, {settings.size} pixels, "
-        f"seed {settings.seed})"
+        f"{settings.num_videos:,} videos that vjepa_hub made itself ({_describe_made(settings)}, {settings.size} "
+        f"pixels, seed {settings.seed})"
     )
     dataset = _open_clips(recipe, args, folder, open_source(manifest))
     return RunData(dataset=dataset, description=description, probe=probe)
@@ -179,7 +180,15 @@ def _make_synthetic(
 
 def _make_once(folder: Path, settings: SyntheticVideoSettings, show_progress: ShowProgress) -> Path:
     with show_progress(f"making {settings.num_videos:,} videos in {folder}") as progress:
+        if isinstance(settings, MovingPictureSettings):
+            pictures = read_fashion_mnist(settings.split)
+            return make_moving_pictures(folder, settings, **pictures, progress=progress)
         return make_synthetic_videos(folder, settings, progress=progress)
+
+
+def _describe_made(settings: SyntheticVideoSettings) -> str:
+    has_pictures = isinstance(settings, MovingPictureSettings)
+    return "moving pictures of Fashion-MNIST, MIT licence" if has_pictures else "moving shapes"
 
 
 def _task_sources(folder: Path) -> dict[str, ClipSource]:
