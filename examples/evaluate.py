@@ -17,58 +17,46 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from vjepa_hub.data.moving_pictures import MovingPictureSettings, make_moving_pictures, read_fashion_mnist
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.evaluation.heads import HeadSettings
-from vjepa_hub.evaluation.probe_run import ProbeSettings, run_probe
-from vjepa_hub.evaluation.protocols import find_protocol
+from vjepa_hub.evaluation.made_tasks import TASKS, MadeTaskSettings, make_task_videos, probe_tasks
 
 
 def main() -> None:
     """Make the video, then a table for each task."""
     arguments = parse_arguments()
-    folder = arguments.output_dir
-    for split, num_videos in (("train", arguments.num_train), ("test", arguments.num_test)):
-        make_videos(arguments, split, num_videos)
-    for task, num_classes in (("appearance", 10), ("motion", 8)):
-        settings = ProbeSettings(
-            encoders=arguments.encoders,
-            protocol=find_protocol("plain").with_values(
-                num_segments=1, frame_step=2, augmentation=None, num_epochs=arguments.num_epochs
-            ),
-            train=folder / "train" / f"{task}.csv",
-            validation=folder / "test" / f"{task}.csv",
-            heads=[
-                HeadSettings(pooling=pooling, learning_rate=rate, weight_decay=0.01)
-                for pooling in ("attentive", "average")
-                for rate in (3e-4, 1e-3, 3e-3)
-            ],
-            seeds=arguments.seed,
-            label_fractions=arguments.label_fraction,
-            num_splits=3,
-            num_classes=num_classes,
-            cache=folder / "features",
-        )
-        for row in run_probe(settings, folder / task, show_progress):
+    settings = MadeTaskSettings(
+        num_train=arguments.num_train,
+        num_test=arguments.num_test,
+        size=arguments.size,
+        num_epochs=arguments.num_epochs,
+        has_pictures=arguments.pictures is not None,
+        pictures=Path(arguments.pictures) if arguments.pictures else None,
+    )
+    make_task_videos(arguments.output_dir, settings, show_progress)
+    heads = [
+        HeadSettings(pooling=pooling, learning_rate=rate, weight_decay=0.01)
+        for pooling in ("attentive", "average")
+        for rate in (3e-4, 1e-3, 3e-3)
+    ]
+    tables = probe_tasks(
+        arguments.encoders,
+        arguments.output_dir,
+        arguments.output_dir,
+        settings,
+        heads=heads,
+        seeds=arguments.seed,
+        label_fractions=arguments.label_fraction,
+        show_progress=show_progress,
+    )
+    for task, rows in tables.items():
+        for row in rows:
             mark = "*" if row.is_selected else " "
             Console().print(
                 f"{mark} {task}, {row.encoder}, {row.fraction:.0%} of the labels, {row.head}: top-1 "
-                f"{row.top1.to_percent()} % (chance {100 / num_classes:.1f} %)",
+                f"{row.top1.to_percent()} % (chance {100 / TASKS[task]:.1f} %)",
                 soft_wrap=True,
                 highlight=False,
             )
-
-
-def make_videos(arguments: argparse.Namespace, split: str, num_videos: int) -> None:
-    """The videos of a split, of made shapes or of pictures."""
-    values = {"num_videos": num_videos, "size": arguments.size, "num_frames": 32, "split": split}
-    folder = arguments.output_dir / split
-    with show_progress(f"making {num_videos} videos") as progress:
-        if arguments.pictures is None:
-            make_synthetic_videos(folder, SyntheticVideoSettings(**values), progress=progress)
-        else:
-            pictures = read_fashion_mnist(split, arguments.pictures or None)
-            make_moving_pictures(folder, MovingPictureSettings(**values), **pictures, progress=progress)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ ROOMS = {
     "features": {"features", "model", "data", "hub"},
     "pretraining": {"pretraining", "model", "data", "hub"},
     "evaluation": {"evaluation", "model", "data", "hub"},
+    "reproduction": {"reproduction", "evaluation", "pretraining", "model", "data", "hub"},
 }
 MODEL_FILES = sorted((PACKAGE / "model").glob("*_vjepa.py"))
 MODEL_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}

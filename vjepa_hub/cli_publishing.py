@@ -189,12 +189,27 @@ def verify(
     ] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     device: Annotated[str, typer.Option(help="Where the slice is evaluated.")] = "cpu",
+    retrain: Annotated[
+        bool,
+        typer.Option(
+            "--retrain", help="Train the model again by the recipe of its reproduction.json, and compare with that."
+        ),
+    ] = False,
+    short: Annotated[bool, typer.Option("--short", help="Of that training, the first part only.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of that training. Default: the model's own.")] = None,
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for that training; the same command goes on where it was stopped.")
+    ] = Path("runs/retrained"),
 ) -> None:
     """Download a published model and check what it says of itself.
 
     Hashes against the server's; weights complete, with the keys and shapes of their configuration; processor; no
     pickles needed; the code for trust_remote_code against this package's; card against configuration. Ends with 1
     where a check fails. Nothing of the repository is run, but for --run-code.
+
+    --retrain: a model that was made by `python -m vjepa_hub.reproduction` carries the record of several trainings. It
+    is trained again; the loss has to run within their spread, the accuracies have to lie within two standard
+    deviations, and with the same seed on the same machine the weights have to be equal to the bit.
     """
     from .cli import usage_errors
     from .hub.hub_errors import HubAccessError
@@ -202,6 +217,8 @@ def verify(
     with usage_errors():
         if data is None and protocol is not None:
             raise ValueError("--protocol was given, but no --data to evaluate on: give both or neither")
+        if not retrain and (short or seed is not None):
+            raise ValueError("--short and --seed are about a training: give --retrain too, or leave them out")
         try:
             report = _verified(name, revision)
         except HubAccessError as error:
@@ -211,6 +228,9 @@ def verify(
             report = report.with_check(_run_code(report))
         if data is not None:
             report = report.with_check(_evaluate_slice(report, data, limit, protocol, num_workers, device))
+        if retrain:
+            for check in _retrain(report, output_dir, is_short=short, seed=seed):
+                report = report.with_check(check)
     _show_report(report)
     if not report.passed:
         raise typer.Exit(1)
@@ -266,6 +286,12 @@ def _evaluate_slice(
         found = f"{num_correct} of {metrics.num_videos} right; the card states no top-1 accuracy to compare with"
         return Check(name="stated accuracy", state=SKIPPED, detail=found)
     return compare_accuracy(stated, num_correct, metrics.num_videos)
+
+
+def _retrain(report: VerificationReport, output_dir: Path, *, is_short: bool, seed: int | None) -> list[Check]:
+    from .reproduction.retraining import verify_training
+
+    return verify_training(report.folder, output_dir, is_short=is_short, seed=seed)
 
 
 def _show_report(report: VerificationReport) -> None:

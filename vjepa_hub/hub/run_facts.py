@@ -21,9 +21,10 @@ from .safety import CONFIG_FILE, RefusedModelError
 
 RECIPE_FILE, METRICS_TABLE = "recipe.yaml", "metrics.csv"
 TUNING_FILE, METRICS_FILE = "finetuning.json", "metrics.json"
+REPRODUCTION_FILE = "reproduction.json"
 RESULTS_FILE, CLASSES_TABLE, CLASSIFIER_FOLDER = "results.json", "per_class.csv", "classifier"
 # What travels beside the model, and what only with the plots
-RECORDS = (RECIPE_FILE, METRICS_TABLE, TUNING_FILE, METRICS_FILE)
+RECORDS = (RECIPE_FILE, METRICS_TABLE, TUNING_FILE, METRICS_FILE, REPRODUCTION_FILE)
 PROBE_RECORDS = (RESULTS_FILE, CLASSES_TABLE)
 PLOTS = ("report.png", "confusion.png")
 

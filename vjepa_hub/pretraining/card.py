@@ -12,6 +12,7 @@ from ..data.masking import MaskKind, RandomTubeMasking
 from ..hub.card_text import FEATURES_LIMITS, fact_table
 from ..hub.cards import CardFacts, is_ours, render_card
 from ..hub.registry import MODELS
+from .checkpoints import trained_origin
 from .health import PREFIX as HEALTH
 from .health import HealthMeasurement
 from .probe import PREFIX as PROBE
@@ -55,7 +56,7 @@ def card_facts(folder: Path, trainer: "VJEPATrainer") -> CardFacts:
     recipe = load_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
     initial = recipe.initial if recipe else None
     config = copy.deepcopy(trainer.model.config)
-    config.weights_origin = f"pretrained by vjepa_hub, {trainer.state.global_step} steps"
+    config.weights_origin = trained_origin(trainer.state.global_step)
     limits = f"{FEATURES_LIMITS} Nobody has evaluated this model beyond the numbers here."
     return CardFacts(
         name=trainer.args.hub_model_id or folder.resolve().name,

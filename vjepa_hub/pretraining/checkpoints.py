@@ -80,6 +80,11 @@ def published_state(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return published
 
 
+def trained_origin(num_steps: int) -> str:
+    """What the configuration says of weights that were trained here (`VJEPAConfig.weights_origin`)."""
+    return f"pretrained by vjepa_hub, {num_steps} steps"
+
+
 def save_published(folder: str | Path, config: VJEPAConfig, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Write a features model, as `AutoModel` loads it and the Hub shows it.
 

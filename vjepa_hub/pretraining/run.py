@@ -291,7 +291,7 @@ def build_trainer(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, co
         mask_kinds=recipe.masks,
         probe=data.probe,
         data_description=data.description,
-        processing_class=_processor(recipe),
+        processing_class=build_processor(recipe),
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -300,8 +300,8 @@ def build_trainer(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, co
     return trainer
 
 
-def _processor(recipe: Recipe) -> VJEPAVideoProcessor:
-    """Takes clips from videos as the training did."""
+def build_processor(recipe: Recipe) -> VJEPAVideoProcessor:
+    """The processor of a recipe: takes clips from videos as the training does."""
     config, clips = recipe.config(), recipe.clips
     name = "frame_step" if clips.clip_duration is None else "clip_duration"
     pace = {name: getattr(clips, name)}

@@ -37,7 +37,7 @@ from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .arguments import VJEPATrainingArguments
 from .batches import ProcessBatches, with_positions
 from .card import write_card
-from .checkpoints import complete_or_absent, find_checkpoint, save_published
+from .checkpoints import complete_or_absent, find_checkpoint, save_published, trained_origin
 from .ema import TargetEncoderCallback
 from .finite import FiniteWatch, NonFiniteLossError
 from .health import HealthCallback
@@ -412,7 +412,7 @@ class VJEPATrainer(Trainer):
         self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}", blocking=False)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        self.model.config.weights_origin = f"pretrained by vjepa_hub, {self.state.global_step} steps"
+        self.model.config.weights_origin = trained_origin(self.state.global_step)
         if self._is_writing_checkpoint:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:

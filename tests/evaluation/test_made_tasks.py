@@ -1,0 +1,69 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.data.manifests import read_manifest_entries
+from vjepa_hub.evaluation import made_tasks
+from vjepa_hub.evaluation.heads import HeadSettings
+from vjepa_hub.evaluation.made_tasks import TASKS, MadeTaskSettings, make_task_videos, probe_tasks
+
+SMALL = MadeTaskSettings(
+    num_train=80, num_test=8, size=32, num_frames=4, frame_step=1, num_epochs=1, has_pictures=False
+)
+
+
+def silent(title):
+    return nullcontext(lambda done, total: None)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    make_task_videos(folder, SMALL, silent)
+    return folder
+
+
+def test_both_splits_are_made_and_share_no_video(videos):
+    found = {split: sorted((videos / split).glob("*.mp4")) for split in ("train", "test")}
+    assert {split: len(paths) for split, paths in found.items()} == {"train": 80, "test": 8}
+    contents = [path.read_bytes() for paths in found.values() for path in paths]
+    assert len(set(contents)) == 88
+
+
+def test_pictures_of_each_split_are_its_own(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(made_tasks, "read_fashion_mnist", lambda split, folder: asked.append((split, folder)) or {})
+    monkeypatch.setattr(made_tasks, "make_moving_pictures", lambda folder, made, progress: asked.append(made.split))
+    settings = MadeTaskSettings(num_train=2, num_test=2, pictures=tmp_path)
+    make_task_videos(tmp_path / "made", settings, silent)
+    assert asked == [("train", tmp_path), "train", ("test", tmp_path), "test"]
+
+
+def test_each_task_has_a_row_for_each_head_and_one_of_them_is_selected(videos, tmp_path):
+    config = VJEPAConfig(
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        patch_size=8,
+        crop_size=32,
+        frames_per_clip=4,
+        pred_hidden_size=12,
+        pred_num_hidden_layers=1,
+        pred_num_attention_heads=2,
+    )
+    torch.manual_seed(0)
+    VJEPAModel(config).save_pretrained(tmp_path / "model")
+    VJEPAVideoProcessor(crop_size=32, num_frames=4).save_pretrained(tmp_path / "model")
+    heads = [HeadSettings(pooling="average", learning_rate=rate, weight_decay=0.0) for rate in (1e-3, 1e-2)]
+    tables = probe_tasks(
+        [str(tmp_path / "model")], videos, tmp_path / "out", SMALL, heads=heads, seeds=(0,), show_progress=silent
+    )
+    assert list(tables) == list(TASKS)
+    for task, rows in tables.items():
+        assert [row.is_selected for row in rows].count(True) == 1
+        assert len(rows) == 2
+        labels = [int(entry.label) for entry in read_manifest_entries(videos / "test" / f"{task}.csv")]
+        assert max(labels) < TASKS[task]
+        assert all(8 * row.top1.mean == pytest.approx(round(8 * row.top1.mean)) for row in rows)

@@ -1,0 +1,138 @@
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from vjepa_hub.cli import app
+from vjepa_hub.evaluation.label_efficiency import SplitSummary
+from vjepa_hub.evaluation.made_tasks import MadeTaskSettings
+from vjepa_hub.evaluation.probe_run import SummaryRow
+from vjepa_hub.pretraining.recipe import recipe_from_dict
+from vjepa_hub.reproduction import retraining
+from vjepa_hub.reproduction.record import read_record
+from vjepa_hub.reproduction.retraining import record_trainings, verify_training
+from vjepa_hub.reproduction.training import digest_weights
+
+RECIPE = {
+    "model": {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+        "crop_size": 32,
+        "frames_per_clip": 4,
+        "pred_hidden_size": 12,
+        "pred_num_hidden_layers": 1,
+        "pred_num_attention_heads": 2,
+    },
+    "masks": [{"kind": "multi-block", "num_blocks": 1, "spatial_scale": [0.5, 0.5]}],
+    "clips": {"frame_step": 2},
+    "synthetic": {"num_videos": 8, "size": 32, "num_frames": 8},
+    "training": {
+        "use_cpu": True,
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "warmup_steps": 1,
+        "learning_rate": 1e-3,
+        "momentum": 0.5,
+        "logging_steps": 1,
+        "save_steps": 10,
+        "health_steps": 0,
+    },
+}
+TASKS = MadeTaskSettings(num_train=80, num_test=80, size=32, num_frames=8, has_pictures=False, num_epochs=1)
+
+
+def quiet():
+    return Console(file=io.StringIO())
+
+
+def accuracies_from_weights(encoders, videos, output_dir, settings, *, seeds, show_progress):
+    """In place of a probe, which costs more than all the rest: a share that the weights alone decide."""
+    share = int(digest_weights(encoders[0])[:4], 16) / 0xFFFF
+    top1 = SplitSummary(mean=share, deviation=None, num_splits=1)
+    row = SummaryRow(encoder=encoders[0], fraction=1.0, head="", is_selected=True, top1=top1, top5=top1)
+    return {"appearance": [row], "motion": [row]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_probe():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retraining, "make_task_videos", lambda *arguments: None)
+        patch.setattr(retraining, "probe_tasks", accuracies_from_weights)
+        yield
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, _quick_probe):
+    """The folder of trainings with two seeds."""
+    folder = tmp_path_factory.mktemp("recorded")
+    recipe = recipe_from_dict(RECIPE, name="small")
+    record_trainings(recipe, folder, seeds=(0, 1), short_steps=2, tasks=TASKS, num_threads=1, console=quiet())
+    return folder
+
+
+def test_the_model_is_that_of_the_first_seed_with_a_record_of_all(recorded):
+    record = read_record(recorded / "model")
+    assert [sorted(one.losses) for one in record.seeds] == [[1, 2, 3, 4]] * 2
+    assert [sorted(one.accuracies) for one in record.seeds] == [[2, 4]] * 2
+    assert record.seeds[0].digests[4] == digest_weights(recorded / "model")
+    assert len({digest for one in record.seeds for digest in one.digests.values()}) == 4
+    assert "4 steps" in AutoModel.from_pretrained(recorded / "model").config.weights_origin
+    assert str(recorded) not in json.dumps(record.recipe)
+
+
+def test_a_training_cut_short_is_the_beginning_of_the_whole(recorded, tmp_path):
+    """The same learning rates and momenta, the same clips and masks: equal to the bit."""
+    checks = verify_training(recorded / "model", tmp_path, is_short=True, console=quiet())
+    assert [(check.name, check.state) for check in checks] == [
+        ("weights after step 2", "passed"),
+        ("loss to step 2", "passed"),
+        ("appearance after step 2", "passed"),
+        ("motion after step 2", "passed"),
+    ]
+    assert not (tmp_path / "seed-0" / "step-4").exists()
+
+
+def test_a_training_goes_on_where_it_was_left(recorded, tmp_path):
+    verify_training(recorded / "model", tmp_path, is_short=True, console=quiet())
+    checks = verify_training(recorded / "model", tmp_path, console=quiet())
+    assert [check.state for check in checks] == ["passed"] * 4
+    assert digest_weights(tmp_path / "seed-0" / "step-4") == digest_weights(recorded / "model")
+
+
+def test_weights_that_were_changed_are_seen(recorded, tmp_path):
+    tensors = load_file(recorded / "model" / "model.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert digest_weights(tmp_path) == digest_weights(recorded / "model")
+    name = min(tensors)
+    tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert digest_weights(tmp_path) != digest_weights(recorded / "model")
+
+
+def test_steps_that_do_not_fit_are_an_error(tmp_path):
+    recipe = recipe_from_dict(RECIPE, name="small")
+    with pytest.raises(ValueError, match=r"short_steps is 4, but must be at least 1 and below .* max_steps, 4"):
+        record_trainings(recipe, tmp_path, short_steps=4, console=quiet())
+
+
+def run_verify(*arguments):
+    result = CliRunner().invoke(app, ["verify", *map(str, arguments)], env={"COLUMNS": "220", "NO_COLOR": "1"})
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_the_command_trains_again_and_gives_a_verdict(recorded, tmp_path):
+    model = recorded / "model"
+    code, output = run_verify(model, "--retrain", "--short", "--output-dir", tmp_path)
+    assert "weights after step 2 passed equal to the record's to the bit" in output
+    assert "1 checks failed" in output, "the card has no licence yet, and nothing else is wrong"
+    assert code == 1
+    code, output = run_verify(model, "--short")
+    assert code != 0
+    assert "give --retrain too" in output

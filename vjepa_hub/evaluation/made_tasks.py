@@ -1,0 +1,137 @@
+"""Two tasks on video that the package makes: what is shown, and how it moves. Small encoders are judged by them.
+
+Training and test videos share neither pictures, nor textures, nor backgrounds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.moving_pictures import (
+    FASHION_MNIST_CLASSES,
+    MovingPictureSettings,
+    make_moving_pictures,
+    read_fashion_mnist,
+)
+from ..data.synthetic import MOTIONS, SyntheticVideoSettings, make_synthetic_videos
+from .heads import HeadSettings
+from .probe_run import ProbeSettings, SummaryRow, run_probe
+from .protocols import find_protocol
+
+# Both kinds of video have ten appearances
+TASKS: Mapping[str, int] = {"appearance": len(FASHION_MNIST_CLASSES), "motion": len(MOTIONS)}
+"""Classes of each task."""
+
+ATTENTIVE_HEADS = tuple(
+    HeadSettings(pooling="attentive", learning_rate=rate, weight_decay=0.01) for rate in (3e-4, 1e-3, 3e-3)
+)
+TRAIN, TEST = "train", "test"
+ShowProgress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeTaskSettings:
+    """Which videos, and how long heads are trained on them.
+
+    Args:
+        num_train: Videos that heads learn from.
+        num_test: Videos that they are judged on.
+        size: Side of the square frames in pixels.
+        num_frames: Frames of each video.
+        frame_step: Video frames from one frame of a clip to the next.
+        num_epochs: Passes over the training videos.
+        has_pictures: Whether pictures of Fashion-MNIST move, or drawn shapes, which are harder.
+        pictures: Folder of the IDX files of Fashion-MNIST; None: that of Debian's package.
+    """
+
+    num_train: int = 1000
+    num_test: int = 1000
+    size: int = 64
+    num_frames: int = 32
+    frame_step: int = 2
+    num_epochs: int = 20
+    has_pictures: bool = True
+    pictures: Path | None = None
+
+
+def make_task_videos(folder: str | Path, settings: MadeTaskSettings, show_progress: ShowProgress) -> None:
+    """Write the videos of both splits to `train` and `test` below a folder. Those that are there are kept.
+
+    Args:
+        folder: Made if it is not there.
+        settings: Which videos.
+        show_progress: Gives a function (done, total) to show how far the named work is.
+
+    Raises:
+        FileNotFoundError: The pictures are not there.
+        ValueError: A number lies outside its range, or the folder has other videos.
+    """
+    for split, num_videos in ((TRAIN, settings.num_train), (TEST, settings.num_test)):
+        with show_progress(f"making {num_videos:,} videos") as progress:
+            _make_split(Path(folder) / split, settings, split, num_videos, progress)
+
+
+def _make_split(
+    folder: Path, settings: MadeTaskSettings, split: str, num_videos: int, progress: Callable[[int, int], None]
+) -> None:
+    if settings.has_pictures:
+        made = MovingPictureSettings(
+            num_videos=num_videos, size=settings.size, num_frames=settings.num_frames, split=split
+        )
+        make_moving_pictures(folder, made, **read_fashion_mnist(split, settings.pictures), progress=progress)
+    else:
+        shapes = SyntheticVideoSettings(
+            num_videos=num_videos, size=settings.size, num_frames=settings.num_frames, split=split
+        )
+        make_synthetic_videos(folder, shapes, progress=progress)
+
+
+def probe_tasks(
+    encoders: Sequence[str],
+    videos: str | Path,
+    output_dir: str | Path,
+    settings: MadeTaskSettings,
+    *,
+    heads: Sequence[HeadSettings] = ATTENTIVE_HEADS,
+    seeds: Sequence[int] = (0, 1, 2),
+    label_fractions: Sequence[float] = (),
+    show_progress: ShowProgress,
+) -> dict[str, list[SummaryRow]]:
+    """Train heads on frozen encoders in both tasks. The same call goes on after an interruption.
+
+    One clip of each video, no augmentation, so that each clip is encoded once for all heads, seeds and shares.
+
+    Args:
+        encoders: As for `vjepa-hub probe`.
+        videos: Folder of `make_task_videos`.
+        output_dir: Gets a folder for each task, and the cache of features.
+        settings: Those of the videos.
+        heads: That are trained side by side; the best on the test videos is the selected one.
+        seeds: Of the heads.
+        label_fractions: Shares of the training labels; by default all of them.
+        show_progress: Gives a function (done, total) to show how far the named work is.
+
+    Returns:
+        For each task a row for each encoder, share of the labels and head.
+    """
+    videos, output_dir = Path(videos), Path(output_dir)
+    protocol = find_protocol("plain").with_values(
+        num_segments=1, frame_step=settings.frame_step, augmentation=None, num_epochs=settings.num_epochs
+    )
+    rows = {}
+    for task, num_classes in TASKS.items():
+        probe = ProbeSettings(
+            encoders=encoders,
+            protocol=protocol,
+            train=videos / TRAIN / f"{task}.csv",
+            validation=videos / TEST / f"{task}.csv",
+            heads=heads,
+            seeds=seeds,
+            label_fractions=label_fractions,
+            num_splits=3,
+            num_classes=num_classes,
+            cache=output_dir / "features",
+        )
+        rows[task] = run_probe(probe, output_dir / task, show_progress)
+    return rows

@@ -1,0 +1,53 @@
+"""`python -m vjepa_hub.reproduction RECIPE`: train with several seeds, and write the model with its record."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..cli import usage_errors
+from ..evaluation.made_tasks import MadeTaskSettings
+from ..pretraining.recipe import load_recipe
+from .retraining import record_trainings
+
+
+def main(
+    recipe: Annotated[str, typer.Argument(help="Name of a bundled recipe, or a YAML file; on made video.")],
+    short_steps: Annotated[int, typer.Option(help="Steps of the short check.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder; the same command goes on where it was stopped.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value. May be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="May be repeated. Default: 0, 1 and 2.")] = None,
+    num_train: Annotated[int, typer.Option(help="Labelled videos that heads learn from.")] = 1000,
+    num_test: Annotated[int, typer.Option(help="Labelled videos that they are judged on.")] = 1000,
+    num_epochs: Annotated[int, typer.Option(help="Passes of the heads over the labelled videos.")] = 20,
+    pictures: Annotated[
+        bool, typer.Option(help="Judge on moving pictures of Fashion-MNIST, or on drawn shapes.")
+    ] = True,
+    num_threads: Annotated[int, typer.Option(min=1, help="That torch computes with.")] = 2,
+) -> None:
+    """Train a recipe with several seeds, judge the frozen encoders, and write the first one with the record of all.
+
+    `vjepa-hub verify FOLDER --retrain` then trains it again and compares.
+    """
+    with usage_errors():
+        chosen = load_recipe(recipe).with_overrides(overrides or [])
+        tasks = MadeTaskSettings(
+            num_train=num_train,
+            num_test=num_test,
+            num_epochs=num_epochs,
+            size=chosen.config().crop_size,
+            has_pictures=pictures,
+        )
+        model = record_trainings(
+            chosen,
+            output_dir,
+            seeds=seed or (0, 1, 2),
+            short_steps=short_steps,
+            tasks=tasks,
+            num_threads=num_threads,
+        )
+    typer.echo(f"wrote {model}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

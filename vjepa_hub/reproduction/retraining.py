@@ -1,0 +1,186 @@
+"""Train a recipe with several seeds and record it; train it once more and compare.
+
+What a folder gets:
+
+    videos                      the training videos, made once for all seeds
+    tasks                       labelled videos of the evaluation
+    seed-S                      the run with seed S, and step-N in it: the published model after step N
+    model                       the published model of the first seed, with its recipe, log, card and
+                                `reproduction.json`
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ..evaluation.made_tasks import MadeTaskSettings, make_task_videos, probe_tasks
+from ..hub.model_folder import CARD_FILE
+from ..hub.verification import Check
+from ..pretraining.console import shown_progress
+from ..pretraining.recipe import Recipe, recipe_from_dict
+from ..pretraining.run import METRICS, RECIPE
+from ..pretraining.run_data import VIDEOS
+from .comparison import compare
+from .record import ReproductionRecord, SeedRecord, read_record, this_machine, write_record
+from .training import Training, computing_with, train_seed
+
+MODEL = "model"
+ShowProgress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+def record_trainings(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    short_steps: int,
+    tasks: MadeTaskSettings | None = None,
+    num_threads: int = 2,
+    console: Console | None = None,
+) -> Path:
+    """Train a recipe with several seeds, measure each twice, and write the model of the first with its record.
+
+    The same call goes on after an interruption.
+
+    Args:
+        recipe: With `max_steps`, on made video.
+        folder: For all files.
+        seeds: Of the trainings.
+        short_steps: Steps of the short check, fewer than those of the recipe.
+        tasks: How the frozen encoders are judged.
+        num_threads: That torch computes with.
+        console: Where progress is shown.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        ValueError: The steps do not fit each other, or there are fewer than two seeds.
+    """
+    tasks, console, folder = tasks or MadeTaskSettings(), console or Console(), Path(folder)
+    num_steps = _require_steps(recipe, short_steps)
+    records = []
+    for seed in seeds:
+        console.print(Text(f"training with seed {seed}"))
+        with computing_with(num_threads):
+            training = _train(recipe, seed, folder, steps=(short_steps, num_steps), console=console)
+            records.append(_measure(training, seed, folder, tasks, console))
+    record = ReproductionRecord(
+        recipe=recipe.to_dict(),
+        short_steps=short_steps,
+        num_steps=num_steps,
+        tasks=_plain(tasks),
+        machine=this_machine(num_threads),
+        seeds=records,
+    )
+    run, model = folder / f"seed-{seeds[0]}", folder / MODEL
+    shutil.copytree(run / f"step-{num_steps}", model, dirs_exist_ok=True)
+    for name in (RECIPE, METRICS, CARD_FILE):
+        shutil.copy(run / name, model)
+    write_record(model, record)
+    return model
+
+
+def verify_training(
+    model_folder: str | Path,
+    folder: str | Path,
+    *,
+    is_short: bool = False,
+    seed: int | None = None,
+    console: Console | None = None,
+) -> list[Check]:
+    """Train the recipe of a model again, and compare with its record.
+
+    The same call goes on after an interruption.
+
+    Args:
+        model_folder: With `reproduction.json`.
+        folder: For the new training.
+        is_short: Train the first part only.
+        seed: Of the new training; by default that of the model.
+        console: Where progress is shown.
+
+    Raises:
+        FileNotFoundError: The model has no record.
+        ValueError: The record cannot be read.
+    """
+    record, folder, console = read_record(model_folder), Path(folder), console or Console()
+    recipe = recipe_from_dict(dict(record.recipe), name=str(record.recipe["name"]))
+    seed = record.seeds[0].seed if seed is None else seed
+    step = record.short_steps if is_short else record.num_steps
+    steps = [record.short_steps] if is_short else [record.short_steps, record.num_steps]
+    machine = this_machine(record.machine.num_threads)
+    with computing_with(machine.num_threads):
+        training = _train(recipe, seed, folder, steps=steps, console=console)
+        found = _measure(training, seed, folder, MadeTaskSettings(**record.tasks), console)
+    return compare(
+        record,
+        seed=seed,
+        step=step,
+        losses=found.losses,
+        digest=found.digests[step],
+        accuracies=found.accuracies[step],
+        machine=machine,
+    )
+
+
+def _require_steps(recipe: Recipe, short_steps: int) -> int:
+    num_steps = int(recipe.argument("max_steps"))
+    if not 1 <= short_steps < num_steps:
+        raise ValueError(
+            f"short_steps is {short_steps}, but must be at least 1 and below the recipe's max_steps, {num_steps}"
+        )
+    return num_steps
+
+
+def _train(recipe: Recipe, seed: int, folder: Path, *, steps: Sequence[int], console: Console) -> Training:
+    run = folder / f"seed-{seed}"
+    _share_videos(folder / VIDEOS, run)
+    return train_seed(recipe, seed, run, steps=steps, console=console)
+
+
+def _share_videos(videos: Path, run: Path) -> None:
+    """Let a run make its videos where those of the other seeds are: they are the same."""
+    for folder in (videos, run):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (run / VIDEOS).exists():
+        (run / VIDEOS).symlink_to(videos.absolute(), target_is_directory=True)
+
+
+def _measure(training: Training, seed: int, folder: Path, tasks: MadeTaskSettings, console: Console) -> SeedRecord:
+    """Accuracies after each step of a training, by heads that are trained from seed 0."""
+    show_progress = partial(shown_progress, console)
+    make_task_videos(folder / "tasks", tasks, show_progress)
+    accuracies = {
+        step: _accuracies(place, folder, f"seed-{seed}-step-{step}", tasks, show_progress)
+        for step, place in training.snapshots.items()
+    }
+    return SeedRecord(
+        seed=seed,
+        losses=training.losses,
+        digests={step: training.digest(step) for step in training.snapshots},
+        accuracies=accuracies,
+        minutes=round(training.minutes, 1),
+    )
+
+
+def _accuracies(
+    model: Path, folder: Path, name: str, tasks: MadeTaskSettings, show_progress: ShowProgress
+) -> Mapping[str, float]:
+    """Of the best head, by task."""
+    summaries = probe_tasks(
+        [str(model)], folder / "tasks", folder / "probes" / name, tasks, seeds=(0,), show_progress=show_progress
+    )
+    return {task: next(row.top1.mean for row in rows if row.is_selected) for task, rows in summaries.items()}
+
+
+def _plain(tasks: MadeTaskSettings) -> dict[str, Any]:
+    """Settings as JSON has them; where the pictures lie on this machine is none of them."""
+    return {name: value for name, value in asdict(tasks).items() if name != "pictures"}
