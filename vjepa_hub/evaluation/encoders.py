@@ -4,6 +4,7 @@ vjepa-vitl16, a folder, a released file, owner/name     V-JEPA: the target encod
 timm:NAME, timm:NAME@FILE                               an image model of timm
 hf:NAME_OR_FOLDER                                       an image or video model of transformers
 untrained:ANY_OF_THESE                                  the same architecture with random weights
+pixels:SIZE                                             no encoder: raw pixels of clips of SIZE x SIZE
 """
 
 import re
@@ -28,14 +29,18 @@ from .frozen_encoder import (
     check_positive,
     describe_untrained,
 )
+from .pixel_encoder import open_pixels
 from .timm_encoders import open_timm
 from .transformers_encoders import open_transformers
 
 __all__ = ["ClipEncoder", "EncoderFacts", "FrozenEncoder", "ImageEncoder", "VJEPAEncoder", "open_encoder"]
 
 UNTRAINED_PREFIX = "untrained:"
-TIMM, TRANSFORMERS = "timm", "hf"
-FORMS = "NAME (V-JEPA: a registered name, folder, released file or owner/name), timm:NAME[@FILE], hf:NAME_OR_FOLDER"
+TIMM, TRANSFORMERS, PIXELS = "timm", "hf", "pixels"
+FORMS = (
+    "NAME (V-JEPA: a registered name, folder, released file or owner/name), timm:NAME[@FILE], hf:NAME_OR_FOLDER, "
+    "pixels:SIZE"
+)
 
 
 class VJEPAEncoder(ClipEncoder):
@@ -133,6 +138,10 @@ def open_encoder(
             check_positive(field, value)
     if library is None:
         encoder: FrozenEncoder = _open_vjepa(name, **sizes, is_pretrained=is_pretrained, seed=seed)
+    elif library == PIXELS:
+        if not is_pretrained:
+            raise ValueError(f"'{spec}' asks for random weights, but pixels have no weights: give pixels:{name}")
+        encoder = open_pixels(name, **sizes)
     else:
         open_other = open_timm if library == TIMM else open_transformers
         encoder = open_other(
@@ -149,7 +158,7 @@ def _split_spec(spec: str) -> tuple[str | None, str]:
         raise ValueError(f"'{spec}' names no encoder; give one of {FORMS}, or untrained: and one of them")
     if prefix is None or Path(rest).exists():
         return None, rest
-    if prefix[1] not in (TIMM, TRANSFORMERS):
+    if prefix[1] not in (TIMM, TRANSFORMERS, PIXELS):
         raise ValueError(f"'{spec}' begins with '{prefix[0]}', which is no known library; give one of {FORMS}")
     return prefix[1], rest.removeprefix(prefix[0])
 
