@@ -344,6 +344,21 @@ def test_a_classifier_of_the_same_classes_goes_on_with_its_head(tuned, few_video
     assert torch.equal(_logits(model, clip), _logits(expected, clip))
 
 
+def test_training_from_scratch_takes_the_architecture_and_nothing_of_the_weights(tuned, few_videos, monkeypatch):
+    """Even of a classifier of the same classes, whose head would be taken otherwise."""
+    settings = FineTuneSettings(seed=3)
+    scratch, processor = build_classifier(f"untrained:{tuned}", few_videos[0], settings)
+    again, _ = build_classifier(f"untrained:{tuned}", few_videos[0], settings)
+    given, _ = build_classifier(tuned, few_videos[0], settings)
+    assert scratch.config.hidden_size == given.config.hidden_size
+    assert processor.num_frames == scratch.config.frames_per_clip
+    assert scratch.config.weights_origin == "fine-tuned (full) from: untrained, random weights of seed 3"
+    for name, weight in scratch.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+        if name.endswith(("qkv.weight", "mlp.fc1.weight", "classifier.weight")):
+            assert not torch.allclose(weight, given.state_dict()[name])
+
+
 def test_a_failed_start_leaves_the_folder_free_and_resuming_it_begins(features, few_videos, tmp_path):
     with pytest.raises(KeyError, match="no-such-model"):
         finetune("no-such-model", *few_videos, tmp_path / "run", plain_settings())

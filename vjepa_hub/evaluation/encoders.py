@@ -173,7 +173,7 @@ def _find_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _open_vjepa(
     name: str, *, frames_per_clip: int | None, crop_size: int | None, is_pretrained: bool, seed: int
 ) -> VJEPAEncoder:
-    opened = open_model(name) if is_pretrained else _build_untrained(name, seed)
+    opened = open_model(name) if is_pretrained else build_untrained(name, seed)
     return VJEPAEncoder.of_model(
         opened.model,
         opened.processor,
@@ -190,8 +190,17 @@ def _as_colours(values: Iterable[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _build_untrained(name: str, seed: int) -> OpenedModel:
-    """A model of the same architecture; of a registered one nothing is downloaded."""
+def build_untrained(name: str, seed: int) -> OpenedModel:
+    """A model of the same architecture as another with random weights; of a registered one nothing is downloaded.
+
+    Args:
+        name: What `open_model` takes, without the prefix `untrained:`.
+        seed: Of the weights. torch's global generator is left as it is.
+
+    Raises:
+        KeyError: There is no such model.
+        RefusedModelError: Its configuration is none; a ValueError.
+    """
     if Path(name).is_file():
         config = resolve_config(Path(name), None)
     elif name in MODELS or not (Path(name).is_dir() or name.count("/") == 1):
@@ -199,6 +208,6 @@ def _build_untrained(name: str, seed: int) -> OpenedModel:
     else:
         config = check_folder(Path(name) if Path(name).is_dir() else fetch_repository(name))
     model = build_with_seed(seed, lambda: VJEPAModel(config))
-    processor = VJEPAVideoProcessor(crop_size=model.config.crop_size)
+    processor = VJEPAVideoProcessor(crop_size=config.crop_size, num_frames=config.frames_per_clip)
     weights = f"{describe_untrained(seed)}, architecture of {name}"
     return OpenedModel(name, model, processor, weights, is_trained=False)

@@ -29,10 +29,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..hub.class_names import chosen_names
-from ..hub.loading import load_folder, open_model
+from ..hub.loading import OpenedModel, load_folder, open_model
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
 from .clips import ClipFormat, EvaluationClips, TrainingClips
+from .encoders import UNTRAINED_PREFIX, build_untrained
 from .finetuning_data import (
     FineTuningClips,
     FineTuningCollator,
@@ -50,6 +51,7 @@ from .finetuning_modes import (
     layerwise_parameter_groups,
     set_trainable,
 )
+from .frozen_encoder import describe_untrained
 from .labelled import LabelledSet, open_labelled
 from .protocols import Augmentation, Protocol, parse_value
 
@@ -242,6 +244,7 @@ def finetune(
 
     Args:
         model_name_or_folder: What `open_model` takes: a registered name, a folder, a released file, or a Hub name.
+            With the prefix `untrained:` its architecture with random weights, the baseline of training from scratch.
         train: Training videos, or what `open_labelled` takes.
         validation: Validation videos, or what `open_labelled` takes; their classes are those of the training set.
         output_dir: Folder of the run.
@@ -458,7 +461,7 @@ def build_classifier(
     these classes already.
 
     Args:
-        model_name_or_folder: What `open_model` takes.
+        model_name_or_folder: What `open_model` takes, or `untrained:` and that.
         train: Gives the classes and their names.
         settings: Of the run.
 
@@ -467,9 +470,11 @@ def build_classifier(
         KeyError: There is no such model.
     """
     name = str(model_name_or_folder)
-    opened = open_model(name, dtype="float32")
+    is_untrained = name.startswith(UNTRAINED_PREFIX)
+    opened = _build_start(name, settings.seed) if is_untrained else open_model(name, dtype="float32")
     config: Any = copy.deepcopy(opened.model.config)
-    has_head = not settings.new_head and VJEPAForVideoClassification.__name__ in (config.architectures or [])
+    is_classifier = VJEPAForVideoClassification.__name__ in (config.architectures or [])
+    has_head = is_classifier and not settings.new_head and not is_untrained
     if has_head:
         _require_same_classes(name, config.id2label, train)
     config.id2label = _names_of(train)
@@ -486,6 +491,12 @@ def build_classifier(
         model.encoder.load_state_dict(opened.model.encoder.state_dict())
     model.name_or_path = name  # an adapter says what it belongs to
     return model, _adapt_processor(opened.processor, settings)
+
+
+def _build_start(name: str, seed: int) -> OpenedModel:
+    """Random weights, whose description does not name the model: nothing of its weights is in them."""
+    opened = build_untrained(name.removeprefix(UNTRAINED_PREFIX), seed)
+    return replace(opened, weights=describe_untrained(seed))
 
 
 def _names_of(train: LabelledSet) -> dict[int, str]:
