@@ -5,6 +5,8 @@ import torch
 
 from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.data.manifests import read_manifest_entries
+from vjepa_hub.data.moving_pictures import FASHION_MNIST_CLASSES
+from vjepa_hub.data.synthetic import APPEARANCES, MOTIONS
 from vjepa_hub.evaluation import made_tasks
 from vjepa_hub.evaluation.heads import HeadSettings
 from vjepa_hub.evaluation.made_tasks import TASKS, MadeTaskSettings, make_task_videos, probe_tasks
@@ -30,6 +32,11 @@ def test_both_splits_are_made_and_share_no_video(videos):
     assert {split: len(paths) for split, paths in found.items()} == {"train": 80, "test": 8}
     contents = [path.read_bytes() for paths in found.values() for path in paths]
     assert len(set(contents)) == 88
+
+
+def test_the_classes_are_those_of_both_kinds_of_video():
+    assert TASKS == {"appearance": len(APPEARANCES), "motion": len(MOTIONS)}
+    assert TASKS["appearance"] == len(FASHION_MNIST_CLASSES)
 
 
 def test_pictures_of_each_split_are_its_own(tmp_path, monkeypatch):
