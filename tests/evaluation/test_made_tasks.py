@@ -35,7 +35,7 @@ def test_both_splits_are_made_and_share_no_video(videos):
 
 
 def test_the_classes_are_those_of_both_kinds_of_video():
-    assert TASKS == {"appearance": len(APPEARANCES), "motion": len(MOTIONS)}
+    assert {"appearance": len(APPEARANCES), "motion": len(MOTIONS)} == TASKS
     assert TASKS["appearance"] == len(FASHION_MNIST_CLASSES)
 
 
