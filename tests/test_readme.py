@@ -26,6 +26,8 @@ def test_readme_block_runs(block, tmp_path):
 EXAMPLES = {
     "evaluate.py": (["--num-train", "48", "--num-test", "16", "--num-epochs", "1", "--seed", "0"], "motion, vjepa"),
     "finetune.py": ([], "eval_top1"),
+    "nearest_neighbours.py": (["--num-gallery", "8", "--num-queries", "4"], "untrained"),
+    "surprise.py": (["--num-clips", "2"], "untrained"),
 }
 
 

@@ -17,6 +17,7 @@ from vjepa_hub.data.moving_pictures import (
     read_fashion_mnist,
     read_idx,
     render_moving_picture,
+    render_moving_picture_background,
 )
 from vjepa_hub.data.synthetic import MOTIONS, SyntheticVideoSettings, Track, plan_track, render_synthetic_video
 
@@ -53,6 +54,18 @@ def small_videos():
     """480 small videos, of which a test looks at single frames."""
     settings = MovingPictureSettings(size=32, num_frames=10)
     return [render(settings, index) for index in range(480)]
+
+
+def test_the_background_alone_is_that_of_the_video_outside_its_picture():
+    for index in range(8):
+        frames, background = render(SMALL, index).frames, render_moving_picture_background(SMALL, index)
+        nothing = {**drawn_pictures(), "pictures": np.zeros((6, 28, 28), np.uint8)}
+        assert background.shape == frames.shape
+        assert np.array_equal(render(SMALL, index, nothing).frames, background)
+        is_changed = (frames != background).any(axis=-1)
+        assert 0.02 < is_changed.mean() < 0.5
+        # What is drawn is lighter: where the two differ there is the picture, and nothing else
+        assert (frames.astype(int) - background >= -1).all()
 
 
 # --- files of pictures ---

@@ -14,6 +14,7 @@ from vjepa_hub.data.synthetic import (
     SyntheticVideoSettings,
     choose_classes,
     make_synthetic_videos,
+    render_synthetic_background,
     render_synthetic_video,
 )
 
@@ -31,6 +32,15 @@ def small_videos():
     """400 small videos, of which a test looks at single frames."""
     settings = SyntheticVideoSettings(size=32, num_frames=10)
     return [render_synthetic_video(settings, index) for index in range(400)]
+
+
+def test_the_background_alone_is_that_of_the_video_outside_its_objects(monkeypatch):
+    drawn = [render_synthetic_video(SMALL, index).frames for index in range(8)]
+    monkeypatch.setattr(synthetic, "_draw_object", lambda *arguments: None)
+    for index, frames in enumerate(drawn):
+        background = render_synthetic_background(SMALL, index)
+        assert np.array_equal(render_synthetic_video(SMALL, index).frames, background)
+        assert 0.01 < (frames != background).any(axis=-1).mean() < 0.7
 
 
 def video_bytes(folder):

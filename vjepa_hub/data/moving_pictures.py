@@ -298,12 +298,28 @@ def render_moving_picture(
     """
     appearance, motion = choose_pair(settings, index, int(labels.max()) + 1, stream=_CLASS_STREAM)
     generator = settings.generator(_VIDEO_STREAM, index)
-    mean_colour = _draw_colour(generator, _BACKGROUND)
-    frames = draw_background(generator, settings, mean_colour, contrast=_BACKGROUND_CONTRAST)
+    frames = _draw_background(generator, settings)
     track = plan_track(generator, MOTIONS[motion], settings.num_frames, _RANGES)
     picture = pictures[generator.choice(np.flatnonzero(labels == appearance))]
     _draw_picture(frames, track, picture, _draw_colour(generator, _DARKEST), _draw_colour(generator, _LIGHTEST))
     return SyntheticVideo(np.rint(frames.clip(0, 255)).astype(np.uint8), appearance, motion)
+
+
+def render_moving_picture_background(settings: MovingPictureSettings, index: int) -> np.ndarray:
+    """The same video without its picture: `(num_frames, size, size, 3)`, uint8 RGB.
+
+    Args:
+        settings: `num_videos` and `fps` have no influence.
+        index: Number of the video, from 0.
+    """
+    frames = _draw_background(settings.generator(_VIDEO_STREAM, index), settings)
+    return np.rint(frames.clip(0, 255)).astype(np.uint8)
+
+
+def _draw_background(generator: np.random.Generator, settings: MovingPictureSettings) -> np.ndarray:
+    """What is drawn first of a video, `(T, S, S, 3)` float32."""
+    mean_colour = _draw_colour(generator, _BACKGROUND)
+    return draw_background(generator, settings, mean_colour, contrast=_BACKGROUND_CONTRAST)
 
 
 def _draw_colour(generator: np.random.Generator, bounds: tuple[int, int]) -> np.ndarray:

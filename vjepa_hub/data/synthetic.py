@@ -171,11 +171,27 @@ def render_synthetic_video(settings: SyntheticVideoSettings, index: int) -> Synt
     """
     appearance, motion = choose_classes(settings, index)
     generator = settings.generator(1, index)
-    mean_colour = generator.uniform(50, 205, 3).astype(np.float32)
-    frames = draw_background(generator, settings, mean_colour)
+    mean_colour, frames = _begin_video(generator, settings)
     for track in _plan_tracks(generator, MOTIONS[motion], settings.num_frames):
         _draw_object(generator, frames, track, APPEARANCES[appearance], mean_colour)
     return SyntheticVideo(np.rint(frames.clip(0, 255)).astype(np.uint8), appearance, motion)
+
+
+def render_synthetic_background(settings: SyntheticVideoSettings, index: int) -> np.ndarray:
+    """The same video without its objects: `(num_frames, size, size, 3)`, uint8 RGB.
+
+    Args:
+        settings: `num_videos` and `fps` have no influence.
+        index: Number of the video, from 0.
+    """
+    _, frames = _begin_video(settings.generator(1, index), settings)
+    return np.rint(frames.clip(0, 255)).astype(np.uint8)
+
+
+def _begin_video(generator: np.random.Generator, settings: SyntheticVideoSettings) -> tuple[np.ndarray, np.ndarray]:
+    """What is drawn first of a video: the background's mean colour, and its frames `(T, S, S, 3)` float32."""
+    mean_colour = generator.uniform(50, 205, 3).astype(np.float32)
+    return mean_colour, draw_background(generator, settings, mean_colour)
 
 
 def choose_classes(settings: SyntheticVideoSettings, index: int) -> tuple[int, int]:

@@ -247,7 +247,7 @@ def evaluate_classifier(
     ).place(device)
     head: torch.nn.Module = AttentiveHead.of_classifier(model)
     head.to(device)
-    clips = EvaluationClips(validation, settings.protocol, _clip_format(encoder))
+    clips = EvaluationClips(validation, settings.protocol, clip_format_of(encoder))
     with show_progress(f"evaluating on {len(validation):,} videos") as progress:
         predictions = predict(
             EncodedClips(encoder, clips, settings.encoding), [head], settings.protocol, progress=progress
@@ -323,7 +323,8 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name) if name else join_processes().device
 
 
-def _clip_format(encoder: FrozenEncoder) -> ClipFormat:
+def clip_format_of(encoder: FrozenEncoder) -> ClipFormat:
+    """The clips that an encoder takes."""
     return ClipFormat(
         crop_size=encoder.crop_size, frames_per_clip=encoder.frames_per_clip, mean=encoder.mean, std=encoder.std
     )
@@ -360,7 +361,7 @@ class _EncoderEvaluation:
             crop_size=settings.crop_size,
             frames_per_clip=settings.frames_per_clip,
         )
-        self.format = _clip_format(self.encoder)
+        self.format = clip_format_of(self.encoder)
         self.validation_facts = _describe_set(validation)
 
     def run(self, job: Job, output_dir: Path) -> Outcome:
@@ -529,7 +530,7 @@ class _Record:
         encoder, encoding = self.encoder, self.settings.encoding
         return {
             "encoder": encoder.fingerprint(),
-            "clip": asdict(_clip_format(encoder)),
+            "clip": asdict(clip_format_of(encoder)),
             "dtype": str(encoding.dtype or torch.float32),
             "protocol": self.settings.protocol.to_dict(),
             "heads": [asdict(head) for head in self.settings.all_heads],
@@ -577,5 +578,5 @@ class _Record:
             "is_trained": encoder.is_trained,
             "fingerprint": encoder.fingerprint(),
             "dtype": str(self.settings.encoding.dtype or torch.float32),
-            **asdict(_clip_format(encoder)),
+            **asdict(clip_format_of(encoder)),
         }

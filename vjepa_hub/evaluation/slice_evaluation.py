@@ -12,11 +12,12 @@ import torch
 from ..hub.class_names import chosen_names
 from ..hub.loading import open_classifier
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
-from .clips import ClipFormat, EvaluationClips
+from .clips import EvaluationClips
 from .encoders import VJEPAEncoder
 from .heads import AttentiveHead
 from .labelled import open_labelled
 from .metrics import ClassificationMetrics, compute_metrics
+from .probe_run import clip_format_of
 from .probe_training import predict
 from .protocols import PROTOCOLS, Protocol, find_protocol
 from .results import RESULTS_NAME, read_results
@@ -93,12 +94,9 @@ def evaluate_slice(
     encoder = VJEPAEncoder.of_model(model, processor, name=str(folder), description="a published model").place(
         torch.device(device)
     )
-    clip_format = ClipFormat(
-        crop_size=encoder.crop_size, frames_per_clip=encoder.frames_per_clip, mean=encoder.mean, std=encoder.std
-    )
     head: torch.nn.Module = AttentiveHead.of_classifier(model)
     head.to(device)
-    clips = EvaluationClips(labelled, protocol, clip_format)
+    clips = EvaluationClips(labelled, protocol, clip_format_of(encoder))
     source = EncodedClips(encoder, clips, EncodingSettings(num_workers=num_workers))
     predictions = predict(source, [head], protocol, progress=progress)
     return compute_metrics(predictions.probabilities[0], labelled.labels, predictions.is_readable)

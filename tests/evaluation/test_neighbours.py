@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import torch
+
+from vjepa_hub.evaluation.encoders import open_encoder
+from vjepa_hub.evaluation.neighbours import (
+    Neighbours,
+    count_times,
+    describe_set,
+    describe_source,
+    describe_tokens,
+    precision_at_k,
+    search,
+)
+from vjepa_hub.evaluation.protocols import find_protocol
+
+from .fake_tokens import FakeTokens
+from .finetuning_sets import NUM_FRAMES, SIZE, labelled_set, save_features_model
+
+
+def found(places) -> Neighbours:
+    places = np.array(places)
+    return Neighbours(places=places, similarities=np.zeros(places.shape, np.float32))
+
+
+# --- descriptors ---
+
+
+def test_mean_and_deviation_are_those_over_tokens():
+    tokens = torch.tensor([[[1.0, 2.0], [3.0, 2.0]]])
+    assert describe_tokens(tokens, "mean").tolist() == [[2.0, 2.0]]
+    assert describe_tokens(tokens, "mean-std").tolist() == [[2.0, 2.0, 1.0, 0.0]]
+
+
+def test_temporal_descriptor_has_the_mean_of_each_time_and_its_changes():
+    tokens = torch.tensor([[[1.0], [3.0], [4.0], [8.0], [0.0], [0.0]]])
+    assert describe_tokens(tokens, "temporal", num_times=3).tolist() == [[2.0, 6.0, 0.0, 4.0, -6.0]]
+
+
+def test_only_the_temporal_descriptor_tells_a_clip_from_its_reverse():
+    tokens = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
+    for descriptor, is_alike in (("mean", True), ("mean-std", True), ("temporal", False)):
+        pair = [describe_tokens(t, descriptor, num_times=4) for t in (tokens, tokens.flip(1))]
+        assert torch.allclose(*pair, atol=1e-6) == is_alike
+
+
+def test_half_precision_is_averaged_in_single_precision():
+    assert describe_tokens(torch.full((1, 4096, 1), 100.0, dtype=torch.float16), "mean").item() == 100.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "descriptor", "num_times", "error", "message"),
+    [
+        ((2, 4, 3), "max", 1, KeyError, "unknown descriptor 'max'; available: mean, mean-std, temporal"),
+        ((2, 1, 4, 3), "mean", 1, ValueError, r"shape \(2, 1, 4, 3\)"),
+        ((2, 0, 3), "mean", 1, ValueError, r"none of them 0"),
+        ((2, 4, 3), "temporal", 3, ValueError, "num_times is 3, but 4 tokens"),
+    ],
+)
+def test_tokens_that_cannot_be_described_are_refused(shape, descriptor, num_times, error, message):
+    with pytest.raises(error, match=message):
+        describe_tokens(torch.zeros(shape), descriptor, num_times=num_times)
+
+
+def test_videos_that_cannot_be_read_are_left_out_and_counted():
+    source = FakeTokens(20, unreadable=(0, 13))
+    described = describe_source(source, "mean", batch_size=3)
+    kept = [index for index in range(20) if index not in (0, 13)]
+    assert described.indices.tolist() == kept
+    assert described.num_unreadable == 2
+    assert torch.allclose(described.features, source.tokens[kept].half().float().flatten(1, 3).mean(1), atol=1e-6)
+    with pytest.raises(ValueError, match="none of 3 videos"):
+        describe_source(FakeTokens(3, unreadable=(0, 1, 2)))
+
+
+def test_progress_ends_with_all_videos():
+    calls = []
+    describe_source(FakeTokens(10), batch_size=4, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_a_video_is_nearest_to_itself_through_a_frozen_encoder(tmp_path):
+    videos = np.random.default_rng(0).integers(0, 256, (6, NUM_FRAMES, SIZE, SIZE, 3), np.uint8)
+    labelled = labelled_set([*videos[:3], None, *videos[3:]], [0, 1, 0, 1, 0, 1, 0])
+    encoder = open_encoder(save_features_model(tmp_path / "model"))
+    protocol = find_protocol("plain").with_values(num_segments=1, frame_step=1, augmentation=None)
+    assert count_times(encoder) == NUM_FRAMES // 2
+    for descriptor in ("mean", "mean-std", "temporal"):
+        described = describe_set(encoder, labelled, protocol, descriptor)
+        assert described.indices.tolist() == [0, 1, 2, 4, 5, 6]
+        neighbours = search(described.features, described.features, 2)
+        assert neighbours.places[:, 0].tolist() == list(range(6))
+        assert np.allclose(neighbours.similarities[:, 0], 1)
+
+
+def test_temporal_descriptor_of_several_segments_is_refused(tmp_path):
+    encoder = open_encoder(save_features_model(tmp_path / "model"))
+    videos = np.zeros((1, NUM_FRAMES, SIZE, SIZE, 3), np.uint8)
+    with pytest.raises(ValueError, match="2 segments x 1 views of a video; take 'mean'"):
+        describe_set(encoder, labelled_set(videos, [0]), find_protocol("plain"), "temporal")
+
+
+# --- search ---
+
+
+def test_search_is_by_direction_from_the_gallery_mean():
+    gallery = torch.tensor([[9.0, 10.0], [11.0, 10.0], [10.0, 14.0], [10.0, 6.0]])  # around (10, 10)
+    queries = torch.tensor([[10.1, 10.0], [10.0, 10.5]])
+    neighbours = search(queries, gallery, 4)
+    assert neighbours.places.tolist() == [[1, 2, 3, 0], [2, 0, 1, 3]]  # of equally near ones the first comes first
+    assert np.allclose(neighbours.similarities, [[1, 0, 0, -1]] * 2, atol=1e-6)
+
+
+def test_search_in_parts_is_the_search_at_once(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = torch.randn(7, 5, generator=generator), torch.randn(11, 5, generator=generator)
+    at_once = search(queries, gallery, 3)
+    monkeypatch.setattr("vjepa_hub.evaluation.neighbours.QUERIES_AT_ONCE", 2)
+    assert np.array_equal(search(queries, gallery, 3).places, at_once.places)
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "k", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(4, 5), 1, r"queries have the shape \(2, 3\) and the gallery \(4, 5\)"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "k is 5, but must be from 1 to the 4 clips"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "k is 0"),
+        (torch.full((2, 3), torch.nan), torch.zeros(4, 3), 1, "queries hold values that are not finite"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(queries, gallery, k, message):
+    with pytest.raises(ValueError, match=message):
+        search(queries, gallery, k)
+
+
+# --- precision ---
+
+
+def test_descriptors_that_are_the_class_have_a_precision_of_1():
+    labels = np.arange(30) % 3
+    descriptors = torch.eye(3)[labels]
+    precision = precision_at_k(search(descriptors, descriptors, 10), labels, labels)
+    assert precision.value == 1
+    assert precision.interval == (1, 1)
+    assert precision.chance == pytest.approx(1 / 3)
+
+
+def test_precision_is_the_mean_share_of_the_nearest_that_are_of_the_class():
+    neighbours = found([[0, 1], [2, 3], [1, 0]])
+    gallery_labels = np.array([0, 1, 1, 1])
+    both = precision_at_k(neighbours, np.array([0, 1, 0]), gallery_labels)
+    assert both.per_query.tolist() == [0.5, 1, 0.5]
+    assert both.value == pytest.approx(2 / 3)
+    assert both.chance == pytest.approx((0.25 + 0.75 + 0.25) / 3)
+    assert precision_at_k(neighbours, np.array([0, 1, 0]), gallery_labels, k=1).per_query.tolist() == [1, 1, 0]
+
+
+def test_random_descriptors_are_at_chance():
+    generator = torch.Generator().manual_seed(1)
+    labels = np.arange(400) % 4
+    neighbours = search(torch.randn(400, 8, generator=generator), torch.randn(400, 8, generator=generator), 5)
+    precision = precision_at_k(neighbours, labels, labels)
+    assert precision.interval[0] < precision.chance < precision.interval[1]
+    # The deviation of a mean of 400 queries with five draws of probability 1/4 is 0.0097
+    assert 0.03 < precision.interval[1] - precision.interval[0] < 0.05
+
+
+def test_interval_is_wider_with_fewer_queries():
+    widths = []
+    for num_queries in (16, 256):
+        precision = precision_at_k(found([[0], [1]] * (num_queries // 2)), np.zeros(num_queries, int), np.arange(2))
+        widths.append(precision.interval[1] - precision.interval[0])
+    assert widths[0] > 3 * widths[1]
+
+
+@pytest.mark.parametrize(
+    ("query_labels", "gallery_labels", "k", "message"),
+    [
+        ([0], [0, 1, 1], None, "labels are those of 1 queries and 3 clips"),
+        ([0, 1], [0, 1], None, "a gallery of at least 3"),
+        ([0, 1], [0, 1, 1], 3, "k is 3, but 2 neighbours were searched"),
+    ],
+)
+def test_labels_that_do_not_fit_the_search_are_refused(query_labels, gallery_labels, k, message):
+    with pytest.raises(ValueError, match=message):
+        precision_at_k(found([[0, 1], [2, 1]]), np.array(query_labels), np.array(gallery_labels), k=k)
