@@ -75,16 +75,12 @@ def make_task_videos(folder: str | Path, settings: MadeTaskSettings, show_progre
 def _make_split(
     folder: Path, settings: MadeTaskSettings, split: str, num_videos: int, progress: Callable[[int, int], None]
 ) -> None:
-    if settings.has_pictures:
-        made = MovingPictureSettings(
-            num_videos=num_videos, size=settings.size, num_frames=settings.num_frames, split=split
-        )
+    settings_class = MovingPictureSettings if settings.has_pictures else SyntheticVideoSettings
+    made = settings_class(num_videos=num_videos, size=settings.size, num_frames=settings.num_frames, split=split)
+    if isinstance(made, MovingPictureSettings):
         make_moving_pictures(folder, made, **read_fashion_mnist(split, settings.pictures), progress=progress)
     else:
-        shapes = SyntheticVideoSettings(
-            num_videos=num_videos, size=settings.size, num_frames=settings.num_frames, split=split
-        )
-        make_synthetic_videos(folder, shapes, progress=progress)
+        make_synthetic_videos(folder, made, progress=progress)
 
 
 def probe_tasks(

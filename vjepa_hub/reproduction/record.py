@@ -4,7 +4,6 @@ It lies beside the weights as `reproduction.json`. Steps count from 1, as in a r
 """
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.results import write_complete
 from ..hub.run_facts import REPRODUCTION_FILE
 
 _FORMAT = 1
@@ -119,11 +119,8 @@ def write_record(folder: str | Path, record: ReproductionRecord) -> Path:
         folder: Where the weights are.
         record: What is written.
     """
-    file = Path(folder) / REPRODUCTION_FILE
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps({"format": _FORMAT, **asdict(record)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, file)
-    return file
+    text = json.dumps({"format": _FORMAT, **asdict(record)}, indent=1) + "\n"
+    return write_complete(Path(folder) / REPRODUCTION_FILE, text.encode())
 
 
 def read_record(folder: str | Path) -> ReproductionRecord:

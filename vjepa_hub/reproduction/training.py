@@ -1,6 +1,5 @@
 """One training of a recipe, measured at the steps of a record."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..evaluation.frozen_encoder import hash_weights
 from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..pretraining.checkpoints import save_published, trained_origin
 from ..pretraining.metrics_log import read_metrics
@@ -103,11 +103,7 @@ def digest_weights(folder: str | Path) -> str:
     Args:
         folder: With `model.safetensors`.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(Path(folder) / _WEIGHTS).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return hash_weights(load_file(Path(folder) / _WEIGHTS))
 
 
 @contextmanager
