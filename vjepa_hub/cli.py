@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -413,7 +413,7 @@ def check_data(
     name="make-videos",
     epilog="Example: [bold]vjepa-hub make-videos train --kind fashion-mnist[/bold]",
 )
-def make_videos(
+def make_videos_command(
     folder: Annotated[Path, typer.Argument(help="Made if it is not there; videos that are there are kept.")],
     kind: Annotated[MadeKind, typer.Option(help="What moves: drawn shapes, or pictures.")] = MadeKind.shapes,
     num_videos: Annotated[int, typer.Option(help="Number of videos.")] = 1000,
@@ -421,6 +421,10 @@ def make_videos(
     num_frames: Annotated[int, typer.Option(help="Frames of each video.")] = 32,
     split: Annotated[str, typer.Option(help="train or test; they share neither backgrounds nor pictures.")] = "train",
     seed: Annotated[int, typer.Option(help="Everything is a function of it.")] = 0,
+    scene: Annotated[
+        str | None,
+        typer.Option(help="How pictures look: textured (the default), or grainy: grey, in grain new in every frame."),
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
@@ -434,22 +438,18 @@ def make_videos(
     The same numbers give the same videos. The folder gets videos.csv (path and both labels), and appearance.csv and
     motion.csv in the form 'path label', for pretrain, probe and finetune.
     """
-    from .data.moving_pictures import MovingPictureSettings, make_moving_pictures, read_fashion_mnist
-    from .data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+    from .data.made_videos import MADE_KINDS, make_videos
     from .pretraining.console import shown_progress
 
-    has_pictures = kind is MadeKind.fashion_mnist
-    if pictures is not None and not has_pictures:
-        raise typer.BadParameter("--pictures is for --kind fashion-mnist; shapes are drawn")
-    settings_class = MovingPictureSettings if has_pictures else SyntheticVideoSettings
+    if kind is MadeKind.shapes and (pictures is not None or scene is not None):
+        raise typer.BadParameter("--pictures and --scene are for --kind fashion-mnist; shapes are drawn")
+    look: dict[str, Any] = {} if scene is None else {"scene": scene}
     with usage_errors():
-        settings = settings_class(num_videos=num_videos, size=size, num_frames=num_frames, split=split, seed=seed)
+        settings = MADE_KINDS[kind.value](
+            num_videos=num_videos, size=size, num_frames=num_frames, split=split, seed=seed, **look
+        )
         with shown_progress(Console(stderr=True), f"making {num_videos:,} videos in {folder}") as progress:
-            if isinstance(settings, MovingPictureSettings):
-                shown = read_fashion_mnist(split, pictures)
-                manifest = make_moving_pictures(folder, settings, **shown, progress=progress)
-            else:
-                manifest = make_synthetic_videos(folder, settings, progress=progress)
+            manifest = make_videos(folder, settings, pictures=pictures, progress=progress)
     typer.echo(f"wrote {manifest}")
 
 

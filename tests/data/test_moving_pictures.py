@@ -11,6 +11,7 @@ from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.manifests import read_manifest_entries
 from vjepa_hub.data.moving_pictures import (
     FASHION_MNIST_CLASSES,
+    SCENES,
     MovingPictureSettings,
     find_fashion_mnist,
     make_moving_pictures,
@@ -229,7 +230,12 @@ def test_pictures_that_do_not_fit_their_labels_are_refused_before_anything_is_wr
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"size": 33}, "take 34"), ({"num_videos": 0}, "num_videos is 0"), ({"split": "val"}, "split is 'val'")],
+    [
+        ({"size": 33}, "take 34"),
+        ({"num_videos": 0}, "num_videos is 0"),
+        ({"split": "val"}, "split is 'val'"),
+        ({"scene": "foggy"}, "scene is 'foggy', but has to be one of textured"),
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
@@ -308,6 +314,28 @@ def test_speeds_and_periods_are_those_of_pictures():
         assert ranges.speeds[0] <= speed.min() + 1e-9
         assert speed.max() - 1e-9 <= ranges.speeds[1]
         assert ranges.zoom_periods[0] - 1e-6 <= period <= ranges.zoom_periods[1] + 1e-6
+
+
+GRAINY = MovingPictureSettings(num_videos=1, size=48, num_frames=8, scene="grainy")
+
+
+def test_grain_is_grey_as_strong_as_said_and_new_in_every_frame():
+    frames = render_moving_picture_background(GRAINY, 0).astype(np.float32)
+    assert np.ptp(frames, axis=-1).max() < 12  # the ground's texture is faint, but has colours
+    lit = frames[..., 0]
+    assert 0.7 * SCENES["grainy"].grain < lit.std() < SCENES["grainy"].grain  # black and white cut its tails off
+    rows = (lit - lit.mean()).reshape(8, -1)
+    alike = np.corrcoef(rows)[~np.eye(8, dtype=bool)]
+    assert np.abs(alike).max() < 0.2
+    beside = np.corrcoef(lit[:, :, 1:].ravel(), lit[:, :, :-1].ravel())[0, 1]
+    assert beside > 0.5  # spots, and no single pixels, which coding would take away
+
+
+def test_the_ground_of_a_grainy_video_is_that_of_the_video_without_its_picture():
+    video, ground = render(GRAINY, 3).frames, render_moving_picture_background(GRAINY, 3)
+    same = (video == ground).all(axis=-1)
+    assert 0.4 < same.mean() < 0.98
+    assert (render(replace(GRAINY, seed=1), 3).frames != video).any()
 
 
 # --- what must not give the labels away ---

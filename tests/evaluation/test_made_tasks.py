@@ -41,11 +41,14 @@ def test_the_classes_are_those_of_both_kinds_of_video():
 
 def test_pictures_of_each_split_are_its_own(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(made_tasks, "read_fashion_mnist", lambda split, folder: asked.append((split, folder)) or {})
-    monkeypatch.setattr(made_tasks, "make_moving_pictures", lambda folder, made, progress: asked.append(made.split))
-    settings = MadeTaskSettings(num_train=2, num_test=2, pictures=tmp_path)
+
+    def make(folder, made, *, pictures, progress):
+        asked.append((folder.name, made.split, made.scene, pictures))
+
+    monkeypatch.setattr(made_tasks, "make_videos", make)
+    settings = MadeTaskSettings(num_train=2, num_test=2, scene="grainy", pictures=tmp_path)
     make_task_videos(tmp_path / "made", settings, silent)
-    assert asked == [("train", tmp_path), "train", ("test", tmp_path), "test"]
+    assert asked == [("train", "train", "grainy", tmp_path), ("test", "test", "grainy", tmp_path)]
 
 
 def test_each_task_has_a_row_for_each_head_and_one_of_them_is_selected(videos, tmp_path):

@@ -192,7 +192,10 @@ def test_made_video_of_pictures_is_asked_for_by_its_kind_and_read_back(tmp_path)
     pictures = shapes.with_overrides(["synthetic.kind=fashion-mnist", "num_videos=12"])
     assert type(shapes.synthetic) is SyntheticVideoSettings
     assert pictures.synthetic == MovingPictureSettings(num_videos=12, size=64, num_frames=32, fps=16)
-    assert differing_keys(shapes, pictures) == ["synthetic.kind", "synthetic.num_videos"]
+    assert differing_keys(shapes, pictures) == ["synthetic.kind", "synthetic.num_videos", "synthetic.scene"]
+    assert pictures.with_overrides(["synthetic.scene=grainy"]).synthetic.scene == "grainy"
+    back = ["synthetic.scene=grainy", "synthetic.kind=shapes", "num_videos=640"]
+    assert pictures.with_overrides(back) == shapes
     (tmp_path / "recipe.yaml").write_text(pictures.to_yaml())
     assert load_recipe(tmp_path / "recipe.yaml") == pictures
 

@@ -6,7 +6,9 @@ form of Fashion-MNIST and its kind: black is transparent, and brightness goes fr
 both lighter than the background. So a single frame tells what is shown, but not how it moves.
 
 Light on dark is what makes this the easier set of the two: attentive probes on a small encoder with random weights
-are above chance in both tasks, and far from perfect.
+are above chance in both tasks, and far from perfect. There are two scenes. In `textured` colours and texture change
+from video to video and stay within one. In `grainy` all is grey, and grain like that of film, new in every frame, lies
+over everything: what can be predicted of a frame is the picture and its path.
 
 The background of a test video is in no training video; that the pictures are others is the caller's part: give the
 training files to one split and the test files to the other. Everything about video `index` is a function of the
@@ -20,8 +22,8 @@ import gzip
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -59,9 +61,10 @@ _REMEDY = "apt-get install dataset-fashion-mnist, or name the folder of the IDX 
 _IDX_BYTES = 0x08  # the type of elements; the next byte is the number of axes
 _SIDE = 28
 
-# As in `synthetic`: a change of what is drawn is a change of this number.
-_FORMAT = 1
+# As in `synthetic`: a change of what is drawn, or of what the record holds, is a change of this number.
+_FORMAT = 2
 _CLASS_STREAM, _VIDEO_STREAM = 2, 3  # `synthetic` has 0 and 1: no background of the one is in the other
+_GRAIN_STREAM = 4
 _RANGES = MotionRanges(
     radii=(0.2, 0.3),  # half the side of the picture
     angles=(-0.1, 0.1),
@@ -71,9 +74,48 @@ _RANGES = MotionRanges(
     orbit_periods=(12.0, 24.0),
     zoom_periods=(16.0, 28.0),
 )
-_BACKGROUND, _BACKGROUND_CONTRAST = (10, 90), 0.6
-_DARKEST, _LIGHTEST = (110, 190), (200, 255)  # of each colour of the picture
 _OPAQUE_FROM = 0.25  # brightness; below it the background shines through
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """How a video looks. Colours are between two bounds, from 0 to 255.
+
+    Attributes:
+        ranges: Sizes and speeds of the picture.
+        background: Bounds of the mean colour of the background.
+        contrast: Of the background's texture.
+        darkest: Bounds of the colour of the picture's darkest parts.
+        lightest: Bounds of that of its lightest.
+        is_grey: Whether red, green and blue of these colours are equal.
+        grain: Standard deviation of the grain, in grey levels; spots are about three pixels wide.
+    """
+
+    ranges: MotionRanges
+    background: tuple[int, int]
+    contrast: float
+    darkest: tuple[int, int]
+    lightest: tuple[int, int]
+    is_grey: bool = False
+    grain: float = 0.0
+
+    def draw_colour(self, generator: np.random.Generator, bounds: tuple[int, int]) -> np.ndarray:
+        """A colour, `(3,)` float32."""
+        return np.broadcast_to(generator.uniform(*bounds, 1 if self.is_grey else 3), 3).astype(np.float32)
+
+
+SCENES: Mapping[str, Scene] = {
+    "textured": Scene(ranges=_RANGES, background=(10, 90), contrast=0.6, darkest=(110, 190), lightest=(200, 255)),
+    "grainy": Scene(
+        ranges=replace(_RANGES, radii=(0.28, 0.42)),
+        background=(50, 70),
+        contrast=0.05,
+        darkest=(110, 150),
+        lightest=(200, 230),
+        is_grey=True,
+        grain=50.0,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +129,20 @@ class MovingPictureSettings(SyntheticVideoSettings):
         fps: Frames per second that the files declare.
         seed: Everything is a function of it.
         split: One of `SPLITS`. No background of one split is in the other.
+        scene: One of `SCENES`.
 
     Raises:
-        ValueError: If a number is below its least value, the size is odd, or the split is unknown.
+        ValueError: If a number is below its least value, the size is odd, or the split or the scene is unknown.
     """
 
     num_frames: int = 16
     fps: int = 8
+    scene: str = "textured"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scene not in SCENES:
+            raise ValueError(f"scene is '{self.scene}', but has to be one of {', '.join(SCENES)}")
 
 
 class PictureFiles(NamedTuple):
@@ -298,11 +347,13 @@ def render_moving_picture(
     """
     appearance, motion = choose_pair(settings, index, int(labels.max()) + 1, stream=_CLASS_STREAM)
     generator = settings.generator(_VIDEO_STREAM, index)
+    scene = SCENES[settings.scene]
     frames = _draw_background(generator, settings)
-    track = plan_track(generator, MOTIONS[motion], settings.num_frames, _RANGES)
+    track = plan_track(generator, MOTIONS[motion], settings.num_frames, scene.ranges)
     picture = pictures[generator.choice(np.flatnonzero(labels == appearance))]
-    _draw_picture(frames, track, picture, _draw_colour(generator, _DARKEST), _draw_colour(generator, _LIGHTEST))
-    return SyntheticVideo(np.rint(frames.clip(0, 255)).astype(np.uint8), appearance, motion)
+    colours = [scene.draw_colour(generator, bounds) for bounds in (scene.darkest, scene.lightest)]
+    _draw_picture(frames, track, picture, *colours)
+    return SyntheticVideo(_finish(frames, settings, index), appearance, motion)
 
 
 def render_moving_picture_background(settings: MovingPictureSettings, index: int) -> np.ndarray:
@@ -312,18 +363,25 @@ def render_moving_picture_background(settings: MovingPictureSettings, index: int
         settings: `num_videos` and `fps` have no influence.
         index: Number of the video, from 0.
     """
-    frames = _draw_background(settings.generator(_VIDEO_STREAM, index), settings)
-    return np.rint(frames.clip(0, 255)).astype(np.uint8)
+    return _finish(_draw_background(settings.generator(_VIDEO_STREAM, index), settings), settings, index)
 
 
 def _draw_background(generator: np.random.Generator, settings: MovingPictureSettings) -> np.ndarray:
     """What is drawn first of a video, `(T, S, S, 3)` float32."""
-    mean_colour = _draw_colour(generator, _BACKGROUND)
-    return draw_background(generator, settings, mean_colour, contrast=_BACKGROUND_CONTRAST)
+    scene = SCENES[settings.scene]
+    mean_colour = scene.draw_colour(generator, scene.background)
+    return draw_background(generator, settings, mean_colour, contrast=scene.contrast)
 
 
-def _draw_colour(generator: np.random.Generator, bounds: tuple[int, int]) -> np.ndarray:
-    return generator.uniform(*bounds, 3).astype(np.float32)
+def _finish(frames: np.ndarray, settings: MovingPictureSettings, index: int) -> np.ndarray:
+    """Lay grain over frames `(T, S, S, 3)`, and make bytes of them."""
+    grain = SCENES[settings.scene].grain
+    if grain:
+        noise: np.ndarray = settings.generator(_GRAIN_STREAM, index).standard_normal(frames.shape[:3], np.float32)
+        for axis in (1, 2, 1, 2):
+            noise = (np.roll(noise, 1, axis) + 2 * noise + np.roll(noise, -1, axis)) / 4
+        frames += (grain / noise.std() * noise)[..., None]
+    return np.rint(frames.clip(0, 255)).astype(np.uint8)
 
 
 def _draw_picture(

@@ -8,13 +8,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.moving_pictures import (
-    FASHION_MNIST_CLASSES,
-    MovingPictureSettings,
-    make_moving_pictures,
-    read_fashion_mnist,
-)
-from ..data.synthetic import MOTIONS, SyntheticVideoSettings, make_synthetic_videos
+from ..data.made_videos import make_videos
+from ..data.moving_pictures import FASHION_MNIST_CLASSES, MovingPictureSettings
+from ..data.synthetic import MOTIONS, SyntheticVideoSettings
 from .heads import HeadSettings
 from .probe_run import ProbeSettings, SummaryRow, run_probe
 from .protocols import find_protocol
@@ -42,6 +38,7 @@ class MadeTaskSettings:
         frame_step: Video frames from one frame of a clip to the next.
         num_epochs: Passes over the training videos.
         has_pictures: Whether pictures of Fashion-MNIST move, or drawn shapes, which are harder.
+        scene: How the pictures look, see `MovingPictureSettings`.
         pictures: Folder of the IDX files of Fashion-MNIST; None: that of Debian's package.
     """
 
@@ -52,7 +49,16 @@ class MadeTaskSettings:
     frame_step: int = 2
     num_epochs: int = 20
     has_pictures: bool = True
+    scene: str = "textured"
     pictures: Path | None = None
+
+    def videos(self, split: str, num_videos: int) -> SyntheticVideoSettings:
+        """What is made for a split."""
+        if self.has_pictures:
+            return MovingPictureSettings(
+                num_videos=num_videos, size=self.size, num_frames=self.num_frames, split=split, scene=self.scene
+            )
+        return SyntheticVideoSettings(num_videos=num_videos, size=self.size, num_frames=self.num_frames, split=split)
 
 
 def make_task_videos(folder: str | Path, settings: MadeTaskSettings, show_progress: ShowProgress) -> None:
@@ -69,18 +75,8 @@ def make_task_videos(folder: str | Path, settings: MadeTaskSettings, show_progre
     """
     for split, num_videos in ((TRAIN, settings.num_train), (TEST, settings.num_test)):
         with show_progress(f"making {num_videos:,} videos") as progress:
-            _make_split(Path(folder) / split, settings, split, num_videos, progress)
-
-
-def _make_split(
-    folder: Path, settings: MadeTaskSettings, split: str, num_videos: int, progress: Callable[[int, int], None]
-) -> None:
-    settings_class = MovingPictureSettings if settings.has_pictures else SyntheticVideoSettings
-    made = settings_class(num_videos=num_videos, size=settings.size, num_frames=settings.num_frames, split=split)
-    if isinstance(made, MovingPictureSettings):
-        make_moving_pictures(folder, made, **read_fashion_mnist(split, settings.pictures), progress=progress)
-    else:
-        make_synthetic_videos(folder, made, progress=progress)
+            made = settings.videos(split, num_videos)
+            make_videos(Path(folder) / split, made, pictures=settings.pictures, progress=progress)
 
 
 def probe_tasks(

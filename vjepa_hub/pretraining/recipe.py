@@ -8,7 +8,7 @@ The bundled ones lie in `recipes/`. A recipe has these keys, of which all but `m
     masks                 kinds of masks: a name of `MASK_NAMES`, or settings with a `kind` of `MASK_CLASSES`
     clips                 fields of `ClipRecipe`
     data                  list of {path, weight}
-    synthetic             video that is made where no data is given: a `kind` of `SYNTHETIC_CLASSES` (by default
+    synthetic             video that is made where no data is given: a `kind` of `MADE_KINDS` (by default
                           shapes), and the fields of its settings
     training              fields of `VJEPATrainingArguments`, and `global_batch_size`
     published             facts of the published run that no code reads
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.augmentation import RandomResizedCropSettings
+from ..data.made_videos import MADE_KINDS, SHAPES, kind_of
 from ..data.masking import (
     CAUSAL,
     LONG_RANGE,
@@ -35,7 +36,6 @@ from ..data.masking import (
     TokenGrid,
     require_possible,
 )
-from ..data.moving_pictures import MovingPictureSettings
 from ..data.synthetic import SyntheticVideoSettings
 from ..model.configuration_vjepa import VJEPAConfig
 from .arguments import CHECKPOINTING, VJEPATrainingArguments
@@ -51,10 +51,6 @@ MASK_NAMES: dict[str, tuple[MaskKind, ...]] = {
     "causal": (CAUSAL,),
 }
 MASK_CLASSES: dict[str, type] = {"multi-block": MultiBlockMasking, "random-tube": RandomTubeMasking}
-SYNTHETIC_CLASSES: dict[str, type[SyntheticVideoSettings]] = {
-    "shapes": SyntheticVideoSettings,
-    "fashion-mnist": MovingPictureSettings,
-}
 GLOBAL_BATCH_SIZE = "global_batch_size"
 # Arguments of the Trainer that a recipe cannot hold, and where they belong
 _REFUSED = {
@@ -237,7 +233,10 @@ class Recipe:
         pairs = overrides.items() if isinstance(overrides, Mapping) else [_split_override(text) for text in overrides]
         tree = self.to_dict()
         for key, value in pairs:
-            _assign(tree, _locate(key, synthetic=self.synthetic), value)
+            path = _locate(key, synthetic=self.synthetic)
+            _assign(tree, path, value)
+            if path == ["synthetic", "kind"] and self.synthetic is not None:
+                _leave_to_other_kind(tree["synthetic"], self.synthetic)
         return recipe_from_dict(tree, name=self.name)
 
     def with_inputs(
@@ -424,19 +423,14 @@ def _synthetic(tree: Any) -> SyntheticVideoSettings | None:
     if tree is None:
         return None
     fields = dict(as_mapping("synthetic", tree))
-    kind = fields.pop("kind", "shapes")
-    if kind not in SYNTHETIC_CLASSES:
-        raise KeyError(f"synthetic.kind is '{kind}', but must be {' or '.join(SYNTHETIC_CLASSES)}")
-    return build_checked(SYNTHETIC_CLASSES[kind], fields, "synthetic")
-
-
-def synthetic_kind(settings: SyntheticVideoSettings) -> str:
-    """What made video shows, a key of `SYNTHETIC_CLASSES`."""
-    return next(kind for kind, cls in SYNTHETIC_CLASSES.items() if type(settings) is cls)
+    kind = fields.pop("kind", SHAPES)
+    if kind not in MADE_KINDS:
+        raise KeyError(f"synthetic.kind is '{kind}', but must be {' or '.join(MADE_KINDS)}")
+    return build_checked(MADE_KINDS[kind], fields, "synthetic")
 
 
 def _synthetic_to_dict(settings: SyntheticVideoSettings) -> dict[str, Any]:
-    return {"kind": synthetic_kind(settings), **dataclasses.asdict(settings)}
+    return {"kind": kind_of(settings), **dataclasses.asdict(settings)}
 
 
 def _masks(tree: Any) -> tuple[MaskKind, ...]:
@@ -513,6 +507,15 @@ def _assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
             place[part] = {}
         place = place[_key_in(place, part, path)]
     place[_key_in(place, path[-1], path)] = value
+
+
+def _leave_to_other_kind(tree: dict[str, Any], before: SyntheticVideoSettings) -> None:
+    """Take out what only video of the kind before has."""
+    names, old_names = (
+        {entry.name for entry in dataclasses.fields(kind)} for kind in (MADE_KINDS.get(tree["kind"], before), before)
+    )
+    for name in old_names - names:
+        tree.pop(name, None)
 
 
 def _key_in(place: Any, part: str, path: Sequence[str]) -> str | int:

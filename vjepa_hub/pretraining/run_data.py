@@ -15,12 +15,13 @@ from torch.utils.data import Dataset
 from ..data.augmentation import resize_cutouts
 from ..data.dataset import ClipSettings, VideoClipDataset, read_clip
 from ..data.decoding import VideoDecodingError
-from ..data.moving_pictures import MovingPictureSettings, make_moving_pictures, read_fashion_mnist
+from ..data.made_videos import make_videos
+from ..data.moving_pictures import MovingPictureSettings
 from ..data.quarantine import Quarantine
 from ..data.records import ClipSource
 from ..data.sources import open_source
 from ..data.streaming import ClipStream, open_shards
-from ..data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from ..data.synthetic import SyntheticVideoSettings
 from .arguments import VJEPATrainingArguments
 from .probe import LabelledClips, OnlineProbe, ProbeKind
 from .recipe import Recipe
@@ -180,15 +181,13 @@ def _make_synthetic(
 
 def _make_once(folder: Path, settings: SyntheticVideoSettings, show_progress: ShowProgress) -> Path:
     with show_progress(f"making {settings.num_videos:,} videos in {folder}") as progress:
-        if isinstance(settings, MovingPictureSettings):
-            pictures = read_fashion_mnist(settings.split)
-            return make_moving_pictures(folder, settings, **pictures, progress=progress)
-        return make_synthetic_videos(folder, settings, progress=progress)
+        return make_videos(folder, settings, progress=progress)
 
 
 def _describe_made(settings: SyntheticVideoSettings) -> str:
-    has_pictures = isinstance(settings, MovingPictureSettings)
-    return "moving pictures of Fashion-MNIST, MIT licence" if has_pictures else "moving shapes"
+    if isinstance(settings, MovingPictureSettings):
+        return f"moving pictures of Fashion-MNIST, MIT licence, {settings.scene} scene"
+    return "moving shapes"
 
 
 def _task_sources(folder: Path) -> dict[str, ClipSource]:
