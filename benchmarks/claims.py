@@ -60,6 +60,7 @@ from vjepa_hub.pretraining.run import RECIPE, build_model, build_processor, clea
 from vjepa_hub.pretraining.run_data import VIDEOS
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 from vjepa_hub.reproduction.record import this_machine
+from vjepa_hub.reproduction.retraining import tasks_of
 from vjepa_hub.reproduction.training import computing_with
 
 if TYPE_CHECKING:
@@ -684,21 +685,14 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-train", type=int, default=1000, help="labelled videos that heads learn from")
     parser.add_argument("--num-test", type=int, default=1000, help="labelled videos that they are judged on")
     parser.add_argument("--num-epochs", type=int, default=20, help="of the heads")
-    parser.add_argument("--no-pictures", action="store_true", help="judge on drawn shapes, not on Fashion-MNIST")
     return parser.parse_args(given)
 
 
 def plan(arguments: argparse.Namespace) -> Study:
     """What a command line asks for."""
     recipe = load_recipe(arguments.recipe).with_overrides(arguments.set)
-    tasks = MadeTaskSettings(
-        num_train=arguments.num_train,
-        num_test=arguments.num_test,
-        size=recipe.config().crop_size,
-        num_frames=recipe.synthetic.num_frames if recipe.synthetic else MadeTaskSettings.num_frames,
-        frame_step=recipe.clips.frame_step,
-        num_epochs=arguments.num_epochs,
-        has_pictures=not arguments.no_pictures,
+    tasks = tasks_of(
+        recipe, num_train=arguments.num_train, num_test=arguments.num_test, num_epochs=arguments.num_epochs
     )
     claims = [claim for name, claim in CLAIMS.items() if name in arguments.claims]
     return Study(recipe=recipe, claims=claims, seeds=arguments.seeds, folder=arguments.output_dir, tasks=tasks)

@@ -391,7 +391,7 @@ def test_one_claim_alone_is_drawn(claims):
 
 
 def test_the_command_line_chooses_claims_and_settings(claims):
-    given = "--claims masks loss --seeds 4 --set max_steps=7 momentum=0.9 --num-test 5 --no-pictures"
+    given = "--claims masks loss --seeds 4 --set max_steps=7 momentum=0.9 --num-test 5"
     study = claims.plan(claims.parse_arguments(given.split()))
     assert [claim.name for claim in study.claims] == ["masks", "loss"]
     assert [variant.name for variant in study.variants] == ["reference", "random-tube", "causal", "l2"]
@@ -403,7 +403,7 @@ def test_the_command_line_chooses_claims_and_settings(claims):
 def test_the_command_trains_judges_and_writes(tmp_path):
     recipe = tmp_path / "small.yaml"
     recipe.write_text(json.dumps(RECIPE))
-    given = "--claims collapse pooling --seeds 0 1 --no-pictures --num-train 80 --num-test 80 --num-epochs 1"
+    given = "--claims collapse pooling --seeds 0 1 --num-train 80 --num-test 80 --num-epochs 1"
     command = [sys.executable, SCRIPT, "--recipe", recipe, "--output-dir", tmp_path / "out", *given.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -49,7 +49,7 @@ def small_recipe(**sections):
 
 
 def test_the_bundled_recipes_are_those_of_the_documentation():
-    assert recipe_names() == ["base", "small", "tiny", "vith16", "vith16-384", "vitl16"]
+    assert recipe_names() == ["base", "small", "tiny", "vit-tiny", "vith16", "vith16-384", "vitl16"]
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from vjepa_hub.cli import app
 from vjepa_hub.evaluation.label_efficiency import SplitSummary
 from vjepa_hub.evaluation.made_tasks import MadeTaskSettings
 from vjepa_hub.evaluation.probe_run import SummaryRow
-from vjepa_hub.pretraining.recipe import recipe_from_dict
+from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
 from vjepa_hub.reproduction import retraining
+from vjepa_hub.reproduction.comparison import compare_published
 from vjepa_hub.reproduction.record import read_record
-from vjepa_hub.reproduction.retraining import record_trainings, verify_training
+from vjepa_hub.reproduction.retraining import record_trainings, tasks_of, verify_training
 from vjepa_hub.reproduction.training import digest_weights
 
 RECIPE = {
@@ -91,6 +93,7 @@ def test_a_training_cut_short_is_the_beginning_of_the_whole(recorded, tmp_path):
     """The same learning rates and momenta, the same clips and masks: equal to the bit."""
     checks = verify_training(recorded / "model", tmp_path, is_short=True, console=quiet())
     assert [(check.name, check.state) for check in checks] == [
+        ("weights of the record", "passed"),
         ("weights after step 2", "passed"),
         ("loss to step 2", "passed"),
         ("appearance after step 2", "passed"),
@@ -102,7 +105,7 @@ def test_a_training_cut_short_is_the_beginning_of_the_whole(recorded, tmp_path):
 def test_a_training_goes_on_where_it_was_left(recorded, tmp_path):
     verify_training(recorded / "model", tmp_path, is_short=True, console=quiet())
     checks = verify_training(recorded / "model", tmp_path, console=quiet())
-    assert [check.state for check in checks] == ["passed"] * 4
+    assert [check.state for check in checks] == ["passed"] * 5
     assert digest_weights(tmp_path / "seed-0" / "step-4") == digest_weights(recorded / "model")
 
 
@@ -114,6 +117,12 @@ def test_weights_that_were_changed_are_seen(recorded, tmp_path):
     tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
     save_file(tensors, tmp_path / "model.safetensors")
     assert digest_weights(tmp_path) != digest_weights(recorded / "model")
+
+
+def test_weights_that_are_not_those_of_the_record_beside_them_fail(recorded):
+    record = read_record(recorded / "model")
+    assert compare_published(record, record.seeds[0].digests[4]).passed
+    assert not compare_published(record, record.seeds[0].digests[2]).passed
 
 
 def test_steps_that_do_not_fit_are_an_error(tmp_path):
@@ -136,3 +145,14 @@ def test_the_command_trains_again_and_gives_a_verdict(recorded, tmp_path):
     code, output = run_verify(model, "--short")
     assert code != 0
     assert "give --retrain too" in output
+
+
+def test_frozen_encoders_are_judged_on_the_recipe_s_own_kind_of_video():
+    recipe = recipe_from_dict(RECIPE, name="small")
+    tasks = tasks_of(recipe, num_train=5)
+    assert (tasks.num_train, tasks.size, tasks.num_frames, tasks.frame_step) == (5, 32, 8, 2)
+    assert not tasks.has_pictures
+    pictures = recipe.with_overrides(["synthetic.kind=fashion-mnist", "synthetic.scene=grainy"])
+    assert tasks_of(pictures).videos("test", 3) == replace(pictures.synthetic, split="test", num_videos=3, fps=8)
+    with pytest.raises(ValueError, match=r"the recipe vitl16 has no `synthetic` video"):
+        tasks_of(load_recipe("vitl16"))

@@ -10,7 +10,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..model.configuration_vjepa import VJEPAConfig
-from ..model.modeling_vjepa import VJEPAModel
+from ..model.modeling_vjepa import VJEPAForPreTraining, VJEPAModel
 
 # The underscore keeps it out of uploads, and the name out of the search for the last checkpoint
 INCOMPLETE = "_incomplete"
@@ -96,3 +96,16 @@ def save_published(folder: str | Path, config: VJEPAConfig, state_dict: Mapping[
     with torch.device("meta"):
         model = VJEPAModel(VJEPAConfig.from_dict(config.to_dict()))
     model.save_pretrained(folder, state_dict=published_state(state_dict))
+
+
+def save_both_encoders(folder: str | Path, config: VJEPAConfig, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Write a pretraining model, which a training can start from, without what belongs to the objective alone.
+
+    Args:
+        folder: Made if it is not there.
+        config: The configuration of the pretraining model.
+        state_dict: Its weights, whole.
+    """
+    with torch.device("meta"):
+        model = VJEPAForPreTraining(VJEPAConfig.from_dict(config.to_dict()))
+    model.save_pretrained(folder, state_dict={key: state_dict[key] for key in model.state_dict()})

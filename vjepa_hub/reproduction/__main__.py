@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from ..cli import usage_errors
-from ..evaluation.made_tasks import MadeTaskSettings
 from ..pretraining.recipe import load_recipe
-from .retraining import record_trainings
+from .retraining import record_trainings, tasks_of
 
 
 def main(
@@ -20,9 +19,6 @@ def main(
     num_train: Annotated[int, typer.Option(help="Labelled videos that heads learn from.")] = 1000,
     num_test: Annotated[int, typer.Option(help="Labelled videos that they are judged on.")] = 1000,
     num_epochs: Annotated[int, typer.Option(help="Passes of the heads over the labelled videos.")] = 20,
-    pictures: Annotated[
-        bool, typer.Option(help="Judge on moving pictures of Fashion-MNIST, or on drawn shapes.")
-    ] = True,
     num_threads: Annotated[int, typer.Option(min=1, help="That torch computes with.")] = 2,
 ) -> None:
     """Train a recipe with several seeds, judge the frozen encoders, and write the first one with the record of all.
@@ -31,13 +27,7 @@ def main(
     """
     with usage_errors():
         chosen = load_recipe(recipe).with_overrides(overrides or [])
-        tasks = MadeTaskSettings(
-            num_train=num_train,
-            num_test=num_test,
-            num_epochs=num_epochs,
-            size=chosen.config().crop_size,
-            has_pictures=pictures,
-        )
+        tasks = tasks_of(chosen, num_train=num_train, num_test=num_test, num_epochs=num_epochs)
         model = record_trainings(
             chosen,
             output_dir,

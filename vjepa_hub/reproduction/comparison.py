@@ -28,7 +28,7 @@ def compare(
         seed: Of the new one.
         step: That it was measured after; one of the record's.
         losses: Training loss by step.
-        digest: Of its published weights.
+        digest: Of its weights.
         accuracies: Of its frozen encoder, by task, from 0 to 1.
         machine: Where it was trained.
     """
@@ -37,6 +37,19 @@ def compare(
         compare_losses(record, step=step, losses=losses),
         *compare_accuracies(record, step=step, accuracies=accuracies),
     ]
+
+
+def compare_published(record: ReproductionRecord, digest: str) -> Check:
+    """Whether the weights that lie beside a record are those of its first training.
+
+    Args:
+        record: Of the trainings.
+        digest: Of the weights.
+    """
+    recorded = record.seeds[0].digests[record.num_steps]
+    is_equal = digest == recorded
+    detail = f"sha256 {digest[:12]}, {recorded[:12]} in the record"
+    return Check(name="weights of the record", state=PASSED if is_equal else FAILED, detail=detail)
 
 
 def compare_weights(record: ReproductionRecord, *, seed: int, step: int, digest: str, machine: Machine) -> Check:

@@ -40,7 +40,7 @@ class SeedRecord:
     Attributes:
         seed: Of the run.
         losses: Training loss by step, as logged.
-        digests: SHA-256 of the published weights, by step.
+        digests: SHA-256 of the weights, by step.
         accuracies: Top-1 accuracy of the frozen encoder from 0 to 1, by step and task.
         minutes: That the training took.
     """

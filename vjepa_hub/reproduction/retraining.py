@@ -4,8 +4,8 @@ What a folder gets:
 
     videos                      the training videos, made once for all seeds
     tasks                       labelled videos of the evaluation
-    seed-S                      the run with seed S, and step-N in it: the published model after step N
-    model                       the published model of the first seed, with its recipe, log, card and
+    seed-S                      the run with seed S, and step-N in it: the model after step N, with both encoders
+    model                       the model of the first seed after the last step, with its recipe, log, card and
                                 `reproduction.json`
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ..data.moving_pictures import MovingPictureSettings
 from ..evaluation.made_tasks import MadeTaskSettings, make_task_videos, probe_tasks
 from ..hub.model_folder import CARD_FILE
 from ..hub.verification import Check
@@ -27,9 +28,9 @@ from ..pretraining.console import shown_progress
 from ..pretraining.recipe import Recipe, recipe_from_dict
 from ..pretraining.run import METRICS, RECIPE
 from ..pretraining.run_data import VIDEOS
-from .comparison import compare
+from .comparison import compare, compare_published
 from .record import ReproductionRecord, SeedRecord, read_record, this_machine, write_record
-from .training import Training, computing_with, train_seed
+from .training import Training, computing_with, digest_weights, train_seed
 
 MODEL = "model"
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -54,7 +55,7 @@ def record_trainings(
         folder: For all files.
         seeds: Of the trainings.
         short_steps: Steps of the short check, fewer than those of the recipe.
-        tasks: How the frozen encoders are judged.
+        tasks: How the frozen encoders are judged; by default as `tasks_of` the recipe.
         num_threads: That torch computes with.
         console: Where progress is shown.
 
@@ -64,7 +65,7 @@ def record_trainings(
     Raises:
         ValueError: The steps do not fit each other, or there are fewer than two seeds.
     """
-    tasks, console, folder = tasks or MadeTaskSettings(), console or Console(), Path(folder)
+    tasks, console, folder = tasks or tasks_of(recipe), console or Console(), Path(folder)
     num_steps = _require_steps(recipe, short_steps)
     records = []
     for seed in seeds:
@@ -86,6 +87,36 @@ def record_trainings(
         shutil.copy(run / name, model)
     write_record(model, record)
     return model
+
+
+def tasks_of(recipe: Recipe, *, num_train: int = 1000, num_test: int = 1000, num_epochs: int = 20) -> MadeTaskSettings:
+    """The two tasks on video like that which a recipe makes.
+
+    Args:
+        recipe: On made video.
+        num_train: Labelled videos that heads learn from: the first of those that it makes.
+        num_test: Videos that they are judged on.
+        num_epochs: Passes of the heads over the labelled videos.
+
+    Raises:
+        ValueError: The recipe makes no video, or its clips are not told by a step.
+    """
+    made, clips = recipe.synthetic, recipe.clips
+    if made is None or clips.clip_duration is not None:
+        raise ValueError(
+            f"the recipe {recipe.name} has no `synthetic` video with clips of a frame_step, which heads could be "
+            "judged on; give one that has, such as tiny"
+        )
+    return MadeTaskSettings(
+        num_train=num_train,
+        num_test=num_test,
+        num_epochs=num_epochs,
+        size=made.size,
+        num_frames=made.num_frames,
+        frame_step=clips.frame_step,
+        has_pictures=isinstance(made, MovingPictureSettings),
+        scene=made.scene if isinstance(made, MovingPictureSettings) else MadeTaskSettings.scene,
+    )
 
 
 def verify_training(
@@ -120,15 +151,18 @@ def verify_training(
     with computing_with(machine.num_threads):
         training = _train(recipe, seed, folder, steps=steps, console=console)
         found = _measure(training, seed, folder, MadeTaskSettings(**record.tasks), console)
-    return compare(
-        record,
-        seed=seed,
-        step=step,
-        losses=found.losses,
-        digest=found.digests[step],
-        accuracies=found.accuracies[step],
-        machine=machine,
-    )
+    return [
+        compare_published(record, digest_weights(model_folder)),
+        *compare(
+            record,
+            seed=seed,
+            step=step,
+            losses=found.losses,
+            digest=found.digests[step],
+            accuracies=found.accuracies[step],
+            machine=machine,
+        ),
+    ]
 
 
 def _require_steps(recipe: Recipe, short_steps: int) -> int:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..evaluation.frozen_encoder import hash_weights
 from ..model.modeling_vjepa import VJEPAForPreTraining
-from ..pretraining.checkpoints import save_published, trained_origin
+from ..pretraining.checkpoints import save_both_encoders, trained_origin
 from ..pretraining.metrics_log import read_metrics
 from ..pretraining.recipe import Recipe
 from ..pretraining.run import METRICS, RECIPE, build_processor, pretrain
@@ -28,7 +28,7 @@ class Training:
 
     Attributes:
         losses: By step, up to that one.
-        snapshots: Folder of the published model after each measured step.
+        snapshots: Folder of the model after each measured step, with both encoders and the predictor.
         minutes: That it took; 0 where it was there already.
     """
 
@@ -37,12 +37,12 @@ class Training:
     minutes: float
 
     def digest(self, step: int) -> str:
-        """SHA-256 of the published weights after a step: names, shapes, types and values."""
+        """SHA-256 of the weights after a step: names, shapes, types and values."""
         return digest_weights(self.snapshots[step])
 
 
 def train_seed(recipe: Recipe, seed: int, folder: str | Path, *, steps: Sequence[int], console: Console) -> Training:
-    """Train a recipe with a seed up to the last of some steps, and keep the published model after each.
+    """Train a recipe with a seed up to the last of some steps, and keep the model after each.
 
     An interrupted training is resumed. The curves of learning rate and momentum are those of the whole run, wherever
     it ends.
@@ -73,7 +73,7 @@ def train_seed(recipe: Recipe, seed: int, folder: str | Path, *, steps: Sequence
 
 
 class _Snapshots(TrainerCallback):
-    """Writes the published model after some steps, and ends the training after the last."""
+    """Writes the model after some steps, with both encoders, and ends the training after the last."""
 
     def __init__(self, recipe: Recipe, snapshots: Mapping[int, Path]):
         self.processor, self.snapshots = build_processor(recipe), snapshots
@@ -92,7 +92,7 @@ class _Snapshots(TrainerCallback):
             # The weights come last: a folder with weights is complete
             self.processor.save_pretrained(folder)
             model.config.weights_origin = trained_origin(state.global_step)
-            save_published(folder, model.config, model.state_dict())
+            save_both_encoders(folder, model.config, model.state_dict())
         if state.global_step >= max(self.snapshots):
             control.should_training_stop = control.should_save = True  # so that it can go on from here
 
