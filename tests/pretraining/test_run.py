@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoVideoProcessor, TrainerCallback
 
 from vjepa_hub import VJEPAForPreTraining
+from vjepa_hub.data import made_videos
 from vjepa_hub.data.streaming import ClipStream
-from vjepa_hub.pretraining import run_data
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.metrics_log import read_metrics
 from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
@@ -314,12 +314,12 @@ def test_the_first_weights_follow_from_the_seed(small_recipe):
 def test_a_run_on_pictures_shows_each_split_its_own(small_recipe, tmp_path, monkeypatch):
     asked = []
 
-    def read_pictures(split):
+    def read_pictures(split, folder):
         asked.append(split)
         shown = np.full((10, 28, 28), 255, np.uint8)
         return {"pictures": shown, "labels": np.arange(10), "class_names": [f"thing-{n}" for n in range(10)]}
 
-    monkeypatch.setattr(run_data, "read_fashion_mnist", read_pictures)
+    monkeypatch.setattr(made_videos, "read_fashion_mnist", read_pictures)
     recipe = small_recipe.with_overrides(["synthetic.kind=fashion-mnist", "probe=knn"])
     run = prepare_run(recipe, output_dir=tmp_path, console=Shown().console)
     assert asked == ["train", "test"]
