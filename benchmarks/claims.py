@@ -60,7 +60,7 @@ from vjepa_hub.pretraining.run import RECIPE, build_model, build_processor, clea
 from vjepa_hub.pretraining.run_data import VIDEOS
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 from vjepa_hub.reproduction.record import this_machine
-from vjepa_hub.reproduction.retraining import tasks_of
+from vjepa_hub.reproduction.retraining import share_videos, tasks_of
 from vjepa_hub.reproduction.training import computing_with
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def train(variant: Variant, recipe: Recipe, folder: Path, *, videos: Path, conso
     if file.is_file():
         clear_folder(folder, recipe, resume=True)  # refuses another recipe, and removes nothing
         return Training(**json.loads(file.read_text(encoding="utf-8")))
-    _share_videos(videos, folder)
+    share_videos(videos, folder)
     stopwatch = Stopwatch(folder / SECONDS)
     run = prepare_run(recipe, output_dir=folder, resume=is_begun, console=console, callbacks=[stopwatch])
     if not variant.has_stop_gradient:
@@ -312,13 +312,6 @@ def train(variant: Variant, recipe: Recipe, folder: Path, *, videos: Path, conso
     found = _describe(variant, recipe, run.trainer, stopwatch.read(run.trainer.state.global_step))
     write_complete(file, json.dumps(asdict(found), indent=1).encode())
     return found
-
-
-def _share_videos(videos: Path, run: Path) -> None:
-    for folder in (videos, run):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not (run / VIDEOS).exists():
-        (run / VIDEOS).symlink_to(videos.absolute(), target_is_directory=True)
 
 
 def _describe(variant: Variant, recipe: Recipe, trainer: VJEPATrainer, seconds: float) -> Training:

@@ -176,12 +176,17 @@ def _require_steps(recipe: Recipe, short_steps: int) -> int:
 
 def _train(recipe: Recipe, seed: int, folder: Path, *, steps: Sequence[int], console: Console) -> Training:
     run = folder / f"seed-{seed}"
-    _share_videos(folder / VIDEOS, run)
+    share_videos(folder / VIDEOS, run)
     return train_seed(recipe, seed, run, steps=steps, console=console)
 
 
-def _share_videos(videos: Path, run: Path) -> None:
-    """Let a run make its videos where those of the other seeds are: they are the same."""
+def share_videos(videos: Path, run: Path) -> None:
+    """Let a run make its videos where those of other runs are: they are the same.
+
+    Args:
+        videos: The folder that is shared, made if it is not there.
+        run: Folder of the run, made too; it gets a link.
+    """
     for folder in (videos, run):
         folder.mkdir(parents=True, exist_ok=True)
     if not (run / VIDEOS).exists():
