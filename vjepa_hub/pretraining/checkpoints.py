@@ -5,12 +5,15 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..model.configuration_vjepa import VJEPAConfig
-from ..model.modeling_vjepa import VJEPAForPreTraining, VJEPAModel
+from ..model.modeling_vjepa import VJEPAForPreTraining, VJEPAModel, VJEPAPreTrainedModel
+
+Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
 
 # The underscore keeps it out of uploads, and the name out of the search for the last checkpoint
 INCOMPLETE = "_incomplete"
@@ -93,9 +96,7 @@ def save_published(folder: str | Path, config: VJEPAConfig, state_dict: Mapping[
         config: The configuration of the pretraining model.
         state_dict: Its weights, whole.
     """
-    with torch.device("meta"):
-        model = VJEPAModel(VJEPAConfig.from_dict(config.to_dict()))
-    model.save_pretrained(folder, state_dict=published_state(state_dict))
+    _empty_model(VJEPAModel, config).save_pretrained(folder, state_dict=published_state(state_dict))
 
 
 def save_both_encoders(folder: str | Path, config: VJEPAConfig, state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -106,6 +107,11 @@ def save_both_encoders(folder: str | Path, config: VJEPAConfig, state_dict: Mapp
         config: The configuration of the pretraining model.
         state_dict: Its weights, whole.
     """
-    with torch.device("meta"):
-        model = VJEPAForPreTraining(VJEPAConfig.from_dict(config.to_dict()))
+    model = _empty_model(VJEPAForPreTraining, config)
     model.save_pretrained(folder, state_dict={key: state_dict[key] for key in model.state_dict()})
+
+
+def _empty_model(model_class: type[Model], config: VJEPAConfig) -> Model:
+    """A model without memory for weights, with a configuration of its own, to write given weights as its own."""
+    with torch.device("meta"):
+        return model_class(VJEPAConfig.from_dict(config.to_dict()))
