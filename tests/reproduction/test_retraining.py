@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import typer
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -14,10 +15,11 @@ from vjepa_hub.evaluation.label_efficiency import SplitSummary
 from vjepa_hub.evaluation.made_tasks import MadeTaskSettings
 from vjepa_hub.evaluation.probe_run import SummaryRow
 from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
-from vjepa_hub.reproduction import retraining
+from vjepa_hub.reproduction import __main__ as command
+from vjepa_hub.reproduction import retraining, training
 from vjepa_hub.reproduction.comparison import compare_published
 from vjepa_hub.reproduction.record import read_record
-from vjepa_hub.reproduction.retraining import record_trainings, tasks_of, verify_training
+from vjepa_hub.reproduction.retraining import record_trainings, tasks_of, train_seeds, verify_training
 from vjepa_hub.reproduction.training import digest_weights
 
 RECIPE = {
@@ -129,6 +131,44 @@ def test_steps_that_do_not_fit_are_an_error(tmp_path):
     recipe = recipe_from_dict(RECIPE, name="small")
     with pytest.raises(ValueError, match=r"short_steps is 4, but must be at least 1 and below .* max_steps, 4"):
         record_trainings(recipe, tmp_path, short_steps=4, console=quiet())
+
+
+@pytest.mark.parametrize("seeds", [(0,), (1, 1)])
+def test_a_record_of_one_seed_is_refused_before_anything_is_trained(tmp_path, seeds):
+    recipe = recipe_from_dict(RECIPE, name="small")
+    with pytest.raises(ValueError, match=r"the seeds are .*, but a record needs at least two"):
+        record_trainings(recipe, tmp_path / "out", seeds=seeds, short_steps=2, tasks=TASKS, console=quiet())
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_that_were_only_trained_are_collected_and_not_trained_again(recorded, tmp_path, monkeypatch):
+    recipe = recipe_from_dict(RECIPE, name="small")
+    for seed in (1, 0):
+        train_seeds(recipe, tmp_path, seeds=(seed,), short_steps=2, tasks=TASKS, num_threads=1, console=quiet())
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(training, "pretrain", lambda *arguments, **values: pytest.fail("trained again"))
+    model = record_trainings(
+        recipe, tmp_path, seeds=(0, 1), short_steps=2, tasks=TASKS, num_threads=1, console=quiet()
+    )
+    found, expected = read_record(model), read_record(recorded / "model")
+    assert [replace(one, minutes=0) for one in found.seeds] == [replace(one, minutes=0) for one in expected.seeds]
+
+
+def run_reproduction(monkeypatch, *arguments):
+    """The command, and which function it calls with which seeds."""
+    called = []
+    for name in ("train_seeds", "record_trainings"):
+        monkeypatch.setattr(command, name, lambda *_, name=name, seeds, **__: called.append((name, seeds)))
+    reproduction = typer.Typer()
+    reproduction.command()(command.main)
+    result = CliRunner().invoke(reproduction, ["tiny", "--short-steps", "2", "--output-dir", "out", *arguments])
+    assert result.exit_code == 0, result.output
+    return called
+
+
+def test_the_command_writes_a_record_unless_it_is_told_only_to_train(monkeypatch):
+    assert run_reproduction(monkeypatch) == [("record_trainings", (0, 1, 2))]
+    assert run_reproduction(monkeypatch, "--train-only", "--seed", "4") == [("train_seeds", [4])]
 
 
 def run_verify(*arguments):

@@ -1,5 +1,6 @@
 """`python -m vjepa_hub.reproduction RECIPE`: train with several seeds, and write the model with its record."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from ..cli import usage_errors
 from ..pretraining.recipe import load_recipe
-from .retraining import record_trainings, tasks_of
+from .retraining import record_trainings, tasks_of, train_seeds
 
 
 def main(
@@ -20,6 +21,14 @@ def main(
     num_test: Annotated[int, typer.Option(help="Labelled videos that they are judged on.")] = 1000,
     num_epochs: Annotated[int, typer.Option(help="Passes of the heads over the labelled videos.")] = 20,
     num_threads: Annotated[int, typer.Option(min=1, help="That torch computes with.")] = 2,
+    train_only: Annotated[
+        bool,
+        typer.Option(
+            "--train-only",
+            help="Train and measure these seeds, and write no record: for seeds side by side in the same folder. The "
+            "command without it then collects them.",
+        ),
+    ] = False,
 ) -> None:
     """Train a recipe with several seeds, judge the frozen encoders, and write the first one with the record of all.
 
@@ -28,7 +37,8 @@ def main(
     with usage_errors():
         chosen = load_recipe(recipe).with_overrides(overrides or [])
         tasks = tasks_of(chosen, num_train=num_train, num_test=num_test, num_epochs=num_epochs)
-        model = record_trainings(
+        run: Callable[..., object] = train_seeds if train_only else record_trainings
+        made = run(
             chosen,
             output_dir,
             seeds=seed or (0, 1, 2),
@@ -36,7 +46,7 @@ def main(
             tasks=tasks,
             num_threads=num_threads,
         )
-    typer.echo(f"wrote {model}")
+    typer.echo(f"trained in {output_dir}" if train_only else f"wrote {made}")
 
 
 if __name__ == "__main__":

@@ -63,16 +63,18 @@ def record_trainings(
         The folder of the model.
 
     Raises:
-        ValueError: The steps do not fit each other, or there are fewer than two seeds.
+        ValueError: The steps do not fit each other, or there are fewer than two different seeds.
     """
-    tasks, console, folder = tasks or tasks_of(recipe), console or Console(), Path(folder)
+    if len(set(seeds)) < 2:
+        raise ValueError(
+            f"the seeds are {', '.join(map(str, seeds))}, but a record needs at least two, whose spread tells what is "
+            "alike; give more, or --train-only"
+        )
+    tasks, folder = tasks or tasks_of(recipe), Path(folder)
     num_steps = _require_steps(recipe, short_steps)
-    records = []
-    for seed in seeds:
-        console.print(Text(f"training with seed {seed}"))
-        with computing_with(num_threads):
-            training = _train(recipe, seed, folder, steps=(short_steps, num_steps), console=console)
-            records.append(_measure(training, seed, folder, tasks, console))
+    records = train_seeds(
+        recipe, folder, seeds=seeds, short_steps=short_steps, tasks=tasks, num_threads=num_threads, console=console
+    )
     record = ReproductionRecord(
         recipe=recipe.to_dict(),
         short_steps=short_steps,
@@ -87,6 +89,42 @@ def record_trainings(
         shutil.copy(run / name, model)
     write_record(model, record)
     return model
+
+
+def train_seeds(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    seeds: Sequence[int],
+    short_steps: int,
+    tasks: MadeTaskSettings | None = None,
+    num_threads: int = 2,
+    console: Console | None = None,
+) -> list[SeedRecord]:
+    """Train a recipe with some seeds and measure each twice: what `record_trainings` then finds done.
+
+    Several processes may share the folder, each with seeds of its own, once the videos are there.
+
+    Args:
+        recipe: With `max_steps`, on made video.
+        folder: For all files.
+        seeds: Of the trainings.
+        short_steps: Steps of the short check, fewer than those of the recipe.
+        tasks: How the frozen encoders are judged; by default as `tasks_of` the recipe.
+        num_threads: That torch computes with.
+        console: Where progress is shown.
+
+    Raises:
+        ValueError: The steps do not fit each other.
+    """
+    tasks, console, folder = tasks or tasks_of(recipe), console or Console(), Path(folder)
+    steps, records = (short_steps, _require_steps(recipe, short_steps)), []
+    for seed in seeds:
+        console.print(Text(f"training with seed {seed}"))
+        with computing_with(num_threads):
+            training = _train(recipe, seed, folder, steps=steps, console=console)
+            records.append(_measure(training, seed, folder, tasks, console))
+    return records
 
 
 def tasks_of(recipe: Recipe, *, num_train: int = 1000, num_test: int = 1000, num_epochs: int = 20) -> MadeTaskSettings:

@@ -1,6 +1,5 @@
 """One training of a recipe, measured at the steps of a record."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class Training:
     Attributes:
         losses: By step, up to that one.
         snapshots: Folder of the model after each measured step, with both encoders and the predictor.
-        minutes: That it took; 0 where it was there already.
+        minutes: That it took by its log, without parts that were killed.
     """
 
     losses: Mapping[int, float]
@@ -54,10 +53,9 @@ def train_seed(recipe: Recipe, seed: int, folder: str | Path, *, steps: Sequence
         steps: After which the model is kept; the last ends the training.
         console: Where progress is shown.
     """
-    folder, start = Path(folder), time.monotonic()
+    folder = Path(folder)
     snapshots = {step: folder / f"step-{step}" for step in steps}
-    is_complete = all((place / _WEIGHTS).is_file() for place in snapshots.values())
-    if not is_complete:
+    if not all((place / _WEIGHTS).is_file() for place in snapshots.values()):
         pretrain(
             recipe.with_overrides({"training.seed": seed}),
             output_dir=folder,
@@ -68,8 +66,8 @@ def train_seed(recipe: Recipe, seed: int, folder: str | Path, *, steps: Sequence
     rows = read_metrics(folder / METRICS)
     losses = {int(row["step"]): float(row["loss"]) for row in rows if "loss" in row}
     losses = {step: loss for step, loss in losses.items() if step <= max(steps)}
-    minutes = 0.0 if is_complete else (time.monotonic() - start) / 60
-    return Training(losses=losses, snapshots=snapshots, minutes=minutes)
+    seconds = sum(float(row.get("train_runtime", 0)) for row in rows)
+    return Training(losses=losses, snapshots=snapshots, minutes=seconds / 60)
 
 
 class _Snapshots(TrainerCallback):
