@@ -75,21 +75,39 @@ def test_options_reach_the_extraction(model_folder, tmp_path):
     assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob("*.gif"))
 
 
+def test_detail_reaches_the_picture_and_leaves_the_features_as_they_are(model_folder, picture, tmp_path):
+    for detail in (1, 4):
+        options = ["--model", model_folder, "--output-dir", tmp_path / str(detail), "--no-animation"]
+        result = run_features(picture, *options, "--detail", detail)
+        assert result.exit_code == 0, result.output
+        with Image.open(tmp_path / str(detail) / "picture.png") as drawn:
+            assert json.loads(drawn.text["picture"])["detail"] == detail
+    coarse, fine = ((tmp_path / name / "picture.safetensors").read_bytes() for name in "14")
+    assert coarse == fine
+
+
 def test_without_dense_features_no_picture_is_drawn(model_folder, picture, tmp_path):
     result = run_features(picture, "--model", model_folder, "--output-dir", tmp_path / "out", "--no-dense")
     assert result.exit_code == 0, result.output
     assert written(tmp_path / "out") == ["picture.safetensors"]
 
 
-def test_untrained_model_is_called_so_in_the_summary_and_the_file(picture, tmp_path):
+def test_default_model_is_a_trained_one(picture, tmp_path):
     result = run_features(picture, "--output-dir", tmp_path / "out", "--no-dense")
     assert result.exit_code == 0, result.output
     metadata = load_features(tmp_path / "out" / "picture.safetensors").metadata
-    if metadata["is_trained"] == "false":
-        assert "UNTRAINED" in result.output
-    else:
-        assert "UNTRAINED" not in result.output
-    assert metadata["weights"] in result.output
+    assert metadata["is_trained"] == "true"
+    assert "pretrained by vjepa_hub" in metadata["weights"]
+    assert metadata["weights"] in " ".join(result.output.split())
+
+
+def test_untrained_model_is_called_so_in_the_summary_and_the_file(small_config, picture, tmp_path):
+    small_config.weights_origin = "untrained, seed 0"
+    VJEPAModel(small_config).save_pretrained(tmp_path / "model")
+    result = run_features(picture, "--model", tmp_path / "model", "--output-dir", tmp_path / "out", "--no-dense")
+    assert result.exit_code == 0, result.output
+    assert "UNTRAINED" in result.output
+    assert load_features(tmp_path / "out" / "picture.safetensors").metadata["is_trained"] == "false"
 
 
 def test_trained_model_is_not_called_untrained(model_folder, picture, tmp_path):
@@ -178,6 +196,7 @@ def test_files_of_equal_name_never_overwrite_each_other(model_folder, picture, t
         (["--stride", "0"], "stride is 0"),
         (["--backend", "decorb"], "backend is 'decorb'; available here"),
         (["--device", "abacus"], "device is 'abacus'; this machine has: cpu"),
+        (["--detail", "3"], "detail is 3; patches of 16 pixels move by whole pixels with 1, 2, 4, 8"),
         (["--no-dense", "--picture"], "pictures are drawn from dense features"),
         (["--no-dense", "--no-pooled"], "both off"),
         (["--dtype", "int8"], "float32"),

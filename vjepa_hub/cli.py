@@ -72,6 +72,7 @@ class DenseDtype(str, Enum):
 class Interpolation(str, Enum):
     """Ways to enlarge a map of tokens."""
 
+    auto = "auto"
     nearest = "nearest"
     bilinear = "bilinear"
 
@@ -150,6 +151,13 @@ PictureBaseline = Annotated[
         "clips, the mean over clips. auto: even for an untrained model, none for a trained one."
     ),
 ]
+MapDetail = Annotated[
+    int | None,
+    typer.Option(
+        help="Cells of a drawn map for each token, in each direction: above 1 the model sees each clip at as many "
+        "shifts by parts of a patch. Default: what makes 12 cells a side, which is 1 for the released models."
+    ),
+]
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -187,8 +195,9 @@ def features(
     dense_dtype: Annotated[DenseDtype, typer.Option(help="Number format of dense features.")] = DenseDtype.model,
     picture: WithPicture = None,
     animation: WithAnimation = None,
-    interpolation: Annotated[Interpolation, typer.Option(help="How maps are enlarged.")] = Interpolation.nearest,
+    interpolation: Annotated[Interpolation, typer.Option(help="How maps are enlarged.")] = Interpolation.auto,
     baseline: PictureBaseline = Baseline.auto,
+    detail: MapDetail = None,
     batch_size: BatchSize = 1,
     device: Device = None,
     dtype: ModelDtype = None,
@@ -209,6 +218,7 @@ def features(
     from .features.extraction import ExtractionSettings
     from .features.pictures import PictureSettings, update_video_pictures
     from .features.processes import join_processes
+    from .features.shifted_windows import choose_detail
 
     with usage_errors():
         videos = _input_videos(files, manifest, sample)
@@ -222,11 +232,16 @@ def features(
             dense_dtype=dense_dtype.value,
             backend=backend,
         )
-        look = PictureSettings(interpolation=interpolation.value, baseline=baseline.value, backend=backend)
     with join_processes() as processes:
         with usage_errors():
             opened = _open_on_own_device(processes, model, config, device, dtype)
             settings.require_window_for(opened.model.config.frames_per_clip)
+            look = PictureSettings(
+                interpolation=interpolation.value,
+                baseline=baseline.value,
+                detail=choose_detail("auto" if detail is None else detail, opened),
+                backend=backend,
+            )
             output_dir.mkdir(parents=True, exist_ok=True)
         draw = partial(update_video_pictures, opened=opened, settings=look, picture=picture, animation=animation)
         after_each = draw if picture or animation else None

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vjepa_hub.features import pictures
 from vjepa_hub.features.extraction import (
     ExtractionSettings,
     FeatureExtractionError,
@@ -34,6 +35,7 @@ from vjepa_hub.features.pictures import (
     read_step_frames,
     step_durations,
 )
+from vjepa_hub.features.shifted_windows import encode_shifted
 from vjepa_hub.hub.loading import OpenedModel
 from vjepa_hub.model import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
 
@@ -221,6 +223,15 @@ def test_map_of_an_untrained_model_never_shows_the_position_table(tmp_path):
     assert (colours == 0.5).all()
 
 
+def test_finer_map_of_an_untrained_model_never_shows_the_position_table():
+    clip, opened = np.full((8, 64, 64, 3), LEVEL, dtype=np.uint8), open_tiny()
+    fine = encode_shifted(clip, opened, 4)[None]
+    features = VideoFeatures(None, fine, torch.zeros(1, 8), torch.zeros(1, 8), {})
+    baseline = position_baseline(features, opened, clip[:1])
+    assert baseline.shape == fine.shape[1:]
+    assert (FeaturePCA.fit(fine, baseline=baseline).transform(fine, baseline=baseline) == 0.5).all()
+
+
 def test_features_of_a_trained_model_are_shown_as_they_are(tmp_path):
     video = write_video(tmp_path / "square.mp4", moving_square((4, 4), 9)[0])
     opened = open_tiny(is_trained=True)
@@ -279,6 +290,41 @@ def test_every_picture_says_that_the_model_is_untrained(drawn):
         assert (np.asarray(picture) == AMBER).all(-1).any()
 
 
+def drawn_strip(monkeypatch, video: Path, opened: OpenedModel, **look) -> PictureStrip:
+    """What `draw_video_pictures` draws the animation from."""
+    strips, output = [], video.with_suffix(".safetensors")
+
+    def keep(strip, **options):
+        strips.append(strip)
+        return draw_animation(strip, **options)
+
+    extract_features_to_file(video, output, opened, ExtractionSettings(window=8))
+    monkeypatch.setattr(pictures, "draw_animation", keep)
+    draw_video_pictures(video, output, opened, PictureSettings(cell=32, **look), picture=False)
+    return strips[0]
+
+
+@pytest.mark.parametrize("baseline", ["none", "even"])
+def test_finer_map_has_the_moving_square_where_it_is_and_says_so(monkeypatch, tmp_path, baseline):
+    frames, cells = moving_square((4, 4), 24)
+    video = write_video(tmp_path / "square.mp4", frames)
+    opened = OpenedModel("brightness", PatchBrightness(), open_tiny().processor, "none", True)
+    strip = drawn_strip(monkeypatch, video, opened, baseline=baseline)
+    assert strip.maps.shape == (12, 16, 16, 3)
+    assert "4 x 4 x 4 tokens a clip, seen at 4 x 4 shifts; " in strip.subtitle[1]
+    for colours, seconds in zip(strip.maps[..., 0], strip.seconds, strict=True):
+        bright = np.argwhere(colours >= np.sort(colours, axis=None)[-4])  # the four cells in the middle of the square
+        row, column = cells[round(seconds * 10)]
+        assert np.abs(bright.mean(0) - (4 * row + 1.5, 4 * column + 1.5)).max() <= 1
+
+
+def test_map_of_one_cell_for_each_token_is_that_of_the_stored_features(monkeypatch, tmp_path):
+    video, opened = write_video(tmp_path / "square.mp4", moving_square((4, 4), 16)[0]), open_tiny()
+    strip = drawn_strip(monkeypatch, video, opened, detail=1)
+    np.testing.assert_array_equal(strip.maps, strip_of(video, opened)[1].maps)
+    assert "shifts" not in strip.subtitle[1]
+
+
 def strip_with(title: str, *, is_trained: bool = True) -> PictureStrip:
     frames, maps = np.zeros((1, 32, 32, 3), dtype=np.uint8), np.zeros((1, 2, 2, 3), dtype=np.float32)
     return PictureStrip(frames, maps, [0.0], title, ("model, weights",), is_trained)
@@ -305,7 +351,7 @@ def test_pictures_of_pooled_features_are_refused(tmp_path):
         draw_video_pictures("none.mp4", tmp_path / "pooled.safetensors", open_tiny(), PictureSettings())
 
 
-@pytest.mark.parametrize("options", [{"columns": 0}, {"interpolation": "cubic"}, {"baseline": "mean"}])
+@pytest.mark.parametrize("options", [{"columns": 0}, {"detail": 0}, {"interpolation": "cubic"}, {"baseline": "mean"}])
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         PictureSettings(**options)

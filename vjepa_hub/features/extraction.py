@@ -238,11 +238,43 @@ def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tens
         FeatureExtractionError: the number of tokens is not that of the grid, or a feature is not finite.
         ValueError: a processor that takes several views of a clip.
     """
-    parameter = next(opened.model.parameters())
+    return encode_pixels(clip_pixels(clips, opened), opened)
+
+
+def clip_pixels(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tensor:
+    """Run clips through the processor alone.
+
+    Args:
+        clips: uint8 arrays (num_frames, height, width, 3), one for each clip.
+        opened: The model and its processor.
+
+    Returns:
+        (num_clips, num_frames, 3, crop_height, crop_width) on the CPU, in float32.
+
+    Raises:
+        ValueError: a processor that takes several views of a clip.
+    """
     inputs = opened.processor(list(clips), do_sample_frames=False, return_tensors="pt")
     pixels = inputs["pixel_values_videos"]  # (B, T, C, H, W)
     if len(pixels) != len(clips):
         raise ValueError(f"the processor made {len(pixels)} rows of {len(clips)} clips: set num_spatial_views to 1")
+    return pixels
+
+
+def encode_pixels(pixels: torch.Tensor, opened: OpenedModel) -> torch.Tensor:
+    """Run clips that have been through the processor through the encoder.
+
+    Args:
+        pixels: (num_clips, num_frames, 3, crop_height, crop_width), as from `clip_pixels`.
+        opened: The model.
+
+    Returns:
+        As `encode_clips`.
+
+    Raises:
+        FeatureExtractionError: as `encode_clips`.
+    """
+    parameter = next(opened.model.parameters())
     with torch.inference_mode():
         tokens = opened.model.get_vision_features(pixels.to(parameter.device, parameter.dtype))  # (B, N, D)
     grid = _token_grid(opened, num_frames=pixels.shape[1], height=pixels.shape[3], width=pixels.shape[4])

@@ -1,6 +1,7 @@
 """Pictures of dense features: their first three principal components as red, green and blue, beside the frames.
 
 The frames are shown as the model saw them (resized and cropped), so each patch of the map lies over its own pixels.
+Where a model has few tokens, the map is made of finer cells, see `shifted_windows`.
 
 Shapes: B clips of d x h x w tokens (depth, height, width) with D features; S time steps of a picture, one token layer
 each.
@@ -21,6 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
 from .extraction import FeatureExtractionError, VideoFeatures, encode_clips, load_features, open_frames
+from .shifted_windows import Detail, ShiftedMaps, choose_detail
 
 if TYPE_CHECKING:
     from ..hub.loading import OpenedModel
@@ -29,7 +31,8 @@ NUM_COLOURS = 3
 # The map reaches full colour at these quantiles, so that a few outlying tokens do not make the rest pale.
 LOW_QUANTILE, HIGH_QUANTILE = 0.01, 0.99
 FRAMES_AT_ONCE = 16
-# Of longer videos every n-th clip is fitted: colours hardly change with more, and time and memory stay bounded.
+# Of longer videos every n-th clip is fitted: colours hardly change with more, and time and memory stay bounded. Where
+# a clip is seen at n x n shifts, it counts n x n times.
 MAX_FITTED_CLIPS = 256
 
 Baseline = Literal["auto", "none", "even", "clips"]
@@ -45,19 +48,24 @@ class PictureSettings:
     Attributes:
         columns: Time steps in the still picture.
         cell: Length in pixels of a frame's longer side, rounded to a whole number of pixels per patch.
-        interpolation: "nearest" shows each token as a square; "bilinear" is smooth.
+        interpolation: "nearest" shows each cell of the map as a square; "bilinear" is smooth. "auto" shows tokens as
+            squares, and cells finer than tokens smooth.
         baseline: What is taken off the features before the PCA, see `position_baseline`.
+        detail: Cells of the map for each token, in each direction, see `shifted_windows`. Above 1 the clips that are
+            shown or fitted go through the model again, detail x detail times. "auto" is 1 where the model has at least
+            12 tokens on a frame's shorter side, and what makes as many cells where it has not.
         max_animation_steps: Longer videos are thinned out evenly to this many steps.
         backend: Video decoder, as for `open_video`.
 
     Raises:
-        ValueError: a number below 1, or an unknown word.
+        ValueError: a number below 1, or an unknown word. Whether a detail is possible depends on the model.
     """
 
     columns: int = 6
     cell: int = 224
-    interpolation: Literal["nearest", "bilinear"] = "nearest"
+    interpolation: Literal["auto", "nearest", "bilinear"] = "auto"
     baseline: Baseline = "auto"
+    detail: Detail = "auto"
     max_animation_steps: int = 256
     backend: str | None = None
 
@@ -65,8 +73,10 @@ class PictureSettings:
         for name in ("columns", "cell", "max_animation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.interpolation not in ("nearest", "bilinear"):
-            raise ValueError(f"interpolation is '{self.interpolation}'; available: nearest, bilinear")
+        if self.detail != "auto" and not (isinstance(self.detail, int) and self.detail >= 1):
+            raise ValueError(f"detail is {self.detail!r}; it must be at least 1, or 'auto'")
+        if self.interpolation not in ("auto", "nearest", "bilinear"):
+            raise ValueError(f"interpolation is '{self.interpolation}'; available: auto, nearest, bilinear")
         if self.baseline not in ("auto", "none", "even", "clips"):
             raise ValueError(f"baseline is '{self.baseline}'; available: auto, none, even, clips")
 
@@ -173,13 +183,13 @@ def position_baseline(
     shown as they are. "auto" is "even" for an untrained model and "none" for a trained one.
 
     Args:
-        features: Dense features of the video.
+        features: Dense features of the video, or their maps in finer cells.
         opened: The model and its processor.
         frames: uint8 (num_frames, height, width, 3), frames of the video whose mean colour stands for it.
         baseline: Which.
 
     Returns:
-        (depth, height, width, hidden_size), or None for "none".
+        (depth, height, width, hidden_size), or None for "none". Of finer cells each has the position of its token.
 
     Raises:
         FeatureExtractionError: "clips" with one clip only, which would leave nothing.
@@ -196,7 +206,9 @@ def position_baseline(
     num_frames, (height, width) = features.frame_indices.shape[1], frames.shape[1:3]
     colour = frames.mean(axis=(0, 1, 2)).round().astype(np.uint8)
     even_clip = np.ascontiguousarray(np.broadcast_to(colour, (num_frames, height, width, 3)))
-    return encode_clips([even_clip], opened)[0]
+    even = encode_clips([even_clip], opened)[0]  # (d, h, w, D)
+    detail = dense.shape[2] // even.shape[1]
+    return even.repeat_interleave(detail, dim=1).repeat_interleave(detail, dim=2)
 
 
 def _require_dense(features: VideoFeatures) -> torch.Tensor:
@@ -310,6 +322,7 @@ def make_strip(
     pca: FeaturePCA,
     *,
     baseline: torch.Tensor | None = None,
+    maps: torch.Tensor | ShiftedMaps | None = None,
 ) -> PictureStrip:
     """Frames and maps of some time steps.
 
@@ -320,28 +333,33 @@ def make_strip(
         frames: The frame of each step, as from `read_step_frames`.
         pca: Fitted to these features, or to those of another video.
         baseline: (depth, height, width, hidden_size) to subtract, as when fitting.
+        maps: The same features in finer cells; None shows the features themselves.
 
     Raises:
         ValueError: pooled features.
     """
     dense, tubelet = _require_dense(features), opened.model.config.tubelet_size
-    maps = [
-        pca.transform(dense[clip, depth][None], baseline=None if baseline is None else baseline[depth])[0].numpy()
+    maps = dense if maps is None else maps
+    layers = [
+        pca.transform(maps[clip][depth][None], baseline=None if baseline is None else baseline[depth])[0].numpy()
         for clip, depth in steps
     ]
     seconds = [float(features.timestamps[clip, depth * tubelet]) for clip, depth in steps]
-    subtitle = (_model_sentence(opened), _map_sentence(features, pca, baseline))
-    return PictureStrip(frames, np.stack(maps), seconds, features.metadata["file"], subtitle, opened.is_trained)
+    detail = layers[0].shape[0] // dense.shape[2]
+    subtitle = (_model_sentence(opened), _map_sentence(features, pca, baseline, detail))
+    return PictureStrip(frames, np.stack(layers), seconds, features.metadata["file"], subtitle, opened.is_trained)
 
 
 def _model_sentence(opened: OpenedModel) -> str:
     return opened.weights if opened.name in opened.weights else f"{opened.name}, {opened.weights}"
 
 
-def _map_sentence(features: VideoFeatures, pca: FeaturePCA, baseline: torch.Tensor | None) -> str:
+def _map_sentence(features: VideoFeatures, pca: FeaturePCA, baseline: torch.Tensor | None, detail: int) -> str:
     depth, height, width = _require_dense(features).shape[1:4]
     share = 100 * float(pca.explained_variance_ratio.sum())
-    sentence = f"{depth} x {height} x {width} tokens a clip; three components, {share:.0f} % of the variance"
+    tokens = f"{depth} x {height} x {width} tokens a clip"
+    tokens += f", seen at {detail} x {detail} shifts" if detail > 1 else ""
+    sentence = f"{tokens}; three components, {share:.0f} % of the variance"
     return sentence if baseline is None else sentence + "; position part subtracted"
 
 
@@ -503,27 +521,47 @@ def draw_video_pictures(
         The files that were written.
 
     Raises:
-        ValueError: pooled features.
+        ValueError: pooled features, or a detail that the model's patches do not allow.
         FeatureExtractionError: a baseline that these clips do not allow.
         VideoDecodingError: the video cannot be read.
     """
     features, output = load_features(features_path), Path(features_path)
-    dense, metadata = _require_dense(features), _picture_metadata(features, settings)
-    steps = picture_steps(features.frame_indices, opened.model.config.tubelet_size)
+    metadata = _picture_metadata(features, settings)
     count = settings.max_animation_steps if animation else settings.columns
-    steps = [steps[index] for index in evenly_spaced(len(steps), count)]
-    frames = read_step_frames(video_path, features, opened, steps, backend=settings.backend)
-    baseline = position_baseline(features, opened, frames, settings.baseline)
-    pca = pca or FeaturePCA.fit(dense[:: math.ceil(len(dense) / MAX_FITTED_CLIPS)], baseline=baseline)
-    strip = make_strip(features, opened, steps, frames, pca, baseline=baseline)
+    strip = _video_strip(video_path, features, opened, settings, count, pca)
+    is_finer = strip.maps.shape[1] > _require_dense(features).shape[2]
+    automatic = "bilinear" if is_finer else "nearest"
+    interpolation = automatic if settings.interpolation == "auto" else settings.interpolation
     written = []
     if picture:
-        image = draw_picture(strip.thinned(settings.columns), cell=settings.cell, interpolation=settings.interpolation)
+        image = draw_picture(strip.thinned(settings.columns), cell=settings.cell, interpolation=interpolation)
         written.append(save_png(image, output.with_suffix(".png"), metadata))
     if animation:
-        images = draw_animation(strip, cell=settings.cell, interpolation=settings.interpolation)
+        images = draw_animation(strip, cell=settings.cell, interpolation=interpolation)
         written.append(save_gif(images, strip.seconds, output.with_suffix(".gif"), metadata))
     return written
+
+
+def _video_strip(
+    video_path: str | Path,
+    features: VideoFeatures,
+    opened: OpenedModel,
+    settings: PictureSettings,
+    count: int,
+    pca: FeaturePCA | None,
+) -> PictureStrip:
+    """`count` time steps of a video, evenly spread over it."""
+    dense, detail = _require_dense(features), choose_detail(settings.detail, opened)
+    steps = picture_steps(features.frame_indices, opened.model.config.tubelet_size)
+    steps = [steps[index] for index in evenly_spaced(len(steps), count)]
+    frames = read_step_frames(video_path, features, opened, steps, backend=settings.backend)
+    every = math.ceil(len(dense) * detail**2 / MAX_FITTED_CLIPS)
+    with open_frames(video_path, settings.backend) as video:
+        maps = dense if detail == 1 else ShiftedMaps(video, features.frame_indices, opened, detail)
+        fitted = maps[::every]
+        baseline = position_baseline(replace(features, dense=fitted), opened, frames, settings.baseline)
+        pca = pca or FeaturePCA.fit(fitted, baseline=baseline)
+        return make_strip(features, opened, steps, frames, pca, baseline=baseline, maps=maps)
 
 
 def update_video_pictures(
