@@ -47,13 +47,12 @@ def vjepa_vit_huge_384(pretrained=True, *, device=None, dtype=None):
 
 
 def vjepa_vit_tiny(pretrained=True, *, device=None, dtype=None):
-    """V-JEPA ViT-Ti/8 at 112 pixels: encoder and predictor, this package's own architecture (Apache-2.0).
+    """V-JEPA of width 128 at 64 pixels and 8 frames: encoder and predictor, trained by this package (Apache-2.0).
 
-    There are no trained weights of it yet: `pretrained=True` gives the initialisation from seed 0, the same each time,
-    and logs a warning that says so.
+    The weights lie in the package: nothing is downloaded.
 
     Args:
-        pretrained: The seeded initialisation. False: random weights from torch's global generator.
+        pretrained: The trained weights. False: random ones from torch's global generator.
         device: Where the model goes; the CPU by default.
         dtype: Number format of the weights, such as "bfloat16"; by default float32.
 
@@ -63,19 +62,21 @@ def vjepa_vit_tiny(pretrained=True, *, device=None, dtype=None):
     return _load("vjepa-vit-tiny", pretrained, device, dtype)
 
 
-def vjepa_video_processor(pretrained=True, *, crop_size=224):
+def vjepa_video_processor(pretrained=True, *, crop_size=224, num_frames=16, frame_step=4):
     """The video processor: decoded frames to the pixels that the models take.
 
     Args:
         pretrained: Without effect, since a processor has no weights; taken so that every entry takes it.
-        crop_size: Side of the frames in pixels: 224, 384 for `vjepa_vit_huge_384`, 112 for `vjepa_vit_tiny`.
+        crop_size: Side of the frames in pixels: 224, 384 for `vjepa_vit_huge_384`, 64 for `vjepa_vit_tiny`.
+        num_frames: Frames of a clip: 16, 8 for `vjepa_vit_tiny`.
+        frame_step: Video frames for each frame of a clip: 4, 2 for `vjepa_vit_tiny`.
 
     Returns:
         A `VJEPAVideoProcessor`.
     """
     from vjepa_hub import VJEPAVideoProcessor
 
-    return VJEPAVideoProcessor(crop_size=crop_size)
+    return VJEPAVideoProcessor(crop_size=crop_size, num_frames=num_frames, frame_step=frame_step)
 
 
 def _load(name, pretrained, device, dtype):

@@ -7,18 +7,19 @@ so that a small encoder is above chance after minutes.
 
     python examples/evaluate.py                                        # vjepa-vit-tiny, three seeds, minutes on a CPU
     python examples/evaluate.py runs/pretrain-tiny untrained:runs/pretrain-tiny --num-train 2000 --label-fraction 0.1
-    python examples/evaluate.py runs/pretrain-tiny untrained:runs/pretrain-tiny --pictures --size 64
+    python examples/evaluate.py vjepa-vit-tiny untrained:vjepa-vit-tiny --pictures
 """
 
 import argparse
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
+from vjepa_hub.data.moving_pictures import SCENES
 from vjepa_hub.evaluation.heads import HeadSettings
 from vjepa_hub.evaluation.made_tasks import TASKS, MadeTaskSettings, make_task_videos, probe_tasks
+from vjepa_hub.pretraining.console import shown_progress
 
 
 def main() -> None:
@@ -30,8 +31,10 @@ def main() -> None:
         size=arguments.size,
         num_epochs=arguments.num_epochs,
         has_pictures=arguments.pictures is not None,
+        scene=arguments.scene,
         pictures=Path(arguments.pictures) if arguments.pictures else None,
     )
+    show_progress = partial(shown_progress, Console(stderr=True))
     make_task_videos(arguments.output_dir, settings, show_progress)
     heads = [
         HeadSettings(pooling=pooling, learning_rate=rate, weight_decay=0.01)
@@ -59,14 +62,6 @@ def main() -> None:
             )
 
 
-@contextmanager
-def show_progress(title: str):
-    """A bar with the time that is left."""
-    with Progress(console=Console(stderr=True)) as bars:
-        bar = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,9 +74,10 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="move pictures of Fashion-MNIST, from a folder of its IDX files (default: that of Debian's package)",
     )
+    parser.add_argument("--scene", choices=list(SCENES), default="grainy", help="how pictures look")
     parser.add_argument("--num-train", type=int, default=480)
     parser.add_argument("--num-test", type=int, default=240)
-    parser.add_argument("--size", type=int, default=112, help="pixels of the videos")
+    parser.add_argument("--size", type=int, default=64, help="pixels of the videos")
     parser.add_argument("--num-epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--label-fraction", type=float, nargs="*", default=[])

@@ -21,8 +21,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     opened = open_model(arguments.model)
+    clip = {"frames_per_clip": opened.model.config.frames_per_clip, "frame_step": opened.processor.frame_step or 4}
     with open_video(arguments.video) as video:
-        indices = sample_clip_indices(video.num_frames, fps=video.average_fps, frame_step=4)[0]
+        indices = sample_clip_indices(video.num_frames, fps=video.average_fps, **clip)[0]
         frames = video.read_frames(indices)
     pixels = opened.processor(frames, do_sample_frames=False, return_tensors="pt")
     with torch.inference_mode():

@@ -8,7 +8,7 @@ The video is made by the package, as in evaluate.py: drawn shapes, or with --pic
 (`apt-get install dataset-fashion-mnist`); gallery and queries share no texture, picture or background. Folders of your
 own need a list of 'path label' for each task, TASK.csv.
 
-    python examples/nearest_neighbours.py                              # vjepa-vit-tiny, untrained so far
+    python examples/nearest_neighbours.py                              # vjepa-vit-tiny, and the same untrained
     python examples/nearest_neighbours.py runs/pretrain-tiny untrained:runs/pretrain-tiny --pictures \
         --size 64 --num-gallery 800 --num-queries 200
     python examples/nearest_neighbours.py vjepa-vitl16 --gallery my/train --queries my/test --tasks action
@@ -17,17 +17,17 @@ own need a list of 'path label' for each task, TASK.csv.
 import argparse
 import json
 from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from vjepa_hub.data.moving_pictures import SCENES
 from vjepa_hub.evaluation.clips import EvaluationClips
 from vjepa_hub.evaluation.encoders import FrozenEncoder, open_encoder
 from vjepa_hub.evaluation.labelled import LabelledSet, open_labelled
@@ -43,10 +43,13 @@ from vjepa_hub.evaluation.neighbours import (
 from vjepa_hub.evaluation.probe_run import clip_format_of
 from vjepa_hub.evaluation.protocols import Protocol, find_protocol
 from vjepa_hub.features.pictures import MARGIN, evenly_spaced, paper_with_header, picture_font, save_png
+from vjepa_hub.pretraining.console import shown_progress
 
 NUM_NEIGHBOURS, NUM_SHOWN, NUM_FRAMES_SHOWN, CELL = 5, 4, 3, 68
 INK, GREY, SAME, OTHER = (28, 28, 30), (112, 112, 118), (18, 133, 122), (190, 92, 0)
 LINE, BETWEEN = 15, 14  # pixels: of a line of text, and between two clips
+
+show_progress = partial(shown_progress, Console(stderr=True))
 
 
 @dataclass(frozen=True)
@@ -80,21 +83,16 @@ def main() -> None:
     tasks = open_tasks(arguments)
     first = next(iter(tasks.values()))
     protocol = find_protocol("plain").with_values(num_segments=1, frame_step=arguments.frame_step, augmentation=None)
-    found: dict[str, Found] = {}
+    results: list[Found] = []
     for name in arguments.encoders:
         encoder = open_encoder(name, crop_size=arguments.crop_size, device=arguments.device)
-        same = next((other for other in found.values() if other.encoder.fingerprint() == encoder.fingerprint()), None)
-        if same is not None:  # a registered model that is untrained is its own baseline
-            found[name] = replace(same, encoder=encoder)
-            continue
         described = []
         for words, labelled in (("the gallery", first.gallery), ("the queries", first.queries)):
             with show_progress(f"{name} sees {words}") as progress:
                 described.append(describe_set(encoder, labelled, protocol, arguments.descriptor, progress=progress))
         gallery, queries = described
         neighbours = search(queries.features, gallery.features, NUM_NEIGHBOURS)
-        found[name] = Found(encoder, gallery, queries, neighbours)
-    results = list(found.values())
+        results.append(Found(encoder, gallery, queries, neighbours))
     print_table(results, tasks)
     path = arguments.output_dir / "neighbours.png"
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
@@ -114,6 +112,7 @@ def open_tasks(arguments: argparse.Namespace) -> dict[str, Task]:
             num_test=arguments.num_queries,
             size=arguments.size,
             has_pictures=arguments.pictures is not None,
+            scene=arguments.scene,
             pictures=Path(arguments.pictures) if arguments.pictures else None,
         )
         make_task_videos(arguments.output_dir, settings, show_progress)
@@ -263,14 +262,6 @@ def paste_clip(
 # --- the command line ---
 
 
-@contextmanager
-def show_progress(title: str):
-    """A bar with the time that is left."""
-    with Progress(console=Console(stderr=True)) as bars:
-        bar = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -286,6 +277,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="move pictures of Fashion-MNIST, from a folder of its IDX files (default: that of Debian's package)",
     )
+    parser.add_argument("--scene", choices=list(SCENES), default="grainy", help="how pictures look")
     parser.add_argument("--num-gallery", type=int, default=64, help="videos that are made to be searched")
     parser.add_argument("--num-queries", type=int, default=16)
     parser.add_argument("--size", type=int, default=64, help="pixels of the videos that are made")

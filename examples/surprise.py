@@ -2,13 +2,15 @@ r"""What has the predictor learned to expect? Its error to the true future of a 
 
 Half of each clip is hidden, and its features are predicted from the other half. A model that understands what it sees
 is farther from a wrong continuation than from the true one (Garrido et al. 2025, arXiv 2502.11831): the future of
-another clip, the same future backwards, a world that stands still, or one in which the object is gone. Chance is 50 %;
-what counts is the distance to the same architecture untrained, since some continuations are far from any prediction.
+another clip, the same future backwards, a world that stands still, or one in which the object is gone. In reverse, an
+object appears where the background alone was seen. Chance is 50 %; what counts is the distance to the same
+architecture untrained, since some continuations are far from any prediction, and of removed and appeared the mean.
 
 The clips are drawn by the package, with and without their objects, and never shown in training: shapes, or with
 --pictures those of Fashion-MNIST (`apt-get install dataset-fashion-mnist`).
 
-    python examples/surprise.py                                        # vjepa-vit-tiny, untrained so far
+    python examples/surprise.py                                        # vjepa-vit-tiny, and the same untrained
+    python examples/surprise.py --pictures --num-clips 256             # on what it was trained for
     python examples/surprise.py runs/pretrain-tiny/checkpoint-3000 untrained:runs/pretrain-tiny/checkpoint-3000 \
         --pictures --num-clips 256
     python examples/surprise.py runs/pretrain-tiny/checkpoint-3000 --hide middle
@@ -30,6 +32,7 @@ from rich.table import Table
 from vjepa_hub import VJEPAForPreTraining, VJEPAVideoProcessor
 from vjepa_hub.data.masking import MaskPair, TokenGrid, mask_box, mask_future
 from vjepa_hub.data.moving_pictures import (
+    SCENES,
     MovingPictureSettings,
     read_fashion_mnist,
     render_moving_picture,
@@ -37,7 +40,15 @@ from vjepa_hub.data.moving_pictures import (
 )
 from vjepa_hub.data.synthetic import SyntheticVideoSettings, render_synthetic_background, render_synthetic_video
 from vjepa_hub.features.pictures import evenly_spaced
-from vjepa_hub.features.surprise import Surprise, make_continuations, measure_surprise
+from vjepa_hub.features.surprise import (
+    OBJECT_APPEARED,
+    OBJECT_REMOVED,
+    Surprise,
+    make_appearances,
+    make_continuations,
+    measure_surprise,
+    object_permanence,
+)
 from vjepa_hub.pretraining.run import open_initial
 
 UNTRAINED = "untrained:"
@@ -75,7 +86,7 @@ def main() -> None:
 
 def measure(name: str, arguments: argparse.Namespace) -> Measured:
     """One model on clips of the size that it wants."""
-    name, model = open_for_prediction(name)
+    model = open_for_prediction(name)
     config = model.config
     side, num_frames = config.crop_size, config.frames_per_clip
     clips, backgrounds = draw_clips(arguments, side, num_frames)
@@ -93,24 +104,24 @@ def measure(name: str, arguments: argparse.Namespace) -> Measured:
         for frames in (clips, backgrounds)
     )
     continuations = make_continuations(pixels, masks, grid, backgrounds=empty)
+    appearances = make_appearances(empty, pixels, masks, grid)
     model.to(arguments.device)
-    with Console(stderr=True).status(f"{name} expects, and sees {len(continuations)} kinds of other things"):
-        surprises = measure_surprise(model, pixels, continuations, masks, clips_per_pass=8)
-    shown = {
-        "what came": pixels[arguments.shown],
-        **{kind: wrong[arguments.shown] for kind, wrong in continuations.items()},
-    }
-    return Measured(name, surprises, {kind: to_frames(clip, processor) for kind, clip in shown.items()})
+    surprises: dict[str, Surprise] = {}
+    with Console(stderr=True).status(f"{name} expects, and sees other things"):
+        for true, wrong in ((pixels, continuations), (empty, appearances)):
+            surprises |= measure_surprise(model, true, wrong, masks, clips_per_pass=8)
+    shown = {"what came": pixels, **continuations, **appearances}
+    strips = {kind: to_frames(clips[arguments.shown], processor) for kind, clips in shown.items()}
+    return Measured(name, surprises, strips)
 
 
-def open_for_prediction(name: str) -> tuple[str, VJEPAForPreTraining]:
-    """A model and what it is called; of an untrained one only the architecture counts."""
+def open_for_prediction(name: str) -> VJEPAForPreTraining:
+    """A model; of an untrained one only the architecture counts."""
     model = open_initial(name.removeprefix(UNTRAINED))
-    if name.startswith(UNTRAINED):
-        torch.manual_seed(1)  # not 0, the seed of the registered model that is untrained itself
-        return name, VJEPAForPreTraining(model.config)
-    is_untrained = (model.config.weights_origin or "").startswith("untrained")
-    return (f"{name} (untrained)" if is_untrained else name), model
+    if not name.startswith(UNTRAINED):
+        return model
+    torch.manual_seed(0)
+    return VJEPAForPreTraining(model.config)
 
 
 def draw_clips(arguments: argparse.Namespace, side: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +134,7 @@ def draw_clips(arguments: argparse.Namespace, side: int, num_frames: int) -> tup
         for index in range(arguments.num_clips):
             pairs.append((render_synthetic_video(shapes, index).frames, render_synthetic_background(shapes, index)))
     else:
-        moving = MovingPictureSettings(**values)
+        moving = MovingPictureSettings(**values, scene=arguments.scene)
         given = read_fashion_mnist("test", arguments.pictures or None)
         for index in range(arguments.num_clips):
             video = render_moving_picture(moving, index, pictures=given["pictures"], labels=given["labels"])
@@ -151,7 +162,9 @@ def print_table(measured: Sequence[Measured], num_clips: int) -> None:
     console = Console()
     for result in measured:
         table = Table("wrong continuation", "true", "wrong", "larger, %", "95 % interval", title=result.name)
-        for kind, found in result.surprises.items():
+        removed, appeared = (result.surprises[kind] for kind in (OBJECT_REMOVED, OBJECT_APPEARED))
+        rows = {**result.surprises, "removed and appeared": object_permanence(removed, appeared)}
+        for kind, found in rows.items():
             low, high = found.interval()
             errors = f"{found.true_errors.mean():.3f}", f"{found.wrong_errors.mean():.3f}"
             table.add_row(kind, *errors, f"{100 * found.accuracy:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
@@ -265,6 +278,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="move pictures of Fashion-MNIST, from a folder of its IDX files (default: that of Debian's package)",
     )
+    parser.add_argument("--scene", choices=list(SCENES), default="grainy", help="how pictures look")
     parser.add_argument("--num-clips", type=int, default=8)
     parser.add_argument("--hide", choices=("future", "middle"), default="future")
     parser.add_argument("--frame-step", type=int, default=2, help="video frames between two of a clip")

@@ -38,13 +38,13 @@ def run_list(*arguments: str):
     return CliRunner().invoke(app, ["list", *arguments], env={"COLUMNS": "250", "NO_COLOR": "1"})
 
 
-def test_every_model_is_listed_with_licence_training_and_address():
+def test_every_model_is_listed_with_licence_address_and_whether_its_weights_are_there():
     result = run_list()
     assert result.exit_code == 0, result.output
     for entry in MODELS.values():
         row = next(line for line in result.output.splitlines() if line.split()[:1] == [entry.name])
         assert entry.description in row
-        assert row.split()[-2:] == [entry.license, "yes" if entry.is_trained else "no"]
+        assert row.split()[-2:] == [entry.license, "download" if entry.checkpoint else "bundled"]
         assert entry.checkpoint is None or entry.checkpoint in result.output
     assert "no model of the family" in result.output
 

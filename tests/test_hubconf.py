@@ -40,7 +40,7 @@ for entry, built_on, options in json.loads(calls):
         row |= {"config": found.config.to_dict(), "training": found.training, "dtype": str(first.dtype)}
         row["sum"] = None if first.is_meta else first.double().sum().item()
     else:
-        row["crop_size"] = found.crop_size["height"]
+        row |= {"crop_size": found.crop_size["height"], "clip": [found.num_frames, found.frame_step]}
     rows.append(row)
 import vjepa_hub
 print(json.dumps({"package": vjepa_hub.__file__, "rows": rows}))
@@ -48,7 +48,7 @@ print(json.dumps({"package": vjepa_hub.__file__, "rows": rows}))
 MODEL_CALLS = [  # on the meta device, where ViT-H takes no memory
     (entry, "meta", {"pretrained": False, "dtype": "bfloat16"}) for entry, name in ENTRIES.items() if name
 ]
-PROCESSOR_CALL = ("vjepa_video_processor", "cpu", {"pretrained": True, "crop_size": 112})
+PROCESSOR_CALL = ("vjepa_video_processor", "cpu", {"pretrained": True, "crop_size": 112, "num_frames": 8})
 PRETRAINED_TINY_CALL = ("vjepa_vit_tiny", "cpu", {"pretrained": True})
 FORMS = {
     # "." is the README's form: it has to be found from the checkout, and not by an installation
@@ -101,18 +101,18 @@ def test_entry_builds_its_architecture_without_installation_and_download(loaded,
     assert not found["training"]
 
 
-def test_processor_entry_has_the_crop_size_asked_for(loaded):
+def test_processor_entry_has_the_size_and_the_clip_asked_for(loaded):
     (found,) = loaded[0]["vjepa_video_processor"]
     assert found["class"] == "VJEPAVideoProcessor"
     assert found["crop_size"] == 112
+    assert found["clip"] == [8, 4]
 
 
 @pytest.mark.parametrize("loaded", ["cached"], indirect=True)
-def test_pretrained_tiny_is_the_seeded_model_and_says_so(loaded):
-    rows, errors = loaded
-    _, found = rows["vjepa_vit_tiny"]
+def test_pretrained_tiny_has_the_weights_of_the_package(loaded):
+    _, found = loaded[0]["vjepa_vit_tiny"]
     _assert_architecture(found, "vjepa-vit-tiny")
-    assert "untrained, seed 0" in errors
+    assert found["config"]["weights_origin"].startswith("pretrained by vjepa_hub")
     assert found["sum"] == next(hubconf.vjepa_vit_tiny().parameters()).double().sum().item()
 
 

@@ -30,9 +30,9 @@ PUBLISHED = {
     "vjepa-vitl16": [80.8, 69.5, 74.8, 60.3, 67.8],
     "vjepa-vith16": [82.0, 71.4, 75.9, 61.7, 67.9],
     "vjepa-vith16-384": [81.9, 72.2, 77.4, 62.8, 72.6],
-    "vjepa-vit-tiny": [],
 }
 RELEASED = [entry for entry in MODELS.values() if entry.checkpoint]
+RELEASED_NAMES = [entry.name for entry in RELEASED]
 
 
 def test_every_row_of_the_registry_has_its_card_as_the_command_makes_it():
@@ -45,7 +45,7 @@ def test_card_is_ours_and_has_no_problem(name):
     assert check_card(CARDS[name], MODELS[name].config()) == []
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", RELEASED_NAMES)
 def test_card_has_the_published_results_in_metadata_and_text_marked_as_not_measured_here(name):
     card = ModelCard(CARDS[name])
     results = card.data.eval_results or []
@@ -58,13 +58,12 @@ def test_card_has_the_published_results_in_metadata_and_text_marked_as_not_measu
         assert f"| {result.dataset_name} | top-1 accuracy (%) | {result.metric_value:g} |" in card.text
 
 
-def test_released_cards_have_the_release_s_licence_and_the_tiny_one_says_that_it_is_untrained():
+def test_released_cards_have_the_release_s_licence_and_the_tiny_one_its_own():
     for name, text in CARDS.items():
         card = ModelCard(text)
         is_released = MODELS[name].checkpoint is not None
         assert card.data.license == ("cc-by-nc-4.0" if is_released else "apache-2.0")
         assert ("CC BY-NC 4.0" in card.text) == is_released
-        assert ("**This model is untrained.**" in card.text) != is_released
         assert "@article{bardes2024revisiting" in card.text
 
 
@@ -74,7 +73,7 @@ def test_readme_licences_and_files_are_those_of_the_cards():
     for name, row in rows.items():
         license_of_row = row.rsplit("|", 1)[-1].strip().lower().replace(" ", "-")
         assert license_of_row == ModelCard(CARDS[name]).data.license
-        assert (MODELS[name].checkpoint or "untrained, built from seed 0") in row
+        assert (MODELS[name].checkpoint or "in the package") in row
         assert MODELS[name].checkpoint is None or MODELS[name].checkpoint in CARDS[name]
 
 
@@ -83,7 +82,7 @@ def test_every_card_names_an_entry_of_hubconf_for_its_own_architecture():
         entry, other = re.findall(r'torch\.hub\.load\("\.", "(\w+)"', text)
         assert f'"{name}"' in Path(hubconf.__file__).read_text().split(f"def {entry}(")[1].split("\ndef ")[0]
         assert other == "vjepa_video_processor"
-        assert f"crop_size={MODELS[name].config().crop_size})" in text
+        assert re.search(rf"crop_size={MODELS[name].config().crop_size}\b", text)
 
 
 @pytest.mark.parametrize("entry", RELEASED, ids=lambda entry: entry.name)
@@ -208,7 +207,7 @@ def ran(tmp_path_factory) -> list[dict]:
 def test_every_python_block_of_a_card_runs_as_it_stands(ran, name):
     rows = [row for row in ran if row["card"] == name]
     assert len(rows) == (
-        2 if name in ("classifier", "probe") else 3 if name in OWN_CARDS else 4 + bool(PUBLISHED[name])
+        2 if name in ("classifier", "probe") else 3 if name in OWN_CARDS else 4 + (name in RELEASED_NAMES)
     )
     by_features = [row["shape"] for row in rows if "last_hidden_state" in row["code"]]
     assert all(shape is not None and shape[0] == 1 for shape in by_features)
@@ -218,8 +217,8 @@ def test_every_python_block_of_a_card_runs_as_it_stands(ran, name):
 def test_features_of_a_model_that_is_at_hand_have_the_stated_shape(ran):
     shapes = [row["shape"] for row in ran if row["card"] == "vjepa-vit-tiny" and "weights/" not in row["code"]]
     shapes += [row["shape"] for row in ran if row["card"] == "vjepa-vit-tiny" and "open_model" in row["code"]]
-    assert shapes == [[1, 1568, 192]] * 2
-    assert "# (1, 1568, 192)" in CARDS["vjepa-vit-tiny"]
+    assert shapes == [[1, 64, 128]] * 2
+    assert "# (1, 64, 128)" in CARDS["vjepa-vit-tiny"]
     assert [row["shape"] for row in ran if row["card"] in ("features", "pretraining")] == [[1, 32, 48]] * 6
 
 

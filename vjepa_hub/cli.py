@@ -286,7 +286,7 @@ def convert(
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")] = False,
 ) -> None:
-    """List the models that go by a name, and what of them is in the local cache."""
+    """List the models that go by a name, where their weights are, and what of them is in the local cache."""
     import json
 
     from huggingface_hub import constants
@@ -681,11 +681,11 @@ def _model_fields(entry: ModelEntry, address: str | None) -> dict:
         "name": entry.name,
         "description": entry.description,
         "license": entry.license,
-        "is_trained": entry.is_trained,
         "num_parameters": _num_parameters(entry),
         "checkpoint": address,
         "probes": list(entry.probes),
         "cached": None if cached is None else str(cached),
+        "bundled": None if entry.bundled_folder is None else str(entry.bundled_folder),
     }
 
 
@@ -699,18 +699,18 @@ def _num_parameters(entry: ModelEntry) -> int:
 
 def _model_table(entries: list[ModelEntry], addresses: list[str | None]) -> Table:
     """A row for each model; the address of its released file and its probes under the description."""
-    table = Table("model", "what it is", "size", "licence", "trained", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table("model", "what it is", "size", "licence", "weights", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for entry, address in zip(entries, addresses, strict=True):
         about = Text(entry.description, overflow="fold")
         about.append("" if address is None else f"\n{address}", style="dim")
         about.append(f"\nprobes: {', '.join(entry.probes)}" if entry.probes else "", style="dim")
-        trained = Text("yes") if entry.is_trained else Text("no", style="bold yellow")
-        table.add_row(Text(entry.name, style="bold", no_wrap=True), about, _millions(entry), entry.license, trained)
+        weights = "download" if entry.bundled_folder is None else "bundled"
+        table.add_row(Text(entry.name, style="bold", no_wrap=True), about, _millions(entry), entry.license, weights)
     return table
 
 
 def _millions(entry: ModelEntry) -> str:
-    return f"{_num_parameters(entry) / 1e6:.0f} M"
+    return f"{_num_parameters(entry) / 1e6:.3g} M"
 
 
 def _cache_table(cached: list[CachedFolder]) -> Table:

@@ -170,7 +170,12 @@ def _size(num_bytes: int) -> str:
 
 
 def verify(
-    name: Annotated[str, typer.Argument(metavar="REPO_OR_FOLDER", help="owner/name on the Hub, or a folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPO_OR_FOLDER", help="owner/name on the Hub, a folder, or a model that the package carries."
+        ),
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: main.")] = None,
     run_code: Annotated[
         bool,
@@ -209,12 +214,14 @@ def verify(
 
     --retrain: a model that was made by `python -m vjepa_hub.reproduction` carries the record of several trainings. It
     is trained again; the loss has to run within their spread, the accuracies have to lie within two standard
-    deviations, and with the same seed on the same machine the weights have to be equal to the bit.
+    deviations, and with the same seed on the same machine the weights have to be equal to the bit. For a model that
+    the package carries, such as vjepa-vit-tiny, this is what is done without asking.
     """
     from .cli import usage_errors
     from .hub.hub_errors import HubAccessError
 
     with usage_errors():
+        retrain = retrain or _is_bundled(name)
         if data is None and protocol is not None:
             raise ValueError("--protocol was given, but no --data to evaluate on: give both or neither")
         if not retrain and (short or seed is not None):
@@ -236,14 +243,24 @@ def verify(
         raise typer.Exit(1)
 
 
+def _is_bundled(name: str) -> bool:
+    from .hub.registry import MODELS
+
+    return not Path(name).is_dir() and name in MODELS and MODELS[name].bundled_folder is not None
+
+
 def _verified(name: str, revision: str | None) -> VerificationReport:
     from .hub.registry import MODELS
-    from .hub.verification import verify_folder, verify_repo
+    from .hub.verification import verify_bundled, verify_folder, verify_repo
 
+    if revision is not None and (Path(name).is_dir() or name in MODELS):
+        what = "a folder" if Path(name).is_dir() else "a model of the registry"
+        raise ValueError(f"--revision was given, but {name} is {what}, which has none: leave it out")
     if Path(name).is_dir():
-        if revision is not None:
-            raise ValueError(f"--revision was given, but {name} is a folder, which has none: leave it out")
         return verify_folder(name)
+    bundled = MODELS[name].bundled_folder if name in MODELS else None
+    if bundled is not None:
+        return verify_bundled(name, bundled)
     if name in MODELS:
         raise ValueError(
             f"{name} is a name of the registry, not a repository: released files are checked when they are "

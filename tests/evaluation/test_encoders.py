@@ -407,10 +407,10 @@ def test_untrained_weights_are_not_those_of_the_folder(vit, vjepa):
         assert untrained(_clips()).shape == trained(_clips()).shape
 
 
-def test_seeded_model_of_the_registry_is_told_as_untrained():
+def test_bundled_model_is_told_as_trained_and_where_its_weights_come_from():
     encoder = open_encoder("vjepa-vit-tiny")
-    assert not encoder.is_trained
-    assert "untrained, seed 0" in encoder.description
+    assert encoder.is_trained
+    assert "pretrained by vjepa_hub" in encoder.description
 
 
 # ---------------------------------------------------------------------------------------------------------------------

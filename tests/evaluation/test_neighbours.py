@@ -111,6 +111,13 @@ def test_search_is_by_direction_from_the_gallery_mean():
     assert np.allclose(neighbours.similarities, [[1, 0, 0, -1]] * 2, atol=1e-6)
 
 
+def test_search_weighs_each_number_by_its_deviation_and_leaves_out_what_is_the_same_everywhere():
+    gallery = torch.tensor([[0.0, 1.0, 5.0], [0.0, -1.0, 5.0], [100.0, 0.0, 5.0], [-100.0, 0.0, 5.0]])
+    neighbours = search(torch.tensor([[50.0, 1.0, 9.0]]), gallery, 2)
+    assert neighbours.places.tolist() == [[0, 2]]
+    assert np.allclose(neighbours.similarities, [[0.8**0.5, 0.2**0.5]], atol=1e-6)
+
+
 def test_search_in_parts_is_the_search_at_once(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     queries, gallery = torch.randn(7, 5, generator=generator), torch.randn(11, 5, generator=generator)

@@ -6,7 +6,14 @@ from torch.nn import functional as F
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.data.masking import MaskPair, TokenGrid, mask_box, mask_future, mask_tube
 from vjepa_hub.features import surprise
-from vjepa_hub.features.surprise import Surprise, join_at_mask, make_continuations, measure_surprise
+from vjepa_hub.features.surprise import (
+    Surprise,
+    join_at_mask,
+    make_appearances,
+    make_continuations,
+    measure_surprise,
+    object_permanence,
+)
 
 NUM_FRAMES, SIZE = 8, 16
 GRID = TokenGrid(num_frames=NUM_FRAMES, height=SIZE, width=SIZE, patch_size=8)
@@ -60,6 +67,35 @@ def test_future_of_each_kind_is_what_its_name_says():
     assert torch.equal(made["frozen"][:, 4:], clips[:, [3, 3, 3, 3]])
     assert torch.equal(made["object removed"][:, 4:], backgrounds[:, 4:])
     assert "object removed" not in make_continuations(clips, FUTURE, GRID)
+
+
+def test_object_appears_where_the_background_was_seen():
+    clips, backgrounds = draw_clips(), draw_clips(seed=1)
+    made = make_appearances(backgrounds, clips, FUTURE, GRID)
+    assert list(made) == ["object appeared"]
+    assert torch.equal(made["object appeared"][:, :4], backgrounds[:, :4])
+    assert torch.equal(made["object appeared"][:, 4:], clips[:, 4:])
+
+
+def test_predictor_that_always_expects_the_background_has_object_permanence_by_chance(model, monkeypatch):
+    """It is surprised by each object that appears, and by none that is removed."""
+    clips, backgrounds = draw_clips(), draw_clips(seed=1)
+    removed = make_continuations(clips, FUTURE, GRID, backgrounds=backgrounds)["object removed"]
+    appeared = make_appearances(backgrounds, clips, FUTURE, GRID)["object appeared"]
+    found = []
+    for true, wrong, expected in ((clips, removed, removed), (backgrounds, appeared, backgrounds)):
+        features = target_features(model, expected, FUTURE)
+        monkeypatch.setattr(model, "predict", lambda *_, features=features, **__: features)
+        found.append(measure_surprise(model, true, {"wrong": wrong}, FUTURE)["wrong"])
+    assert [one.accuracy for one in found] == [0, 1]
+    assert object_permanence(*found).accuracy == 0.5
+
+
+def test_object_permanence_of_unequally_many_clips_is_an_error():
+    few, many = (Surprise(true_errors=np.zeros(count), wrong_errors=np.ones(count)) for count in (2, 3))
+    assert object_permanence(many, many).accuracy == 1
+    with pytest.raises(ValueError, match="removed from 2 clips and appear in 3"):
+        object_permanence(few, many)
 
 
 def test_only_the_pixels_of_a_box_are_wrong():

@@ -4,8 +4,9 @@ Nothing is learned from labels: a clip becomes one vector, its descriptor, and l
 clips are of the query's class. What a descriptor keeps decides what it can find: the mean over tokens tells what is in
 the clip, the deviation over tokens how unevenly, and the means of each time and their changes when.
 
-All descriptors are centred on the gallery's mean and normalised before they are compared: without it the part that all
-clips share makes every cosine nearly 1.
+All descriptors are standardised before they are compared, each number of them by its mean and deviation in the
+gallery: without the mean the part that all clips share makes every cosine nearly 1, and without the deviation a few
+numbers that vary much outweigh the others.
 
 Shapes: B clips, N tokens of a clip, T times (token layers), D features of a token, F of a descriptor, Q queries.
 """
@@ -28,6 +29,8 @@ from .tokens import EncodedClips, EncodingSettings, TokenSource
 
 # Queries whose similarities to the gallery are held at once
 QUERIES_AT_ONCE = 1024
+# Of what is the same in all clips of the gallery nothing but rounding varies, by less than this share
+_ROUNDING = 1e-6
 
 
 # --- descriptors ---
@@ -215,9 +218,10 @@ class Neighbours:
 
 
 def search(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> Neighbours:
-    """The `k` clips of the gallery that are nearest to each query, by cosine once the gallery's mean is taken away.
+    """The `k` clips of the gallery that are nearest to each query, by the cosine of standardised descriptors.
 
-    Of equally near ones the first in the gallery comes first. A descriptor that is the gallery's mean has no
+    Mean and deviation are those of the gallery; a number that is the same in all of it tells nothing, and is left
+    out. Of equally near ones the first in the gallery comes first. A descriptor that is the gallery's mean has no
     direction: its cosines are 0.
 
     Args:
@@ -229,9 +233,11 @@ def search(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> Neighbours:
         ValueError: Shapes that do not fit, values that are not finite, or fewer clips in the gallery than `k`.
     """
     _check_descriptors(queries, gallery, k)
-    centre = gallery.double().mean(dim=0)
-    towards = _unit(gallery.double() - centre)
-    found = [_nearest(_unit(part.double() - centre) @ towards.T, k) for part in queries.split(QUERIES_AT_ONCE)]
+    deviation, mean = torch.std_mean(gallery.double(), dim=0, correction=0)
+    weight = torch.where(deviation > _ROUNDING * mean.abs(), 1 / deviation, 0.0)
+    queries = (queries.double() - mean) * weight
+    towards = _unit((gallery.double() - mean) * weight)
+    found = [_nearest(_unit(part) @ towards.T, k) for part in queries.split(QUERIES_AT_ONCE)]
     places, similarities = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Neighbours(places=places.cpu().numpy(), similarities=similarities.float().cpu().numpy())
 

@@ -2,13 +2,15 @@
 
 The predictor sees some tokens of a clip and predicts the features of the hidden ones. Its error to the features of
 what is really there is compared with its error to those of what is not: the future of another clip, the same future
-backwards, a world that stands still, or one in which the object is gone. This is the measure of violated expectation
-of Garrido et al. 2025, "Intuitive physics understanding emerges from self-supervised pretraining on natural videos",
-arXiv 2502.11831; there each of the two videos of a pair has a prediction of its own, here both are held against one.
+backwards, a world that stands still, one in which the object is gone, or one that was empty and has an object. This is
+the measure of violated expectation of Garrido et al. 2025, "Intuitive physics understanding emerges from
+self-supervised pretraining on natural videos", arXiv 2502.11831; there each of the two videos of a pair has a
+prediction of its own, here both are held against one.
 
 A wrong clip is built as a whole, the true visible part and the wrong hidden part, since the target encoder that gives
 the features sees whole clips. A share is only to be read beside that of an untrained model: some continuations are
-farther from any prediction than others.
+farther from any prediction than others. A predictor that always expects less to be there is surprised by each object
+that appears and by none that is removed: so the two are read together, as `object_permanence`.
 
 Shapes: N clips, B of them at once, T frames, M hidden tokens, D features.
 """
@@ -26,7 +28,8 @@ from torch.nn import functional as F
 from ..data.masking import MaskPair, TokenGrid
 from ..model.modeling_vjepa import VJEPAForPreTraining
 
-OTHER_CLIP, REVERSED, FROZEN, OBJECT_REMOVED = "other clip", "reversed", "frozen", "object removed"
+OTHER_CLIP, REVERSED, FROZEN = "other clip", "reversed", "frozen"
+OBJECT_REMOVED, OBJECT_APPEARED = "object removed", "object appeared"
 INTERVAL_PERCENTILES = (2.5, 97.5)
 
 
@@ -66,6 +69,30 @@ class Surprise:
         return float(low), float(high)
 
 
+def object_permanence(removed: Surprise, appeared: Surprise) -> Surprise:
+    """Objects that vanish and objects that come from nothing as one test, which no preference for either passes.
+
+    Its accuracy is the mean of both: about 0.5 for a predictor that expects the same whether it saw an object or not.
+    The interval takes the two for independent.
+
+    Args:
+        removed: By `OBJECT_REMOVED`.
+        appeared: By `OBJECT_APPEARED`, of as many clips.
+
+    Raises:
+        ValueError: One has more clips than the other.
+    """
+    if len(removed.true_errors) != len(appeared.true_errors):
+        raise ValueError(
+            f"objects are removed from {len(removed.true_errors)} clips and appear in {len(appeared.true_errors)}, "
+            "but neither may outweigh the other: measure the same clips"
+        )
+    return Surprise(
+        true_errors=np.concatenate([removed.true_errors, appeared.true_errors]),
+        wrong_errors=np.concatenate([removed.wrong_errors, appeared.wrong_errors]),
+    )
+
+
 # --- wrong continuations ---
 
 
@@ -99,6 +126,25 @@ def make_continuations(
     if backgrounds is not None:
         others[OBJECT_REMOVED] = backgrounds
     return {kind: join_at_mask(clips, other, masks, grid) for kind, other in others.items()}
+
+
+def make_appearances(
+    backgrounds: torch.Tensor, clips: torch.Tensor, masks: MaskPair, grid: TokenGrid
+) -> dict[str, torch.Tensor]:
+    """The reverse of "object removed": where the background alone was seen, the object is there.
+
+    What came is here the background, so these are held against it: `measure_surprise(model, backgrounds, ...)`.
+
+    Args:
+        backgrounds: The clips without their objects, in the shape of `clips`.
+        clips: `(num_clips, num_frames, num_channels, height, width)`.
+        masks: What is hidden, the same tokens in all clips.
+        grid: The tokens of a clip.
+
+    Raises:
+        ValueError: Sizes that do not fit each other.
+    """
+    return {OBJECT_APPEARED: join_at_mask(backgrounds, clips, masks, grid)}
 
 
 def join_at_mask(clips: torch.Tensor, others: torch.Tensor, masks: MaskPair, grid: TokenGrid) -> torch.Tensor:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from ..model.configuration_vjepa import VJEPAConfig
+from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .registry import EVALUATION_SETS, PAPER, ModelEntry
 
 _MARK = re.compile(r"<!-- written by vjepa_hub, sha256 ([0-9a-f]{64}); a changed card is kept -->\n\Z")
@@ -125,7 +126,11 @@ _WITHOUT = (
 def registered_usage(entry: ModelEntry) -> str:
     """Use of a model that goes by a name of the registry: by that name, from a folder, and by torch.hub."""
     folder, shape = f"weights/{entry.name}", features_shape(entry.config())
-    first = "downloads and converts the released file at the first time" if entry.checkpoint else "built from its seed"
+    first = (
+        "downloads and converts the released file at the first time"
+        if entry.checkpoint
+        else "the weights are in the package"
+    )
     parts = [
         "With vjepa_hub, by name; the last two lines write a folder for transformers, which can be pushed to the Hub:",
         _python(
@@ -145,11 +150,19 @@ def registered_usage(entry: ModelEntry) -> str:
             "",
             f'model = torch.hub.load(".", "{entry.torch_hub_entry}", source="local")',
             'processor = torch.hub.load(".", "vjepa_video_processor", source="local", '
-            f"crop_size={entry.config().crop_size})",
+            f"crop_size={entry.config().crop_size}{_own_clips(entry)})",
             f'features = model(**processor("video.mp4", return_tensors="pt")).last_hidden_state  # {shape}',
         ),
     ]
     return "\n\n".join(parts + (_released_probes(entry) if entry.probes else []))
+
+
+def _own_clips(entry: ModelEntry) -> str:
+    """Arguments of the processor where clips are not those of the release."""
+    if entry.bundled_folder is None:
+        return ""
+    processor = VJEPAVideoProcessor.from_pretrained(entry.bundled_folder)
+    return f", num_frames={processor.num_frames}, frame_step={processor.frame_step}"
 
 
 def _released_probes(entry: ModelEntry) -> list[str]:

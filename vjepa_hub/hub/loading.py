@@ -69,7 +69,7 @@ class OpenedModel:
         model: In eval mode.
         processor: The video processor that belongs to it.
         weights: A sentence on where the weights come from, to be written into what is made with them.
-        is_trained: False where the weights are a seeded initialisation.
+        is_trained: False where the weights are an initialisation.
     """
 
     name: str
@@ -229,24 +229,21 @@ def _place(model: Model, device: str | torch.device | None, dtype: str | torch.d
 
 
 def _open_registered(entry: ModelEntry, keep_download: bool) -> OpenedModel:
-    if entry.checkpoint is None:
-        return _open_seeded(entry)
+    if entry.bundled_folder is not None:
+        return _open_bundled(entry.name, entry.bundled_folder)
     folder = _cache_features(entry, keep_download)
     _log_license(entry.name)
-    weights = f"{_describe_released(_file_name(entry.checkpoint))} from {entry.checkpoint}"
+    address = str(entry.checkpoint)
+    weights = f"{_describe_released(_file_name(address))} from {address}"
     processor = VJEPAVideoProcessor.from_pretrained(folder)
     return OpenedModel(entry.name, VJEPAModel.from_pretrained(folder), processor, weights, is_trained=True)
 
 
-def _open_seeded(entry: ModelEntry) -> OpenedModel:
-    config = entry.config()
-    config.weights_origin = weights = f"{UNTRAINED}, seed {entry.seed}"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(entry.seed)
-        model = VJEPAModel(config)
-    logger.warning("%s is %s: its features show that things work, and no more", entry.name, weights)
-    processor = VJEPAVideoProcessor(crop_size=model.config.crop_size)
-    return OpenedModel(entry.name, model, processor, weights, is_trained=False)
+def _open_bundled(name: str, folder: Path) -> OpenedModel:
+    model = VJEPAModel.from_pretrained(folder)
+    model.name_or_path = model.config.name_or_path = name
+    processor = VJEPAVideoProcessor.from_pretrained(folder)
+    return OpenedModel(name, model, processor, f"in vjepa_hub ({model.config.weights_origin})", is_trained=True)
 
 
 def _name_classes(classifier: VJEPAForVideoClassification, dataset: str) -> None:

@@ -1,7 +1,8 @@
 """The models that go by a name: one table, which loading, cards and the README table read.
 
-Released files are fetched below `RELEASE_ADDRESS`. The environment variable `VJEPA_HUB_BASE_URL` sets another base
-address, that of a mirror with the same folders and file names:
+The package's own models lie in it, in `weights/NAME`, with the recipe, log and record of their training. Released
+files are fetched below `RELEASE_ADDRESS`. The environment variable `VJEPA_HUB_BASE_URL` sets another base address,
+that of a mirror with the same folders and file names:
 
     VJEPA_HUB_BASE_URL=https://mirror.example.org/jepa/ vjepa-hub features street.mp4 --model vjepa-vitl16
 """
@@ -9,6 +10,7 @@ address, that of a mirror with the same folders and file names:
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -77,14 +79,14 @@ class ModelEntry:
         name: What users call it.
         description: One line for tables.
         fields: The fields of its configuration that differ from the defaults (ViT-L/16).
-        checkpoint: Address of the released file, or None where the model is this package's own.
+        checkpoint: Address of the released file, or None where the weights are in the package.
         probes: Address of each released attentive probe, by its data set.
         license: Licence of the weights, a Hub identifier.
-        seed: Seed of the initialisation, for a model that has no trained weights yet.
         torch_hub_entry: Its function in `hubconf.py`; empty where there is none.
         recipe: The bundled recipe that repeats its pretraining; None where there is none.
         datasets: What it was trained on, as the card's metadata name it.
-        training: Facts of its training for the card, as text.
+        training: Facts of its training for the card, as text, which no record beside the weights tells.
+        limits: For the card; empty for what holds for each model of its kind.
         results: Published top-1 accuracy in percent of the frozen encoder with an attentive probe, by evaluation set.
     """
 
@@ -94,17 +96,17 @@ class ModelEntry:
     checkpoint: str | None = None
     probes: Mapping[str, str] = field(default_factory=dict)
     license: str = "cc-by-nc-4.0"
-    seed: int | None = None
     torch_hub_entry: str = ""
     recipe: str | None = None
     datasets: tuple[str, ...] = ()
     training: Mapping[str, str] = field(default_factory=dict)
+    limits: str = ""
     results: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def is_trained(self) -> bool:
-        """Whether there are trained weights of this model."""
-        return self.seed is None
+    def bundled_folder(self) -> Path | None:
+        """Where its weights lie in the package; None for a released model, which is downloaded."""
+        return Path(__file__).parent / "weights" / self.name if self.checkpoint is None else None
 
     def config(self) -> VJEPAConfig:
         """A new configuration of this model."""
@@ -176,20 +178,27 @@ _ENTRIES = (
     ),
     ModelEntry(
         name="vjepa-vit-tiny",
-        description="ViT-Ti/8, 112 pixels; untrained so far",
+        description="width 128, 6 layers, 64 pixels, 8 frames",
         fields={
-            "patch_size": 8,
-            "crop_size": 112,
-            "hidden_size": 192,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 3,
-            "pred_hidden_size": 96,
-            "pred_num_hidden_layers": 6,
-            "pred_num_attention_heads": 3,
+            "patch_size": 16,
+            "crop_size": 64,
+            "frames_per_clip": 8,
+            "hidden_size": 128,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "initializer_range": 0.05,
+            "pred_hidden_size": 64,
+            "pred_num_hidden_layers": 4,
+            "pred_num_attention_heads": 4,
         },
         license="apache-2.0",
-        seed=0,
         torch_hub_entry="vjepa_vit_tiny",
+        recipe="vit-tiny",
+        datasets=("zalando-datasets/fashion_mnist",),
+        training={"pictures in the videos": "Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), MIT licence"},
+        limits="It is small, and has seen nothing but grey pictures of clothes that move in grain. It is there so "
+        "that every command has a trained model without a download, and so that anyone can train it again. It was not "
+        "judged on real video: use a released model for that.",
     ),
 )
 

@@ -21,10 +21,10 @@ from .safety import CONFIG_FILE, RefusedModelError
 
 RECIPE_FILE, METRICS_TABLE = "recipe.yaml", "metrics.csv"
 TUNING_FILE, METRICS_FILE = "finetuning.json", "metrics.json"
-REPRODUCTION_FILE = "reproduction.json"
+REPRODUCTION_FILE, EVALUATION_FILE = "reproduction.json", "evaluation.json"
 RESULTS_FILE, CLASSES_TABLE, CLASSIFIER_FOLDER = "results.json", "per_class.csv", "classifier"
 # What travels beside the model, and what only with the plots
-RECORDS = (RECIPE_FILE, METRICS_TABLE, TUNING_FILE, METRICS_FILE, REPRODUCTION_FILE)
+RECORDS = (RECIPE_FILE, METRICS_TABLE, TUNING_FILE, METRICS_FILE, REPRODUCTION_FILE, EVALUATION_FILE)
 PROBE_RECORDS = (RESULTS_FILE, CLASSES_TABLE)
 PLOTS = ("report.png", "confusion.png")
 
@@ -81,7 +81,7 @@ def find_run(folder: str | Path, architecture: str | None = None) -> RunFolder:
     if folder.name == CLASSIFIER_FOLDER and (folder.parent / RESULTS_FILE).is_file():
         folder = folder.parent
     if (folder / CONFIG_FILE).is_file():
-        architecture = architecture or (_read_json(folder / CONFIG_FILE).get("architectures") or [""])[0]
+        architecture = architecture or (read_json(folder / CONFIG_FILE).get("architectures") or [""])[0]
         return RunFolder(model=folder, records=folder, kind=_kind_of(folder, str(architecture)))
     classifier = folder / CLASSIFIER_FOLDER
     if (classifier / CONFIG_FILE).is_file():
@@ -132,7 +132,12 @@ def read_card_results(file: Path) -> list[CardResult]:
     return _results_of_probe(_read_results(file / RESULTS_FILE if file.is_dir() else file), pooling=None)
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """What a record holds.
+
+    Raises:
+        RefusedModelError: It cannot be read.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -149,7 +154,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _read_results(file: Path) -> dict[str, Any]:
-    found = _read_json(file)
+    found = read_json(file)
     version = found.get("format") if isinstance(found, dict) else None
     if version != _RESULTS_FORMAT:
         raise RefusedModelError(
@@ -264,7 +269,7 @@ def _as_option(value: Any) -> str:
 
 
 def _facts_of_tuning(folder: Path, datasets: Sequence[str]) -> RunFacts:
-    settings = _read_json(folder / TUNING_FILE)
+    settings = read_json(folder / TUNING_FILE)
     training = {
         "started from": str(settings["model"]),
         "what was trained": f"fine-tuning, {settings['mode']}",
@@ -283,7 +288,7 @@ def _facts_of_tuning(folder: Path, datasets: Sequence[str]) -> RunFacts:
 
 
 def _results_of_tuning(folder: Path, settings: Mapping[str, Any], datasets: Sequence[str]) -> list[CardResult]:
-    history = _read_json(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else []
+    history = read_json(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else []
     rows = [row for row in history if "eval_top1" in row]
     if not rows:
         return []

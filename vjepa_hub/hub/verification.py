@@ -158,22 +158,41 @@ def verify_folder(folder: str | Path) -> VerificationReport:
     return _report(str(folder), folder, names, commit=None, first=[skipped])
 
 
+def verify_bundled(name: str, folder: Path) -> VerificationReport:
+    """Check the files of a model that the package carries. Its code is the package's, and its card in the checkout.
+
+    Args:
+        name: Of the registry.
+        folder: Its `bundled_folder`.
+    """
+    names = [path.name for path in folder.iterdir()]
+    config, weights = _check_weights(folder)
+    checks = [weights, _check_pickles(names)]
+    if config is not None:
+        checks += [_check_tensors(folder, config), _check_processor(folder, config)]
+    return VerificationReport(name=name, commit=None, folder=folder, config=config, checks=checks)
+
+
 def _report(
     name: str, folder: Path, names: Sequence[str], *, commit: str | None, first: Sequence[Check]
 ) -> VerificationReport:
-    checks = list(first)
-    config = None
-    try:
-        config = check_folder(folder)
-        checks.append(Check(name="weights", state=PASSED, detail=_describe_weights(folder, config)))
-    except (RefusedModelError, OSError) as error:
-        checks.append(Check(name="weights", state=FAILED, detail=str(error)))
+    config, weights = _check_weights(folder)
+    checks = [*first, weights]
     if config is not None:
         checks += [_check_tensors(folder, config), _check_processor(folder, config)]
     checks += [_check_pickles(names), _check_code(folder)]
     if config is not None:
         checks += _check_card(folder, config, names)
     return VerificationReport(name=name, commit=commit, folder=folder, config=config, checks=checks)
+
+
+def _check_weights(folder: Path) -> tuple[VJEPAConfig | None, Check]:
+    """The configuration, if weights fit it, and what was found."""
+    try:
+        config = check_folder(folder)
+        return config, Check(name="weights", state=PASSED, detail=_describe_weights(folder, config))
+    except (RefusedModelError, OSError) as error:
+        return None, Check(name="weights", state=FAILED, detail=str(error))
 
 
 def _state(problems: Sequence[str], fine: str) -> dict[str, str]:
