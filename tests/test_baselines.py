@@ -232,13 +232,14 @@ def test_training_with_labels_goes_on_and_ends_as_the_whole(baselines, measured,
     folder = make_reproduction(tmp_path)
     (folder / "tasks").symlink_to(measured[0] / "tasks")
     study = make(baselines, folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(baselines, "ConsoleCallback", StopAfterFirstEpoch)
-        with pytest.raises(KeyboardInterrupt):
-            study._train_with_labels("motion", 3)
     run = folder / "labels" / "seed-3" / "motion"
-    assert [place.name for place in run.glob("checkpoint-*")] == ["checkpoint-3"]
-    accuracy = study._train_with_labels("motion", 3)
+    with baselines.computing_with(1):  # as the whole one does
+        with monkeypatch.context() as patch:
+            patch.setattr(baselines, "ConsoleCallback", StopAfterFirstEpoch)
+            with pytest.raises(KeyboardInterrupt):
+                study._train_with_labels("motion", 3)
+        assert [place.name for place in run.glob("checkpoint-*")] == ["checkpoint-3"]
+        accuracy = study._train_with_labels("motion", 3)
     whole = measured[0] / "labels" / "seed-3" / "motion"
     assert digest_weights(run) == digest_weights(whole)
     assert accuracy == make(baselines, measured[0]).read("labels", 3)["motion"]

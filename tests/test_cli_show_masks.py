@@ -35,30 +35,30 @@ def test_printed_counts_are_those_of_the_masks(tmp_path):
         counts = MaskCounts.of(mask, grid)
         numbers = (mask.context_mask.shape[1], mask.target_mask.shape[1], counts.num_unused)
         assert rows[kind] == [*map(str, numbers), f"{100 * counts.share_hidden:.1f}", "%", str(mask.mask_index)]
-    assert f"8 x 6 x 8 = {grid.num_tokens} tokens" in result.output
+    assert f"4 x 3 x 4 = {grid.num_tokens} tokens" in result.output
 
 
 def test_masks_made_by_hand_take_their_place_from_the_options(tmp_path):
-    options = ["--kind", "future", "--frame", 4, "--kind", "box", "--box", 0, 0, 8, 16, "--animation"]
+    options = ["--kind", "future", "--frame", 4, "--kind", "box", "--box", 0, 0, 16, 32, "--animation"]
     result = run_show_masks(*SMALL, *options, "--output", tmp_path / "masks.png")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.gif", "masks.png"]
     with Image.open(tmp_path / "masks.png") as image:
-        assert image.text["future"].startswith(f"context {2 * 48}, targets {6 * 48} of")
-        assert f"targets {8 * 2} of" in image.text["box"]
+        assert image.text["future"].startswith(f"context {2 * 12}, targets {2 * 12} of")
+        assert f"targets {4 * 2} of" in image.text["box"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--kind", "shortrange"], "short-range"),
-        (["--size", "50"], "must be a multiple of patch_size=8"),
+        (["--size", "50"], "must be a multiple of patch_size=16"),
         (["--size", "big"], "size is 'big'"),
         (["--model", "vjepa-vitl14"], "unknown model 'vjepa-vitl14'; available: vjepa-vitl16"),
         (["--output", "masks.jpg"], "ends with .png"),
         (["--frame", "4"], "add it"),
         (["--box", "0", "0", "8", "8"], "add it"),
-        (["--kind", "future", "--frame", "99"], "give a frame from 2 to 15"),
+        (["--kind", "future", "--frame", "99"], "give a frame from 2 to 7"),
         (["--kind", "box", "--box", "9", "0", "3", "8"], "0 <= first < end <= 48"),
         (["--step", "-1"], "step is -1"),
         (["--batch-size", "0"], "batch_size is 0"),

@@ -189,7 +189,8 @@ def test_detections_are_the_highest_scores_of_each_key_frame(key_frames, feature
     for place, frame in enumerate(key_frames):
         scores = np.sort(everything.scores[everything.frame_indices == place])[::-1]
         assert len(scores) == 2 * len(frame.boxes)
-        np.testing.assert_array_equal(np.sort(found.scores[found.frame_indices == place])[::-1], scores[:3])
+        kept = np.sort(found.scores[found.frame_indices == place])[::-1]
+        np.testing.assert_allclose(kept, scores[:3], rtol=1e-6)  # batches of other sizes may round otherwise
 
 
 def test_scores_belong_to_their_boxes_and_actions(key_frames, features):
