@@ -47,11 +47,20 @@ from transformers.utils import logging as transformers_logging
 from vjepa_hub.evaluation.encoders import UNTRAINED_PREFIX
 from vjepa_hub.evaluation.finetuning import FineTuneSettings, prepare_finetuning
 from vjepa_hub.evaluation.label_efficiency import summarise
-from vjepa_hub.evaluation.made_tasks import TASKS, TEST, TRAIN, MadeTaskSettings, make_task_videos, probe_tasks
+from vjepa_hub.evaluation.made_tasks import (
+    TASKS,
+    TEST,
+    TRAIN,
+    MadeTaskSettings,
+    make_task_videos,
+    probe_tasks,
+    selected_accuracies,
+)
 from vjepa_hub.evaluation.pixel_encoder import PATCH_SIZE
 from vjepa_hub.evaluation.protocols import Augmentation
 from vjepa_hub.evaluation.results import write_complete
 from vjepa_hub.hub.machine_paths import shorten_machine_paths
+from vjepa_hub.hub.run_facts import EVALUATION_FILE
 from vjepa_hub.pretraining.checkpoints import save_published
 from vjepa_hub.pretraining.console import ConsoleCallback, shown_progress
 from vjepa_hub.pretraining.interruption import InterruptedRunError
@@ -69,7 +78,6 @@ TRAINED, UNTRAINED, LABELS, PIXEL_PREDICTION, RAW_PIXELS = ROWS = (
     "pixel-prediction",
     "raw-pixels",
 )
-EVALUATION_FILE = "evaluation.json"
 _FORMAT = 1
 _LABEL_BATCH_SIZE = 32
 
@@ -183,7 +191,7 @@ class Baselines:
         options: dict[str, Any] = {"seeds": (head_seed,), "show_progress": self._show_progress}
         found = probe_tasks([encoder], self.folder / "tasks", place, self.tasks, **options)
         shutil.rmtree(place / "features", ignore_errors=True)
-        return {task: next(head.top1.mean for head in heads if head.is_selected) for task, heads in found.items()}
+        return selected_accuracies(found)
 
     def _train_with_labels(self, task: str, seed: int) -> float:
         """Train from random weights, or go on, and judge after the last epoch."""

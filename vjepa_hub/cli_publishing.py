@@ -219,9 +219,10 @@ def verify(
     """
     from .cli import usage_errors
     from .hub.hub_errors import HubAccessError
+    from .hub.registry import find_bundled
 
     with usage_errors():
-        retrain = retrain or _is_bundled(name)
+        retrain = retrain or (not Path(name).is_dir() and find_bundled(name) is not None)
         if data is None and protocol is not None:
             raise ValueError("--protocol was given, but no --data to evaluate on: give both or neither")
         if not retrain and (short or seed is not None):
@@ -243,14 +244,8 @@ def verify(
         raise typer.Exit(1)
 
 
-def _is_bundled(name: str) -> bool:
-    from .hub.registry import MODELS
-
-    return not Path(name).is_dir() and name in MODELS and MODELS[name].bundled_folder is not None
-
-
 def _verified(name: str, revision: str | None) -> VerificationReport:
-    from .hub.registry import MODELS
+    from .hub.registry import MODELS, find_bundled
     from .hub.verification import verify_bundled, verify_folder, verify_repo
 
     if revision is not None and (Path(name).is_dir() or name in MODELS):
@@ -258,7 +253,7 @@ def _verified(name: str, revision: str | None) -> VerificationReport:
         raise ValueError(f"--revision was given, but {name} is {what}, which has none: leave it out")
     if Path(name).is_dir():
         return verify_folder(name)
-    bundled = MODELS[name].bundled_folder if name in MODELS else None
+    bundled = find_bundled(name)
     if bundled is not None:
         return verify_bundled(name, bundled)
     if name in MODELS:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from typer.testing import CliRunner
 
+from tests.small_recipe import SMALL_RECIPE
 from vjepa_hub.cli import app
 from vjepa_hub.evaluation.label_efficiency import SplitSummary
 from vjepa_hub.evaluation.made_tasks import MadeTaskSettings
@@ -23,28 +24,10 @@ from vjepa_hub.reproduction.retraining import record_trainings, tasks_of, train_
 from vjepa_hub.reproduction.training import digest_weights
 
 RECIPE = {
-    "model": {
-        "hidden_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "patch_size": 8,
-        "crop_size": 32,
-        "frames_per_clip": 4,
-        "pred_hidden_size": 12,
-        "pred_num_hidden_layers": 1,
-        "pred_num_attention_heads": 2,
-    },
-    "masks": [{"kind": "multi-block", "num_blocks": 1, "spatial_scale": [0.5, 0.5]}],
-    "clips": {"frame_step": 2},
-    "synthetic": {"num_videos": 8, "size": 32, "num_frames": 8},
+    **SMALL_RECIPE,
     "training": {
-        "use_cpu": True,
-        "per_device_train_batch_size": 4,
+        **{name: value for name, value in SMALL_RECIPE["training"].items() if name != "report"},
         "max_steps": 4,
-        "warmup_steps": 1,
-        "learning_rate": 1e-3,
-        "momentum": 0.5,
-        "logging_steps": 1,
         "save_steps": 10,
         "health_steps": 0,
     },

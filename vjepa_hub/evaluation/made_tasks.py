@@ -127,3 +127,12 @@ def probe_tasks(
         )
         rows[task] = run_probe(probe, output_dir / task, show_progress)
     return rows
+
+
+def selected_accuracies(summaries: Mapping[str, Sequence[SummaryRow]]) -> dict[str, float]:
+    """Top-1 accuracy of the selected head from 0 to 1, by task.
+
+    Args:
+        summaries: Of `probe_tasks`, with one encoder and all labels.
+    """
+    return {task: next(row.top1.mean for row in rows if row.is_selected) for task, rows in summaries.items()}

@@ -216,6 +216,11 @@ def find_model(name: str) -> ModelEntry:
     return MODELS[name]
 
 
+def find_bundled(name: str) -> Path | None:
+    """Where the weights of a name lie in the package; None for a released model, and for any other name."""
+    return MODELS[name].bundled_folder if name in MODELS else None
+
+
 def download_address(address: str) -> str:
     """Where a released file is fetched: its address in the table, or the same file below the user's base address.
 

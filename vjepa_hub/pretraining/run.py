@@ -30,7 +30,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..hub.conversion import convert_original_checkpoint
 from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
-from ..hub.registry import MODELS
+from ..hub.registry import find_bundled
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
@@ -341,7 +341,7 @@ def open_initial(initial: str) -> VJEPAForPreTraining:
         return convert_original_checkpoint(path, resolve_config(path, None))
     if path.is_dir():
         return load_folder(VJEPAForPreTraining, path)
-    bundled = MODELS[initial].bundled_folder if initial in MODELS else None
+    bundled = find_bundled(initial)
     if bundled is not None:
         return load_folder(VJEPAForPreTraining, bundled)
     features = open_model(initial).model

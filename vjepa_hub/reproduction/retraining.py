@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..data.moving_pictures import MovingPictureSettings
-from ..evaluation.made_tasks import MadeTaskSettings, make_task_videos, probe_tasks
+from ..evaluation.made_tasks import MadeTaskSettings, make_task_videos, probe_tasks, selected_accuracies
 from ..hub.model_folder import CARD_FILE
 from ..hub.verification import Check
 from ..pretraining.console import shown_progress
@@ -255,7 +255,7 @@ def _accuracies(
     summaries = probe_tasks(
         [str(model)], folder / "tasks", folder / "probes" / name, tasks, seeds=(0,), show_progress=show_progress
     )
-    return {task: next(row.top1.mean for row in rows if row.is_selected) for task, rows in summaries.items()}
+    return selected_accuracies(summaries)
 
 
 def _plain(tasks: MadeTaskSettings) -> dict[str, Any]:
