@@ -176,7 +176,8 @@ def test_two_processes_find_what_one_finds(labelled_folder, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(done.stdout.split("\n")[:2]) == ["process 0 of 2", "process 1 of 2"]  # not two that are alone
+    names = sorted(path.name for path in tmp_path.glob("process-*"))
+    assert names == ["process-0-of-2", "process-1-of-2"]  # not two that are alone
     one, two = (read_results(tmp_path / name) for name in ("one", "two"))
     for ours, theirs in zip(one["data"]["training"]["losses"], two["data"]["training"]["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -165,18 +164,24 @@ from tests.features.test_video_set import draw_pictures, run
 
 opened = open_tiny()
 draw = draw_pictures(opened)
+videos, output, moment = sys.argv[1:]
 
-def slow_pictures(video, features):
+def wait_for_the_end():
+    print("now", flush=True)
+    time.sleep(600)
+
+def after_each(video, features):
     written = draw(video, features)
-    features.with_suffix(".gif").rename(features.with_suffix(".gif.partial"))  # as if killed before the last rename
-    time.sleep(0.5 if video.match("a/y.mp4") else 0)
-    features.with_suffix(".gif.partial").rename(features.with_suffix(".gif"))
+    if moment == "a/y.gif.partial" and video.match("a/y.mp4"):
+        features.with_suffix(".gif").rename(features.with_suffix(".gif.partial"))  # as before the last rename
+        wait_for_the_end()
     return written
 
-def slow(video, done, total):
-    time.sleep(0.5 if video.match("b/x.mp4") and done else 0)
+def progress(video, done, total):
+    if moment == "b/x.safetensors.partial" and video.match("b/x.mp4") and done:
+        wait_for_the_end()
 
-run(Path(sys.argv[1]), Path(sys.argv[2]), opened, after_each=slow_pictures, progress=slow)
+run(Path(videos), Path(output), opened, after_each=after_each, progress=progress)
 """
 
 
@@ -184,12 +189,11 @@ run(Path(sys.argv[1]), Path(sys.argv[2]), opened, after_each=slow_pictures, prog
 def test_killed_run_that_starts_again_equals_an_uninterrupted_one(opened, videos, tmp_path, moment):
     run(videos, tmp_path / "whole", opened, after_each=draw_pictures(opened))
     output = tmp_path / "out"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(videos), str(output)], cwd=ROOT)
-    while not (output / moment).exists():
-        assert child.poll() is None
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", CHILD, str(videos), str(output), moment]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "now\n"
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
     assert (output / moment).exists()
     killed, before = contents(output), times(output)
     whole = contents(tmp_path / "whole")
