@@ -18,6 +18,7 @@ from .clip_order import ClipRequest
 from .clip_sampling import sample_clip_indices
 from .decoding import VideoDecodingError, available_backends
 from .draws import Stream, draw_uniform, generator_at
+from .frame_memory import open_memory
 from .quarantine import NoReadableVideoError, Quarantine
 from .records import ClipSource, FrameReader, VideoRecord
 
@@ -218,6 +219,8 @@ class VideoClipDataset(Dataset[Clip]):
         quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
         max_tries: Videos that are tried for one clip.
         backend: The decoder, see `open_video`.
+        max_memory: Bytes of decoded frames that may be kept in memory. If all videos fit, each is decoded once, and
+            a file that changes later is not read again; see `frame_memory`.
 
     Raises:
         ValueError: If a count, the step or the duration is not positive, or if the decoder cannot be imported.
@@ -235,6 +238,7 @@ class VideoClipDataset(Dataset[Clip]):
         quarantine: Quarantine | None = None,
         max_tries: int = 10,
         backend: str | None = None,
+        max_memory: int = 0,
     ):
         self.source = source
         self.settings = ClipSettings(
@@ -246,6 +250,9 @@ class VideoClipDataset(Dataset[Clip]):
             backend=backend,
         )
         self.reader = ClipReader(self.settings, quarantine=quarantine, max_tries=max_tries)
+        self.memory = None
+        if max_memory > 0:
+            self.memory = open_memory(source, max_bytes=max_memory, backend=self.settings.decoder)
 
     @property
     def weights(self) -> np.ndarray | None:
@@ -269,8 +276,12 @@ class VideoClipDataset(Dataset[Clip]):
         position, index = request if isinstance(request, tuple) else (request, request)
         if not 0 <= index < len(self):
             raise IndexError(f"video {index} is asked for, but the source has the videos 0 to {len(self) - 1}")
-        candidates = (self.source.record(number) for number in self._candidates(position, index))
+        candidates = (self._record(number) for number in self._candidates(position, index))
         return self.reader.read_first(candidates, position=position)
+
+    def _record(self, number: int) -> VideoRecord:
+        record = self.source.record(number)
+        return record if self.memory is None else self.memory.wrap(record, number)
 
     def _candidates(self, position: int, index: int) -> Iterator[int]:
         """Yield a video, and then those that stand in for it: drawn, each one once."""

@@ -75,6 +75,8 @@ class ClipRecipe:
         max_tries: Videos that are tried for a clip before the run stops.
         backend: decord, pyav or torchcodec; by default the first that is there.
         stream: Whether tar files are read from beginning to end, again and again, rather than by number.
+        max_memory_gib: GiB of decoded frames that may be kept in memory, over all processes of this machine. If all
+            videos fit, each is decoded once; 0 keeps none. It changes no clip.
 
     Raises:
         ValueError: A number lies outside its range.
@@ -88,6 +90,7 @@ class ClipRecipe:
     max_tries: int = 10
     backend: str | None = None
     stream: bool = False
+    max_memory_gib: float = 3.0
 
     def __post_init__(self) -> None:
         for name in ("frame_step", "max_tries"):
@@ -95,6 +98,10 @@ class ClipRecipe:
                 raise ValueError(f"clips.{name} is {getattr(self, name)}, but must be an integer of at least 1")
         if self.clip_duration is not None and not 0 < self.clip_duration < float("inf"):
             raise ValueError(f"clips.clip_duration is {self.clip_duration}, but must be a number of seconds above 0")
+        if not 0 <= self.max_memory_gib < float("inf"):
+            raise ValueError(
+                f"clips.max_memory_gib is {self.max_memory_gib}, but must be a number of GiB, or 0 for none"
+            )
         self.crop()
 
     def crop(self) -> RandomResizedCropSettings:

@@ -410,13 +410,19 @@ def describe_run(recipe: Recipe, trainer: VJEPATrainer) -> list[Fact]:
     lines = [
         f"{recipe.name}: trains {trained} on {args.device}" + (", in bfloat16" if args.bf16 else ""),
         f"starts from {trainer.model.config.weights_origin}",
-        f"data: {trainer.data_description}",
+        f"data: {trainer.data_description}{_describe_memory(trainer.train_dataset)}",
         f"a clip: {config.frames_per_clip} frames of {config.crop_size} pixels, {grid.depth} x {grid.rows} x "
         f"{grid.columns} = {grid.num_tokens} tokens; {len(recipe.masks)} kinds of masks",
         f"{total_steps:,} steps of {args.clips_per_step:,} clips ({args.train_batch_size} a batch x {args.world_size} "
         f"processes x {accumulated} accumulated), {total_steps * args.clips_per_step:,} clips in all",
     ]
     return [*map(Fact, lines), *describe_momentum(args, total_steps)]
+
+
+def _describe_memory(dataset: Any) -> str:
+    if (memory := getattr(dataset, "memory", None)) is None:
+        return ""
+    return f"; frames stay in memory once they are decoded, {memory.num_bytes / 2**30:.2g} GiB (clips.max_memory_gib)"
 
 
 def _count_parameters(module: nn.Module) -> int:

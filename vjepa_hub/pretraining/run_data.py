@@ -101,7 +101,8 @@ def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, show
 
 
 def _open_clips(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, source: ClipSource) -> VideoClipDataset:
-    return VideoClipDataset(source, **_clip_settings(recipe, args, folder))
+    max_memory = int(recipe.clips.max_memory_gib * 2**30) // args.world_size
+    return VideoClipDataset(source, **_clip_settings(recipe, args, folder), max_memory=max_memory)
 
 
 def _open_stream(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, paths: Sequence[str]) -> ClipStream:
