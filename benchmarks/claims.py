@@ -15,11 +15,13 @@ always stops the gradient at the targets; the variant without that is a subclass
     python benchmarks/claims.py --seeds 0                     # where the effects are plain, one may do
     python benchmarks/claims.py --claims targets masks --set max_steps=1000 synthetic.kind=fashion-mnist
 
-The same command goes on where it was stopped. Seeds that other calls have finished in the folder count too, so that a
-claim can get more seeds than the others. All of it lies in the folder: claims.md, claims.json, claims.png.
+The same command goes on where it was stopped, and run several times at once it shares the work, so start as many as
+there are cores for. Seeds that other calls have finished in the folder count too, so that a claim can get more seeds
+than the others. All of it lies in the folder: claims.md, claims.json, claims.png.
 """
 
 import argparse
+import fcntl
 import io
 import json
 import math
@@ -28,8 +30,10 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,6 +47,8 @@ from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from vjepa_hub import VJEPAForPreTraining, VJEPAModel
+from vjepa_hub.data.made_videos import make_videos
+from vjepa_hub.data.masking import CAUSAL
 from vjepa_hub.evaluation.label_efficiency import summarise
 from vjepa_hub.evaluation.made_tasks import ATTENTIVE_HEADS, TASKS, MadeTaskSettings, make_task_videos, probe_tasks
 from vjepa_hub.evaluation.results import to_plain, write_complete
@@ -93,25 +99,51 @@ class Variant:
     words: str  # what it is, in the table
     overrides: Mapping[str, Any]  # of the recipe
     has_stop_gradient: bool = True
+    masks: Callable[[Recipe], list[dict[str, Any]]] | None = None  # in place of the recipe's, made from them
 
 
-def _blocks(*kinds: tuple[int, float]) -> list[dict[str, Any]]:
-    """Multi-block masks, each kind a number of blocks and the share of the frame that one hides."""
-    return [{"kind": "multi-block", "num_blocks": num, "spatial_scale": [scale, scale]} for num, scale in kinds]
+def tubes(recipe: Recipe) -> list[dict[str, Any]]:
+    """For each kind of masks random tubes that leave as much context."""
+    seen = seen_by_kind(recipe)
+    return [{"kind": "random-tube", "ratio": 1 - share} for share in seen]
+
+
+def causal(recipe: Recipe) -> list[dict[str, Any]]:
+    """The same blocks, but context from the first frames alone, as many as in the paper's ablation."""
+    return [{**kind, "max_temporal_keep": CAUSAL.max_temporal_keep} for kind in _blocks_of(recipe)]
+
+
+def hide_more(recipe: Recipe, factor: float) -> list[dict[str, Any]]:
+    """More blocks, or blocks that last longer where they do not span all frames; fewer and shorter below 1."""
+    return [_hide_more(kind, factor) for kind in _blocks_of(recipe)]
+
+
+def _hide_more(kind: dict[str, Any], factor: float) -> dict[str, Any]:
+    first, last = kind["temporal_scale"]
+    if last == 1:
+        return {**kind, "num_blocks": max(1, round(kind["num_blocks"] * factor))}
+    return {**kind, "temporal_scale": [first * min(factor, 1.5), min(1.0, last * min(factor, 1.5))]}
+
+
+def _blocks_of(recipe: Recipe) -> list[dict[str, Any]]:
+    masks = recipe.to_dict()["masks"]
+    if any(kind["kind"] != "multi-block" for kind in masks):
+        kinds = ", ".join(kind["kind"] for kind in masks)
+        raise ValueError(f"the recipe's masks are {kinds}, but must be multi-block; leave out --claims masks share")
+    return masks
 
 
 _NO_MOMENTUM = {"training.momentum": 0.0, "training.final_momentum": 0.0}
-_LESS, _MORE = _blocks((4, 0.15), (1, 0.5)), _blocks((16, 0.15), (4, 0.7))
 _ALL = (
     Variant(REFERENCE, "", "the recipe", {}),
     Variant("pixel-targets", "targets", "pixels predicted", {"training.targets": "pixels"}),
-    Variant("random-tube", "masks", "random tube", {"masks": "random-tube"}),
-    Variant("causal", "masks", "causal multi-block", {"masks": "causal"}),
+    Variant("random-tube", "masks", "random tube", {}, masks=tubes),
+    Variant("causal", "masks", "causal multi-block", {}, masks=causal),
     Variant("no-ema", "collapse", "no EMA", _NO_MOMENTUM),
     Variant("no-stop-gradient", "collapse", "no EMA, no stop-gradient", _NO_MOMENTUM, has_stop_gradient=False),
     Variant("l2", "loss", "L2 loss", {"training.objective": "l2"}),
-    Variant("less-masked", "share", "less masked", {"masks": _LESS}),
-    Variant("more-masked", "share", "more masked", {"masks": _MORE}),
+    Variant("less-masked", "share", "less masked", {}, masks=partial(hide_more, factor=0.5)),
+    Variant("more-masked", "share", "more masked", {}, masks=partial(hide_more, factor=2.0)),
 )
 VARIANTS = {variant.name: variant for variant in _ALL}
 
@@ -219,8 +251,14 @@ def measure_cost(recipe: Recipe, *, has_stop_gradient: bool = True) -> Cost:
     total = statistics.fmean(found.total for found in flops)
     if not has_stop_gradient:  # the pass over all tokens is the encoder's, and goes backward too
         total += step_flops(config, [(num_tokens, 0)], **options).encoder - flops[0].target_encoder
-    seen = statistics.fmean(context for counts in draws for context, _ in counts) / num_tokens
-    return Cost(flops=total, seen=seen)
+    return Cost(flops=total, seen=statistics.fmean(seen_by_kind(recipe)))
+
+
+def seen_by_kind(recipe: Recipe) -> list[float]:
+    """Share of tokens that the context encoder sees, for each kind of masks, over the first steps of a run."""
+    draws = draw_token_counts(recipe.config(), recipe.masks, recipe.argument("per_device_train_batch_size"))
+    num_tokens = recipe.grid().num_tokens
+    return [statistics.fmean(context / num_tokens for context, _ in kind) for kind in zip(*draws, strict=True)]
 
 
 def equal_steps(num_steps: int, *, reference: float, variant: float) -> int:
@@ -237,7 +275,8 @@ def vary(reference: Recipe, variant: Variant) -> Recipe:
     num_steps = int(reference.argument("max_steps"))
     if num_steps < 1:
         raise ValueError(f"max_steps is {num_steps}, but equal compute is counted in steps; --set max_steps=300")
-    changed = reference.with_overrides({"training.probe": "none", **variant.overrides})
+    masks = {} if variant.masks is None else {"masks": variant.masks(reference)}
+    changed = reference.with_overrides({"training.probe": "none", **variant.overrides, **masks})
     is_same = set(differing_keys(reference, changed)) <= {"training.probe"} and variant.has_stop_gradient
     if variant.name != REFERENCE and is_same:
         raise ValueError(f"the recipe has '{variant.words}' already; leave out --claims {variant.claim}")
@@ -376,33 +415,76 @@ class Study:
         return asked + [job for job in found if job not in asked]
 
     def run(self) -> "Results":
-        """Train and judge everything that is not done yet."""
-        make_task_videos(self.folder / "tasks", self.tasks, self._show_progress)
+        """Train and judge everything that is not done yet, together with other processes that do so in this folder."""
+        with self._held("videos"):
+            make_task_videos(self.folder / "tasks", self.tasks, self._show_progress)
+            if self.recipe.synthetic is not None:
+                with self._show_progress("making videos") as progress:
+                    make_videos(self.folder / VIDEOS, self.recipe.synthetic, progress=progress)
+        works, done = self._works(), {}
+        for is_patient in (False, True):  # first what no other process is at, then what those have done by then
+            missing = [name for name in works if name not in done]
+            if is_patient and missing:
+                self.console.print(Text(f"waits for other processes, which are at {', '.join(missing)}"))
+            for name in missing:
+                with self._held(name, is_patient=is_patient) as is_free:
+                    if is_free:
+                        done[name] = works[name]()
+        trainings, scores = zip(*(done[name] for name in works), strict=True)
+        return Results(
+            trainings=[training for training in trainings if training is not None],
+            scores=[score for found in scores for score in found],
+            num_test=self.tasks.num_test,
+        )
+
+    def _works(self) -> dict[str, Callable[[], tuple[Training | None, list[Score]]]]:
+        """What there is to do, by name; what is done already only reads what came of it."""
+        asked = {condition.encoder for condition in self.conditions}
         recipes = {variant.name: vary(self.recipe, variant) for variant in self.variants}
-        jobs, trainings, scores = self.jobs(), [], list(self._judge_untrained())
+        jobs = self.jobs()
+        works: dict[str, Callable[[], tuple[Training | None, list[Score]]]] = {}
+        if PIXELS in asked:
+            spec = f"pixels:{self.recipe.config().crop_size}"
+            works[PIXELS] = lambda: (None, list(self._judge(PIXELS, 0, spec)))
+        for seed in [seed for variant, seed in jobs if variant.name == REFERENCE and UNTRAINED in asked]:
+            works[f"{UNTRAINED}-seed-{seed}"] = partial(self._judge_untrained, seed)
         for number, (variant, seed) in enumerate(jobs, 1):
             recipe = recipes[variant.name].with_overrides({"training.seed": seed})
-            steps = recipe.argument("max_steps")
-            title = f"training {number} of {len(jobs)}: {variant.words}, seed {seed}, {steps} steps"
-            self.console.print(Text(title, style="bold"))
-            folder = self.folder / variant.name / f"seed-{seed}"
-            trainings.append(train(variant, recipe, folder, videos=self.folder / VIDEOS, console=self.console))
-            scores += self._judge(variant.name, seed, str(folder))
-        return Results(trainings=trainings, scores=scores, num_test=self.tasks.num_test)
+            title = f"training {number} of {len(jobs)}: {variant.words}, seed {seed}"
+            works[f"{variant.name}-seed-{seed}"] = partial(self._train_and_judge, title, variant, recipe)
+        return works
 
-    def _judge_untrained(self) -> Iterator[Score]:
-        """Raw pixels, and the first weights of each training of the reference."""
-        asked = {condition.encoder for condition in self.conditions}
-        if PIXELS in asked:
-            yield from self._judge(PIXELS, 0, f"pixels:{self.recipe.config().crop_size}")
-        seeds = [seed for variant, seed in self.jobs() if variant.name == REFERENCE] if UNTRAINED in asked else []
-        for seed in seeds:
-            folder = self.folder / UNTRAINED / f"seed-{seed}"
-            recipe = self.recipe.with_overrides({"training.seed": seed})
-            model = build_model(recipe)
-            build_processor(recipe).save_pretrained(folder)
-            save_published(folder, model.config, model.state_dict())
-            yield from self._judge(UNTRAINED, seed, str(folder))
+    def _train_and_judge(self, title: str, variant: Variant, recipe: Recipe) -> tuple[Training, list[Score]]:
+        seed = recipe.argument("seed")
+        self.console.print(Text(f"{title}, {recipe.argument('max_steps')} steps", style="bold"))
+        folder = self.folder / variant.name / f"seed-{seed}"
+        training = train(variant, recipe, folder, videos=self.folder / VIDEOS, console=self.console)
+        return training, list(self._judge(variant.name, seed, str(folder)))
+
+    def _judge_untrained(self, seed: int) -> tuple[None, list[Score]]:
+        """The first weights of a training of the reference."""
+        folder = self.folder / UNTRAINED / f"seed-{seed}"
+        recipe = self.recipe.with_overrides({"training.seed": seed})
+        model = build_model(recipe)
+        build_processor(recipe).save_pretrained(folder)
+        save_published(folder, model.config, model.state_dict())
+        return None, list(self._judge(UNTRAINED, seed, str(folder)))
+
+    @contextmanager
+    def _held(self, name: str, *, is_patient: bool = True) -> Iterator[bool]:
+        """Keep other processes from a piece of work in the block, which is told whether it may do it.
+
+        A lock ends with its process, however that ends.
+        """
+        file = self.folder / "locks" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def _judge(self, encoder: str, seed: int, spec: str) -> Iterator[Score]:
         """Train heads on a frozen encoder, all on one cache of its tokens, which is removed afterwards."""
