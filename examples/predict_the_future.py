@@ -29,14 +29,7 @@ def main() -> None:
         frames = video.read_frames(indices)
     pixels = opened.processor(frames, do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
     _, num_frames, _, height, width = pixels.shape
-    config = opened.model.config
-    grid = TokenGrid(
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        patch_size=config.patch_size,
-        tubelet_size=config.tubelet_size,
-    )
+    grid = TokenGrid.from_config(opened.model.config, num_frames=num_frames, height=height, width=width)
     masks = mask_future(grid, num_frames // 2)
     with torch.inference_mode():
         predicted = opened.model.predict(pixels, masks.context_mask, masks.target_mask, mask_index=masks.mask_index)

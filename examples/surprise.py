@@ -90,13 +90,7 @@ def measure(name: str, arguments: argparse.Namespace) -> Measured:
     config = model.config
     side, num_frames = config.crop_size, config.frames_per_clip
     clips, backgrounds = draw_clips(arguments, side, num_frames)
-    grid = TokenGrid(
-        num_frames=num_frames,
-        height=side,
-        width=side,
-        patch_size=config.patch_size,
-        tubelet_size=config.tubelet_size,
-    )
+    grid = TokenGrid.from_config(config)
     masks = hide(arguments.hide, grid)
     processor = VJEPAVideoProcessor(crop_size=side, size={"shortest_edge": side})
     pixels, empty = (

@@ -3,6 +3,7 @@ import math
 from dataclasses import FrozenInstanceError, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,16 @@ def tokens_of_pixels(is_hidden, grid):
 def test_grid_counts_tokens_along_each_axis():
     assert (SMALL_GRID.depth, SMALL_GRID.rows, SMALL_GRID.columns, SMALL_GRID.num_tokens) == (4, 3, 5, 60)
     assert GRID.num_tokens == 1568
+
+
+def test_grid_of_a_model_is_that_of_its_clips_unless_others_are_given():
+    config = SimpleNamespace(frames_per_clip=8, crop_size=64, patch_size=16, tubelet_size=2)
+    sizes = {"num_frames": 8, "height": 64, "width": 64}
+    assert TokenGrid.from_config(config) == TokenGrid(**sizes)
+    for change in ({"num_frames": 4}, {"height": 32}, {"width": 96}):
+        assert TokenGrid.from_config(config, **change) == TokenGrid(**sizes | change)
+    other = SimpleNamespace(frames_per_clip=9, crop_size=60, patch_size=20, tubelet_size=3)
+    assert TokenGrid.from_config(other) == TokenGrid(num_frames=9, height=60, width=60, patch_size=20, tubelet_size=3)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,15 @@ def _require_inside(name: str, first: int, end: int, size: int) -> None:
         )
 
 
+class TokenizerConfig(Protocol):
+    """What tells the tokens of a clip: a `VJEPAConfig`, which this room does not know."""
+
+    frames_per_clip: int
+    crop_size: int
+    patch_size: int
+    tubelet_size: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenGrid:
     """The tokens that the encoder makes of one clip: one for each tubelet of `tubelet_size` frames and `patch_size`
@@ -102,6 +111,34 @@ class TokenGrid:
             _require_integer(name, value, at_least=1)
         for name, divisor in (("num_frames", "tubelet_size"), ("height", "patch_size"), ("width", "patch_size")):
             _require_multiple(name, getattr(self, name), divisor, getattr(self, divisor))
+
+    @classmethod
+    def from_config(
+        cls,
+        config: TokenizerConfig,
+        *,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> "TokenGrid":
+        """The tokens that a model makes of a clip.
+
+        Args:
+            config: The model's.
+            num_frames: Frames of the clip; None: as many as the model is made for, and so for the other two.
+            height: Pixels.
+            width: Pixels.
+
+        Raises:
+            ValueError: As the class itself.
+        """
+        return cls(
+            num_frames=config.frames_per_clip if num_frames is None else num_frames,
+            height=config.crop_size if height is None else height,
+            width=config.crop_size if width is None else width,
+            patch_size=config.patch_size,
+            tubelet_size=config.tubelet_size,
+        )
 
     @property
     def depth(self) -> int:

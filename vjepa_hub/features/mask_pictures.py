@@ -236,13 +236,7 @@ def token_grid(model: str, size: str | None = None) -> TokenGrid:
         height, width = int(matched[1]), int(matched[2] or matched[1])
     else:
         raise ValueError(f"size is '{size}', but has to be pixels: one number, as 224, or height x width, as 192x320")
-    return TokenGrid(
-        num_frames=config.frames_per_clip,
-        height=height,
-        width=width,
-        patch_size=config.patch_size,
-        tubelet_size=config.tubelet_size,
-    )
+    return TokenGrid.from_config(config, height=height, width=width)
 
 
 def open_masked_clip(

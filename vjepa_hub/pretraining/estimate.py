@@ -217,7 +217,7 @@ def estimate(
     )
     parameters = count_parameters(config)
     return Estimate(
-        num_tokens=_grid(config).num_tokens,
+        num_tokens=TokenGrid.from_config(config).num_tokens,
         mask_tokens=mean,
         num_parameters=parameters,
         flops_per_clip=sum(flops[1:], flops[0]) / len(flops),
@@ -286,23 +286,13 @@ def draw_token_counts(
         batch_size: Clips that are cut to one number of tokens.
         num_draws: Steps.
     """
-    grid = _grid(config)
+    grid = TokenGrid.from_config(config)
     counts = []
     for step in range(num_draws):
         positions = range(step * batch_size, (step + 1) * batch_size)
         pairs = [sample_masks_at(kind, grid, positions, seed=0, step=step) for kind in masks]
         counts.append([(pair.context_mask.shape[1], pair.target_mask.shape[1]) for pair in pairs])
     return counts
-
-
-def _grid(config: VJEPAConfig) -> TokenGrid:
-    return TokenGrid(
-        num_frames=config.frames_per_clip,
-        height=config.crop_size,
-        width=config.crop_size,
-        patch_size=config.patch_size,
-        tubelet_size=config.tubelet_size,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,7 +334,7 @@ def step_flops(
 
 def encoder_flops(config: VJEPAConfig) -> float:
     """FLOPs of the encoder's forward pass over all tokens of one clip."""
-    num_tokens, width = _grid(config).num_tokens, config.hidden_size
+    num_tokens, width = TokenGrid.from_config(config).num_tokens, config.hidden_size
     layers = config.num_hidden_layers * _layer(num_tokens, width, config.mlp_ratio)
     return _linear(num_tokens, _patch_size(config), width) + layers
 
@@ -452,7 +442,7 @@ def _target_encoder_bytes(config: VJEPAConfig, is_half: bool) -> float:
     """The widest moment of the target encoder's forward pass over one clip, which keeps nothing."""
     size = _HALF if is_half else _FLOAT32
     per_token = config.hidden_size * (2 * _FLOAT32 + (1 + 2 * config.mlp_ratio) * size)
-    return _grid(config).num_tokens * per_token
+    return TokenGrid.from_config(config).num_tokens * per_token
 
 
 # ---------------------------------------------------------------------------------------------------------------------

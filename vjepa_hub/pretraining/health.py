@@ -260,14 +260,8 @@ def nearest_context(coordinates: torch.Tensor, context_mask: torch.Tensor, targe
 
 
 def _token_coordinates(model: VJEPAForPreTraining, clips: torch.Tensor) -> torch.Tensor:
-    config, (_, num_frames, _, height, width) = model.config, clips.shape
-    grid = TokenGrid(
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        patch_size=config.patch_size,
-        tubelet_size=config.tubelet_size,
-    )
+    _, num_frames, _, height, width = clips.shape
+    grid = TokenGrid.from_config(model.config, num_frames=num_frames, height=height, width=width)
     axes = [torch.arange(n, dtype=torch.float32, device=clips.device) for n in (grid.depth, grid.rows, grid.columns)]
     return torch.cartesian_prod(*axes)  # (N, 3)
 

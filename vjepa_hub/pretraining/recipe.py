@@ -197,14 +197,7 @@ class Recipe:
 
     def grid(self) -> TokenGrid:
         """The tokens of a clip."""
-        config = self.config()
-        return TokenGrid(
-            num_frames=config.frames_per_clip,
-            height=config.crop_size,
-            width=config.crop_size,
-            patch_size=config.patch_size,
-            tubelet_size=config.tubelet_size,
-        )
+        return TokenGrid.from_config(self.config())
 
     def arguments(self, output_dir: str | Path) -> VJEPATrainingArguments:
         """The arguments of the Trainer on this machine, for the processes that were started.

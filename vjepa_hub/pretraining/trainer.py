@@ -121,21 +121,13 @@ class VJEPATrainer(Trainer):
     # ------------------------------------------------------------------------------------------------ data
 
     def _mask_collator(self, config: VJEPAConfig, args: VJEPATrainingArguments, clips_per_step: int) -> MaskCollator:
-        side = config.crop_size
-        grid = TokenGrid(
-            num_frames=config.frames_per_clip,
-            height=side,
-            width=side,
-            patch_size=config.patch_size,
-            tubelet_size=config.tubelet_size,
-        )
         in_worker = args.resize == "worker" or (args.resize == "auto" and args.device.type == "cpu")
         return MaskCollator(
-            grid,
+            TokenGrid.from_config(config),
             self.mask_kinds,
             seed=args.data_draw_seed,
             clips_per_step=clips_per_step,
-            resize_to=side if in_worker else None,
+            resize_to=config.crop_size if in_worker else None,
         )
 
     def get_train_dataloader(self) -> DataLoader:
