@@ -245,15 +245,9 @@ def localise(
 
 
 def _assigned(assignments: list[str]) -> dict[str, Any]:
-    from .evaluation.protocols import parse_value
+    from .evaluation.protocols import parse_value, split_assignments
 
-    values = {}
-    for assignment in assignments:
-        name, separator, text = assignment.partition("=")
-        if not separator:
-            raise ValueError(f"'{assignment}' sets nothing; write KEY=VALUE, such as num_epochs=5")
-        values[name.strip()] = parse_value(text)
-    return values
+    return {name: parse_value(text) for name, text in split_assignments(assignments, example="num_epochs=5")}
 
 
 def _default_device(device: str | None) -> str:

@@ -241,6 +241,7 @@ def test_values_that_are_only_possible_together_can_be_set_in_any_order():
     ("assignments", "message"),
     [
         (["num_epochs"], "'num_epochs' sets nothing; write KEY=VALUE"),
+        (["=5"], "'=5' sets nothing; write KEY=VALUE"),
         (["epochs=3"], "no field 'epochs'; the nearest is 'num_epochs'"),
         (["augmentation.flip=1"], "no field 'augmentation.flip'.*augmentation.flip_probability"),
         (["num_epochs.scale=1"], "no field 'num_epochs.scale'"),

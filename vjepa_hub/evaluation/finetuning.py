@@ -53,7 +53,7 @@ from .finetuning_modes import (
 )
 from .frozen_encoder import describe_untrained
 from .labelled import LabelledSet, open_labelled
-from .protocols import Augmentation, Protocol, parse_value
+from .protocols import Augmentation, Protocol, parse_value, split_assignments
 
 SETTINGS_FILE, METRICS_FILE, ADAPTER_FOLDER = "finetuning.json", "metrics.json", "adapter"
 
@@ -191,11 +191,8 @@ class FineTuneSettings:
         """
         values: dict[str, Any] = {}
         parts: dict[str, Any] = {}
-        for assignment in assignments:
-            name, separator, text = assignment.partition("=")
-            if not separator:
-                raise ValueError(f"'{assignment}' sets nothing; write KEY=VALUE, such as mixup=0")
-            (parts if name.startswith("augmentation.") else values)[name.strip()] = parse_value(text)
+        for name, text in split_assignments(assignments, example="mixup=0"):
+            (parts if name.startswith("augmentation.") else values)[name] = parse_value(text)
         known = {entry.name for entry in fields(self)} - {"augmentation"}
         known |= {f"augmentation.{entry.name}" for entry in fields(Augmentation)}
         for name in (values | parts).keys() - known:
@@ -639,10 +636,7 @@ def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
     """
     known = {entry.name for entry in fields(TrainingArguments)}
     found = {}
-    for assignment in assignments:
-        name, separator, text = assignment.partition("=")
-        if not separator:
-            raise ValueError(f"'{assignment}' sets nothing; write KEY=VALUE, such as gradient_accumulation_steps=4")
+    for name, text in split_assignments(assignments, example="gradient_accumulation_steps=4"):
         if name not in known:
             nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
             raise ValueError(f"the Trainer has no argument '{name}'; the nearest is '{nearest}'")

@@ -11,7 +11,7 @@ draws them, so that two evaluations of one model differ), and the probe is in fl
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
@@ -188,11 +188,8 @@ class Protocol:
             ValueError: No assignment, a name that is no field, or a value that cannot be.
         """
         values: dict[str, Any] = {}
-        for assignment in assignments:
-            name, separator, text = assignment.partition("=")
-            if not separator:
-                raise ValueError(f"'{assignment}' sets nothing; write KEY=VALUE, such as num_epochs=5")
-            first, _, rest = name.strip().partition(".")
+        for name, text in split_assignments(assignments, example="num_epochs=5"):
+            first, _, rest = name.partition(".")
             value = parse_value(text)
             if rest:
                 value = _with_part(values.get(first, getattr(self, first, None)), first, rest, value)
@@ -224,6 +221,23 @@ def _is_number(value: Any) -> bool:
 def _require_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")
+
+
+def split_assignments(assignments: Iterable[str], *, example: str) -> Iterator[tuple[str, str]]:
+    """Names and values, as they are written on a command line; see `parse_value`.
+
+    Args:
+        assignments: `KEY=VALUE` each.
+        example: For the error.
+
+    Raises:
+        ValueError: No assignment.
+    """
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator or not name.strip():
+            raise ValueError(f"'{assignment}' sets nothing; write KEY=VALUE, such as {example}")
+        yield name.strip(), text
 
 
 def parse_value(text: str) -> Any:
