@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vjepa_hub.data import decoding
+from vjepa_hub.data import decoding, frame_memory
 from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.data.dataset import VideoClipDataset
 from vjepa_hub.data.frame_memory import FrameMemory, open_memory
@@ -71,6 +71,13 @@ def test_clips_that_are_changed_leave_the_memory_as_it_is(paths):
 @pytest.mark.parametrize("max_memory", [0, ENOUGH - 1])
 def test_without_room_for_all_videos_none_is_kept(paths, max_memory):
     assert clips_of(paths, max_memory=max_memory).memory is None
+
+
+def test_no_more_than_half_of_the_machine_is_taken(paths, monkeypatch):
+    monkeypatch.setattr(frame_memory, "machine_memory", lambda: 2 * ENOUGH)
+    assert clips_of(paths, max_memory=2**40).memory is not None
+    monkeypatch.setattr(frame_memory, "machine_memory", lambda: 2 * ENOUGH - 1)
+    assert clips_of(paths, max_memory=2**40).memory is None
 
 
 @pytest.mark.parametrize("is_persistent", [False, True])

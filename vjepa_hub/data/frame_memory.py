@@ -7,7 +7,9 @@ and of the next ones, and takes pages of the machine only as videos come in.
 Shapes: V videos of T frames, each H x W pixels.
 """
 
+import math
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +95,7 @@ def open_memory(source: ClipSource, *, max_bytes: int, backend: str | None = Non
 
     Args:
         source: The videos.
-        max_bytes: Bytes of decoded frames that may be kept.
+        max_bytes: Bytes of decoded frames that may be kept; never more than half of the machine's memory.
         backend: The decoder, see `open_video`.
 
     Returns:
@@ -104,9 +106,17 @@ def open_memory(source: ClipSource, *, max_bytes: int, backend: str | None = Non
             sizes = {"num_frames": reader.num_frames, "height": reader.height, "width": reader.width}
     except VideoDecodingError:
         return None  # reported when its turn comes
-    if 3 * len(source) * sizes["num_frames"] * sizes["height"] * sizes["width"] > max_bytes:
+    num_bytes = 3 * len(source) * sizes["num_frames"] * sizes["height"] * sizes["width"]
+    if num_bytes > min(max_bytes, machine_memory() / 2):
         return None
     return FrameMemory(num_videos=len(source), **sizes)
+
+
+def machine_memory() -> float:
+    """Bytes of memory of this machine; infinite where nothing tells."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
