@@ -82,8 +82,9 @@ NUM_ERRORS = 2
 RULE = (
     "Means and standard deviations are over seeds. A comparison holds where the difference of the means is more than "
     f"{NUM_ERRORS} standard errors above 0, does not hold here where it is as far below, and is undecided between. "
-    "The deviation behind an error is at least that of a share among so many test videos. A claim holds if all of its "
-    "comparisons do, and does not hold here if one of them does not."
+    "The deviation behind an error is at least that of a share among so many test videos, and that of a rank at least "
+    "the largest of any variant. A claim holds if all of its comparisons do, and does not hold here if one of them "
+    "does not."
 )
 
 
@@ -538,9 +539,10 @@ class Results:
         return [accuracy - higher[seed] for seed, accuracy in accuracies.items()]
 
     def floor(self, condition: Condition, measure: str) -> float:
-        """The least deviation of a value: that of shares among so many test videos, in per cent."""
+        """The least deviation of a value: of ranks that of any variant, else that of shares among the test videos."""
         if measure == RANK:
-            return 0.0
+            ranks = [[training.rank for training in self.of_variant(name)] for name in VARIANTS]
+            return max((statistics.stdev(values) for values in ranks if len(values) > 1), default=0.0)
         shares = [share for share in (condition.share, condition.fallen_from) if share is not None]
         means = [statistics.fmean(self._by_seed(condition, share, measure).values()) / 100 for share in shares]
         return 100 * math.sqrt(sum(mean * (1 - mean) for mean in means) / self.num_test)
@@ -674,7 +676,8 @@ def to_markdown(rows: Sequence[Sequence[str]], lines: Sequence[str], command: st
     cells = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     table = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     verdicts = "\n".join(f"- {line}" for line in lines)
-    return f"{table}\n\n{verdicts}\n\n{RULE}\n\n    {command}\n\nMade on {machine}.\n"
+    made = f"Made on {machine}. Seeds that other calls finished in the folder are in it too."
+    return f"{table}\n\n{verdicts}\n\n{RULE}\n\n    {command}\n\n{made}\n"
 
 
 # ------------------------------------------------------------------------------------------------ picture

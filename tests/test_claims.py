@@ -98,7 +98,18 @@ def test_equal_seeds_are_no_proof_where_the_test_videos_are_few(claims):
     assert words_of(claims, make_results(claims, accuracies, num_test=10_000), "loss") == ["holds"] * 2
 
 
-def test_one_seed_decides_on_an_accuracy_but_never_on_a_rank(claims):
+def test_one_seed_decides_on_a_rank_where_others_tell_the_deviation(claims):
+    accuracies = {"reference": [50.0]}
+    ranks = {"reference": [30.0, 31.0, 32.0], "no-ema": [28.0], "no-stop-gradient": [29.0]}  # 2 errors: 2.31
+    found = claims.judge(make_results(claims, accuracies, ranks), claims.CLAIMS["collapse"])
+    assert [verdict.error for verdict in found] == [pytest.approx((1 / 3 + 1) ** 0.5)] * 2
+    assert [verdict.word for verdict in found] == ["holds", "undecided"]
+    ranks["l2"] = [20.0, 40.0]  # no rank is known better than the one that is known worst
+    words = words_of(claims, make_results(claims, accuracies, ranks), "collapse")
+    assert words == ["undecided"] * 2
+
+
+def test_one_seed_decides_on_an_accuracy_but_alone_never_on_a_rank(claims):
     names = ("reference", "l2", "no-ema", "no-stop-gradient")
     accuracies = dict(zip(names, ([50.0], [20.0], [20.0], [20.0]), strict=True))
     ranks = dict(zip(names, ([30.0], [29.0], [2.0], [2.0]), strict=True))
