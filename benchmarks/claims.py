@@ -252,13 +252,16 @@ def measure_cost(recipe: Recipe, *, has_stop_gradient: bool = True) -> Cost:
     total = statistics.fmean(found.total for found in flops)
     if not has_stop_gradient:  # the pass over all tokens is the encoder's, and goes backward too
         total += step_flops(config, [(num_tokens, 0)], **options).encoder - flops[0].target_encoder
-    return Cost(flops=total, seen=statistics.fmean(seen_by_kind(recipe)))
+    return Cost(flops=total, seen=statistics.fmean(_seen_by_kind(draws, num_tokens)))
 
 
 def seen_by_kind(recipe: Recipe) -> list[float]:
     """Share of tokens that the context encoder sees, for each kind of masks, over the first steps of a run."""
     draws = draw_token_counts(recipe.config(), recipe.masks, recipe.argument("per_device_train_batch_size"))
-    num_tokens = recipe.grid().num_tokens
+    return _seen_by_kind(draws, recipe.grid().num_tokens)
+
+
+def _seen_by_kind(draws: Sequence[Sequence[tuple[int, int]]], num_tokens: int) -> list[float]:
     return [statistics.fmean(context / num_tokens for context, _ in kind) for kind in zip(*draws, strict=True)]
 
 
@@ -386,6 +389,9 @@ class Score:
     accuracies: Mapping[str, float]  # by task, per cent, the mean over splits of the labels
 
 
+Work = Callable[[], tuple[Training | None, list[Score]]]  # a training and its scores, or scores alone
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """All that is trained and judged."""
@@ -438,12 +444,12 @@ class Study:
             num_test=self.tasks.num_test,
         )
 
-    def _works(self) -> dict[str, Callable[[], tuple[Training | None, list[Score]]]]:
+    def _works(self) -> dict[str, Work]:
         """What there is to do, by name; what is done already only reads what came of it."""
         asked = {condition.encoder for condition in self.conditions}
         recipes = {variant.name: vary(self.recipe, variant) for variant in self.variants}
         jobs = self.jobs()
-        works: dict[str, Callable[[], tuple[Training | None, list[Score]]]] = {}
+        works: dict[str, Work] = {}
         if PIXELS in asked:
             spec = f"pixels:{self.recipe.config().crop_size}"
             works[PIXELS] = lambda: (None, list(self._judge(PIXELS, 0, spec)))

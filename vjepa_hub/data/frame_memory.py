@@ -76,18 +76,18 @@ class FrameMemory:
         fps = float(self._fps[number])
         return _KeptFrames(self._frames[number], None if np.isnan(fps) else fps)
 
-    def keep(self, number: int, reader: FrameReader) -> bool:
-        """Decode a whole video, if it is like the others, and say whether it is kept now."""
+    def keep(self, number: int, reader: FrameReader) -> FrameReader:
+        """Decode a whole video, if it is like the others, and return the reader to go on with."""
         if (reader.num_frames, reader.height, reader.width, 3) != self.shape:
-            return False
+            return reader
         try:
             frames, fps = reader.read_frames(range(reader.num_frames)), reader.average_fps
         except VideoDecodingError:
-            return False  # a clip may do without the frames that cannot be read
+            return reader  # a clip may do without the frames that cannot be read
         self._frames[number] = frames
         self._fps[number] = np.nan if fps is None else fps
         self._is_kept[number] = True
-        return True
+        return _KeptFrames(self._frames[number], fps)
 
 
 def open_memory(source: ClipSource, *, max_bytes: int, backend: str | None = None) -> FrameMemory | None:
@@ -138,8 +138,7 @@ class _KeptVideo(VideoContent):
             yield kept
             return
         with self.content.open(backend=backend) as reader:
-            is_kept = self.memory.keep(self.number, reader)
-            yield (self.memory.recall(self.number) if is_kept else None) or reader
+            yield self.memory.keep(self.number, reader)
 
 
 class _KeptFrames:
