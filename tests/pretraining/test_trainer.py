@@ -3,9 +3,14 @@ import logging
 import pytest
 import torch
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.data.dataset import VideoClipDataset
+from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.data.sources import open_source
 from vjepa_hub.pretraining.checkpoints import find_checkpoint
+from vjepa_hub.pretraining.estimate import step_flops
 from vjepa_hub.pretraining.finite import FiniteWatch, NonFiniteLossError
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 
@@ -134,6 +139,26 @@ def test_other_objectives_train_and_differ_from_the_papers(make_trainer, blobs, 
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
+def test_clips_resized_on_the_device_are_those_that_a_worker_rounds(make_trainer, logged):
+    clips = VideoClipDataset(open_source([sample_clip_path()] * 8), frames_per_clip=4)
+    losses = []
+    for place in ("device", "worker"):
+        trainer = make_trainer(clips, resize=place, max_steps=1)
+        trainer.train()
+        losses += logged(trainer, "loss")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0] != losses[1]
+
+
+def test_flops_of_a_run_are_those_of_the_estimate(make_trainer, blobs, small_config):
+    trainer = make_trainer(blobs(), max_steps=2)
+    trainer.train()
+    batches = list(trainer.get_train_dataloader())[:2]
+    masks = [zip(batch["context_mask"], batch["target_mask"], strict=True) for batch in batches]
+    counts = [[(context.shape[1], targets.shape[1]) for context, targets in pairs] for pairs in masks]
+    assert trainer.state.total_flos == sum(int(4 * step_flops(small_config, count).total) for count in counts)
+
+
 def test_gradient_checkpointing_changes_no_number(make_trainer, blobs, logged):
     from vjepa_hub.pretraining.arguments import CHECKPOINTING
 
@@ -244,3 +269,30 @@ def test_finished_run_is_not_trained_on(make_trainer, blobs, tmp_path):
     make_trainer(blobs(), save_strategy="steps", save_steps=4).train()
     with pytest.raises(ValueError, match=r"checkpoint-4 is at step 4 of 4: there is nothing left to train"):
         make_trainer(blobs()).train(resume_from_checkpoint=True)
+
+
+class _EnoughError(Exception):
+    pass
+
+
+class _StopAfter(TrainerCallback):
+    """Ends a training from within, before transformers reads what came of it."""
+
+    def __init__(self, num_steps: int):
+        self.num_steps = num_steps
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.num_steps:
+            raise _EnoughError
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="transformers would take the accelerator")
+def test_nothing_of_a_step_is_read_by_the_host(make_trainer, monkeypatch):
+    """A meta tensor has no values: whatever asks for one, as it would wait for a GPU, raises."""
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    clips = VideoClipDataset(open_source([sample_clip_path()] * 8), frames_per_clip=4)
+    trainer = make_trainer(clips, use_cpu=False, optim="adamw_torch", clip_after_steps=0, logging_steps=100)
+    trainer.add_callback(_StopAfter(3))
+    with pytest.raises(_EnoughError):
+        trainer.train()
+    assert next(trainer.model.parameters()).device.type == "meta"

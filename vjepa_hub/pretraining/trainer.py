@@ -34,11 +34,12 @@ from ..hub.publishing import CardOptions, publish
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
-from .arguments import VJEPATrainingArguments
+from .arguments import CHECKPOINTING, VJEPATrainingArguments
 from .batches import ProcessBatches, with_positions
 from .card import write_card
 from .checkpoints import complete_or_absent, find_checkpoint, save_published, trained_origin
 from .ema import TargetEncoderCallback
+from .estimate import step_flops
 from .finite import FiniteWatch, NonFiniteLossError
 from .health import HealthCallback
 from .objectives import prediction_loss
@@ -264,6 +265,21 @@ class VJEPATrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach().mean(), None, None
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """FLOPs of a batch, forward and backward pass, by the count of `--estimate`; transformers logs their sum.
+
+        Its own count takes pixels for tokens, and needs clips of one size.
+        """
+        masks = (_as_list(inputs[name]) for name in ("context_mask", "target_mask"))
+        counts = [(context.shape[1], targets.shape[1]) for context, targets in zip(*masks, strict=True)]
+        flops = step_flops(
+            self.accelerator.unwrap_model(self.model).config,
+            counts,
+            is_checkpointed=bool(getattr(self.args, CHECKPOINTING)),
+            predicts_pixels=self.args.targets == "pixels",
+        )
+        return int(len(inputs["pixel_values_videos"]) * flops.total)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or the optimiser of the arguments, over the recipe's four groups."""
@@ -502,6 +518,10 @@ def _refuse_first_fsdp(plugin: Any) -> None:
             f"fsdp_version is {version}, but encoder and predictor are clipped apart, which takes FSDP2: set "
             "fsdp_version to 2 in accelerate's configuration, as in vjepa_hub/pretraining/launch/fsdp2.yaml"
         )
+
+
+def _as_list(masks: Any) -> list[torch.Tensor]:
+    return [masks] if isinstance(masks, torch.Tensor) else list(masks)
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
