@@ -1,31 +1,39 @@
 """Seconds of a pretraining step, beside a plain step in the shape of the released one and the machine's matrix rate.
 
-Ours is the step of the `VJEPATrainer`, with all that it does around the model (`--no-trainer`: a bare loop). The plain
-peer computes the same loss from the same weights, which is checked first, the way the released code does: the patches
-of whole clips are projected by a convolution for each mask kind, every block runs on all tokens, tokens are gathered
-with indices of their full size, AdamW and the average of the weights go through the parameters one by one. With
-`--release` a checkout of https://github.com/facebookresearch/jepa gives encoder and predictor for a third step.
+Ours is the step of the `VJEPATrainer`, with all that it does around the model (`--no-trainer`: a bare loop), in a
+process that keeps freed memory, as `vjepa-hub pretrain` does. The plain peer has a process of its own. It computes the
+same loss from the same weights, which is checked first, the way the released code does: the patches of whole clips are
+projected by a convolution for each mask kind, every block runs on all tokens, tokens are gathered with indices of
+their full size, AdamW and the average of the weights go through the parameters one by one. With `--release` a checkout
+of https://github.com/facebookresearch/jepa gives encoder and predictor for a third step. On the CPU the released code
+computes in float32 whatever its configuration says, since the autocast that it asks for is CUDA's: `--peer-dtype
+float32` compares with that.
 
 One run measures everything in turns (a step of ours, a matrix product, a plain step, a step of ours, ...), so that a
 machine that others use too slows all of them alike; ratios are medians over the rounds. "share" is the operations of
 a step by its time, over the rate of a plain matrix product in the same number format. It is given for two counts:
 that of our step, and that of the plain step, which computes more for the same result. Masks are those that a run
-draws in its first step.
+draws in its first step. Of several batch sizes each is measured, up to the first that does not fit the device.
 
     python benchmarks/pretraining.py                                          # ViT-S, four clips, on the CPU
+    python benchmarks/pretraining.py --dtype bfloat16 --peer-dtype float32
     python benchmarks/pretraining.py --no-trainer --predictor-depth 2 --steps 3
-    python benchmarks/pretraining.py --size vit-l --batch-size 24 --device cuda --dtype bfloat16 --no-peer --check-sync
+    python benchmarks/pretraining.py --size vit-l --batch-size 24 48 64 80 96 112 128 --device cuda --dtype bfloat16 \
+        --no-peer --check-sync
 """
 
 import argparse
 import copy
+import gc
 import importlib
+import multiprocessing
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
@@ -38,6 +46,7 @@ from transformers import TrainerCallback
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.data.masking import LONG_RANGE, SHORT_RANGE, TokenGrid, sample_masks_at
+from vjepa_hub.host_memory import reuse_freed_memory
 from vjepa_hub.pretraining.arguments import VJEPATrainingArguments
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 
@@ -62,22 +71,24 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="vit-s")
     parser.add_argument("--depth", type=int, help="layers of the encoder, in place of the size's")
     parser.add_argument("--predictor-depth", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[4], help="one or several, rising")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=TOLERANCES, default="float32", help="bfloat16 is autocast")
+    parser.add_argument("--peer-dtype", choices=TOLERANCES, help="what the peers compute in [default: as ours]")
     parser.add_argument("--compile", action="store_true", help="ours through torch.compile")
     parser.add_argument("--steps", type=int, default=3, help="rounds that are measured, after one that is not")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--trainer", action=switch, default=True, help="ours in the VJEPATrainer or in a bare loop")
-    parser.add_argument("--peer", action=switch, default=True, help="the plain step too; memory is then that of both")
+    parser.add_argument("--peer", action=switch, default=True, help="the plain step too")
     parser.add_argument("--release", metavar="PATH", help="a checkout of the released code, measured too")
     parser.add_argument("--check-sync", action="store_true", help="raise where our step waits for the device (CUDA)")
     parser.add_argument("--threads", type=int, help="of the CPU [default: torch's]")
     arguments = parser.parse_args()
     if arguments.check_sync and not arguments.device.startswith("cuda"):
         parser.error("--check-sync is for --device cuda: on the CPU there is nothing to wait for")
-    if arguments.steps < 1 or arguments.batch_size < 1:
+    if arguments.steps < 1 or min(arguments.batch_size) < 1:
         parser.error("--steps and --batch-size must be at least 1")
+    arguments.peer_dtype = arguments.peer_dtype or arguments.dtype
     return arguments
 
 
@@ -92,13 +103,17 @@ def read_config(arguments: argparse.Namespace) -> VJEPAConfig:
     )
 
 
-def prepare_batch(config: VJEPAConfig, arguments: argparse.Namespace) -> Batch:
+def build_model(config: VJEPAConfig, arguments: argparse.Namespace) -> VJEPAForPreTraining:
+    """Our model, with the same weights in each process."""
+    torch.manual_seed(0)
+    return VJEPAForPreTraining(config).to(arguments.device).train()
+
+
+def prepare_batch(config: VJEPAConfig, batch_size: int, device: str) -> Batch:
     """Noise for clips, and the masks of a run's first step, on the device."""
-    side, device = config.crop_size, arguments.device
-    grid = TokenGrid(num_frames=config.frames_per_clip, height=side, width=side)
-    clips = range(arguments.batch_size)
-    masks = [sample_masks_at(kind, grid, clips, seed=0, step=0) for kind in (SHORT_RANGE, LONG_RANGE)]
-    shape = (arguments.batch_size, config.frames_per_clip, config.in_chans, side, side)
+    side, grid = config.crop_size, TokenGrid.from_config(config)
+    masks = [sample_masks_at(kind, grid, range(batch_size), seed=0, step=0) for kind in (SHORT_RANGE, LONG_RANGE)]
+    shape = (batch_size, config.frames_per_clip, config.in_chans, side, side)
     return {
         "pixel_values_videos": torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device),
         "context_mask": [mask.context_mask.to(device) for mask in masks],
@@ -220,7 +235,7 @@ class PlainTraining:
     def __init__(self, encoder: nn.Module, predictor: nn.Module, arguments: argparse.Namespace):
         self.encoder, self.predictor = encoder.to(arguments.device), predictor.to(arguments.device)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.autocast = lambda: autocast(arguments)
+        self.autocast = lambda: autocast(arguments.device, arguments.peer_dtype)
         parameters = [p for part in (encoder, predictor) for p in part.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE)
 
@@ -288,20 +303,82 @@ def build_release(config: VJEPAConfig, arguments: argparse.Namespace) -> PlainTr
     return PlainTraining(*wrapped, arguments)
 
 
-def check_same_loss(model: VJEPAForPreTraining, plain: PlainTraining, batch: Batch, dtype: str) -> None:
-    """Stop where the two steps that are compared do not compute the same."""
-    with torch.no_grad(), plain.autocast():
-        ours, theirs = model(**batch).loss.item(), plain.loss(batch).item()
-    if not abs(ours - theirs) <= TOLERANCES[dtype] * theirs:
+class Peers:
+    """The steps that ours is compared with, in a process of their own: its memory is not ours.
+
+    Args:
+        batch_size: Clips of a batch.
+        arguments: Which peers, and what they compute.
+    """
+
+    def __init__(self, batch_size: int, arguments: argparse.Namespace):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve_peers, args=(theirs, batch_size, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.loss: float = self.connection.recv()
+
+    def step(self, name: str) -> None:
+        self.connection.send(name)
+        self.connection.recv()
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.join()
+
+
+def serve_peers(connection: Connection, batch_size: int, arguments: argparse.Namespace) -> None:
+    """Send the loss of the plain step, then make a step of each peer that is asked for."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = read_config(arguments)
+    batch, model = prepare_batch(config, batch_size, arguments.device), build_model(config, arguments)
+    peers = {PLAIN: build_plain(model, arguments)}
+    del model
+    with torch.no_grad(), peers[PLAIN].autocast():
+        connection.send(peers[PLAIN].loss(batch).item())
+    if arguments.release:
+        peers[RELEASE] = build_release(config, arguments)
+    while True:
+        try:
+            name = connection.recv()
+        except EOFError:
+            return
+        peers[name].step(batch)  # ends with the loss on the host, so that nothing is left to wait for
+        connection.send(name)
+
+
+@contextmanager
+def open_peers(
+    model: VJEPAForPreTraining, batch: Batch, arguments: argparse.Namespace
+) -> Iterator[dict[str, Callable[[], None]]]:
+    """The steps of the peers by name, none where none were asked for. Stops where they do not compute what we do."""
+    if not (arguments.peer or arguments.release):
+        yield {}
+        return
+    peers = Peers(len(batch["pixel_values_videos"]), arguments)
+    try:
+        check_same_loss(model, batch, peers.loss, arguments)
+        names = [PLAIN] * arguments.peer + [RELEASE] * bool(arguments.release)
+        yield {name: lambda name=name: peers.step(name) for name in names}
+    finally:
+        peers.end()
+
+
+def check_same_loss(model: VJEPAForPreTraining, batch: Batch, theirs: float, arguments: argparse.Namespace) -> None:
+    with torch.no_grad(), autocast(arguments.device, arguments.dtype):
+        ours = model(**batch).loss.item()
+    tolerance = max(TOLERANCES[arguments.dtype], TOLERANCES[arguments.peer_dtype])
+    if not abs(ours - theirs) <= tolerance * theirs:
         sys.exit(f"the loss of our step is {ours:.6f}, that of the plain step {theirs:.6f}: they are not the same")
 
 
 # ------------------------------------------------------------------------------------------------ ours
 
 
-def autocast(arguments: argparse.Namespace) -> torch.autocast:
-    is_half = arguments.dtype == "bfloat16"
-    return torch.autocast(torch.device(arguments.device).type, dtype=torch.bfloat16, enabled=is_half)
+def autocast(device: str, dtype: str) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 @contextmanager
@@ -339,7 +416,7 @@ def bare_step(model: VJEPAForPreTraining, batch: Batch, memory: PeakMemory, argu
     forward = torch.compile(model) if arguments.compile else model
 
     def step() -> None:
-        with autocast(arguments):
+        with autocast(arguments.device, arguments.dtype):
             loss = forward(**batch).loss
         loss.backward()
         for part in parts:
@@ -397,7 +474,7 @@ def measure_in_trainer(
     with tempfile.TemporaryDirectory() as folder:
         arguments = VJEPATrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=len(batch["pixel_values_videos"]),
             max_steps=settings.steps + 1,
             clip_after_steps=0,
             use_cpu=settings.device == "cpu",
@@ -411,7 +488,7 @@ def measure_in_trainer(
             report=False,
             disable_tqdm=True,
         )
-        clips = [{"clip": number} for number in range(settings.batch_size)]
+        clips = [{"clip": number} for number in range(len(batch["pixel_values_videos"]))]
         turns = Turns(others, memory, settings.check_sync)
         trainer = VJEPATrainer(model, arguments, clips, lambda samples: batch, callbacks=[turns])
         trainer.train()
@@ -427,7 +504,8 @@ def describe(config: VJEPAConfig, batch: Batch, arguments: argparse.Namespace) -
     tokens = ", ".join(f"{context.shape[1]} + {targets.shape[1]}" for context, targets in pairs)
     parts = [
         f"{arguments.size}, depth {config.num_hidden_layers}, predictor {config.pred_num_hidden_layers}",
-        f"{arguments.batch_size} clips, {tokens} tokens, {arguments.dtype}",
+        f"{len(batch['pixel_values_videos'])} clips, {tokens} tokens, {arguments.dtype}",
+        *([f"peers {arguments.peer_dtype}"] if arguments.peer_dtype != arguments.dtype else []),
         "Trainer" if arguments.trainer else "bare loop",
         f"{torch.get_num_threads()} threads" if is_cpu else torch.cuda.get_device_name(arguments.device),
         "compiled" if arguments.compile else "eager",
@@ -450,30 +528,37 @@ def show(config: VJEPAConfig, batch: Batch, times: Times, memory: PeakMemory, ma
     print(f"peak memory {'on the device' if memory.is_cuda else 'of the process'}: {memory.bytes / 2**30:.2f} GiB")
 
 
+def measure(config: VJEPAConfig, batch_size: int, arguments: argparse.Namespace) -> None:
+    """Measure and show one batch size."""
+    batch, memory = prepare_batch(config, batch_size, arguments.device), PeakMemory(arguments.device)
+    model = build_model(config, arguments)
+    product, matrix_operations = matrix_product(arguments)
+    print(describe(config, batch, arguments), flush=True)
+    with open_peers(model, batch, arguments) as peers:
+        others: dict[str, Callable] = {MATRIX: product, **peers}
+        if arguments.trainer:
+            times = measure_in_trainer(model, batch, others, memory, arguments)
+        else:
+            tasks = {OURS: bare_step(model, batch, memory, arguments), **others}
+            times = measure_in_turns(tasks, arguments.steps)
+    show(config, batch, times, memory, matrix_operations)
+
+
 def main() -> int:
     arguments = read_arguments()
+    reuse_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
     config = read_config(arguments)
-    batch, memory = prepare_batch(config, arguments), PeakMemory(arguments.device)
-    model = VJEPAForPreTraining(config).to(arguments.device).train()
-    product, matrix_operations = matrix_product(arguments)
-    others: dict[str, Callable] = {MATRIX: product}
-    if arguments.peer:
-        plain = build_plain(model, arguments)
-        check_same_loss(model, plain, batch, arguments.dtype)
-        others[PLAIN] = lambda: plain.step(batch)
-    if arguments.release:
-        release = build_release(config, arguments)
-        others[RELEASE] = lambda: release.step(batch)
-    print(describe(config, batch, arguments), flush=True)
-    if arguments.trainer:
-        times = measure_in_trainer(model, batch, others, memory, arguments)
-    else:
-        tasks = {OURS: bare_step(model, batch, memory, arguments), **others}
-        times = measure_in_turns(tasks, arguments.steps)
-    show(config, batch, times, memory, matrix_operations)
+    for batch_size in arguments.batch_size:
+        try:
+            measure(config, batch_size, arguments)
+        except torch.OutOfMemoryError as error:
+            print(f"{batch_size} clips do not fit: {str(error).splitlines()[0]}")
+            return int(batch_size == arguments.batch_size[0])
+        gc.collect()  # the Trainer and its model are a cycle
+        if arguments.device.startswith("cuda"):
+            torch.cuda.empty_cache()
     return 0
 
 

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import cli_evaluation, cli_publishing
+from .host_memory import reuse_freed_memory
 
 if TYPE_CHECKING:
     from .data.checking import CheckedVideo, CheckProgress, CheckSummary
@@ -175,6 +176,7 @@ def common_options(
     ] = False,
 ) -> None:
     """V-JEPA: features, models and training from the command line."""
+    reuse_freed_memory()
 
 
 @app.command(

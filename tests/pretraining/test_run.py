@@ -15,10 +15,18 @@ from transformers import AutoModel, AutoVideoProcessor, TrainerCallback
 from vjepa_hub import VJEPAForPreTraining
 from vjepa_hub.data import made_videos
 from vjepa_hub.data.streaming import ClipStream
+from vjepa_hub.pretraining import run
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.metrics_log import read_metrics
 from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
-from vjepa_hub.pretraining.run import build_model, clear_folder, describe_momentum, prepare_run, pretrain
+from vjepa_hub.pretraining.run import (
+    build_model,
+    clear_folder,
+    describe_bfloat16,
+    describe_momentum,
+    prepare_run,
+    pretrain,
+)
 
 RECIPE = {
     "model": {
@@ -158,6 +166,16 @@ def test_a_half_life_beyond_a_third_of_the_run_is_warned_about(small_recipe, tmp
     assert "longer than a third of the run" in facts[1].text
 
 
+@pytest.mark.parametrize(("bfloat16_rate", "warnings"), [(0.5e9, 1), (2e9, 0)])
+def test_bfloat16_is_warned_about_where_it_is_slower(bfloat16_rate, warnings, small_recipe, tmp_path, monkeypatch):
+    rates = {torch.bfloat16: bfloat16_rate, torch.float32: 1e9}
+    monkeypatch.setattr(run, "measure_matrix_flops", lambda device, dtype: rates[dtype])
+    assert describe_bfloat16(small_recipe.arguments(tmp_path)) == []
+    facts = describe_bfloat16(small_recipe.with_overrides(["bf16=true"]).arguments(tmp_path))
+    assert [fact.is_warning for fact in facts] == [True] * warnings
+    assert all("0.50 times the rate of float32" in fact.text and "bf16=false" in fact.text for fact in facts)
+
+
 def test_a_folder_with_a_run_is_not_taken_for_another(finished, small_recipe):
     with pytest.raises(FileExistsError, match=r"--resume goes on with it, --overwrite replaces it"):
         clear_folder(finished[0], small_recipe)
@@ -234,6 +252,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(small_re
         "gradient_checkpointing=true",
         "gradient_accumulation_steps=2",
         "clip_duration=0.4",
+        "resize=device",
     ],
 )
 def test_an_alternative_of_the_paper_trains(alternative, finished, small_recipe, tmp_path):

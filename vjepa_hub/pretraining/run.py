@@ -37,6 +37,7 @@ from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .arguments import VJEPATrainingArguments
 from .checkpoints import INCOMPLETE
 from .console import ConsoleCallback, shown_progress
+from .estimate import measure_matrix_flops
 from .interruption import InterruptedRunError, StopOnSignal
 from .metrics_log import MetricsCSVCallback
 from .pixel_prediction import VJEPAForPixelPrediction
@@ -416,7 +417,7 @@ def describe_run(recipe: Recipe, trainer: VJEPATrainer) -> list[Fact]:
         f"{total_steps:,} steps of {args.clips_per_step:,} clips ({args.train_batch_size} a batch x {args.world_size} "
         f"processes x {accumulated} accumulated), {total_steps * args.clips_per_step:,} clips in all",
     ]
-    return [*map(Fact, lines), *describe_momentum(args, total_steps)]
+    return [*map(Fact, lines), *describe_bfloat16(args), *describe_momentum(args, total_steps)]
 
 
 def _describe_memory(dataset: Any) -> str:
@@ -427,6 +428,25 @@ def _describe_memory(dataset: Any) -> str:
 
 def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe_bfloat16(args: VJEPATrainingArguments) -> list[Fact]:
+    """A warning where bfloat16 costs time: a CPU without instructions for it converts, and computes in float32.
+
+    Args:
+        args: The run's.
+    """
+    if not args.bf16 or args.device.type != "cpu" or args.process_index != 0:
+        return []
+    rates = {dtype: measure_matrix_flops(args.device, dtype) for dtype in (torch.bfloat16, torch.float32)}
+    ratio = rates[torch.bfloat16] / rates[torch.float32]
+    if ratio >= 1:
+        return []
+    text = (
+        f"matrix products in bfloat16 run at {ratio:.2f} times the rate of float32 on this CPU (measured now): train "
+        "with --set bf16=false"
+    )
+    return [Fact(text, is_warning=True)]
 
 
 def describe_momentum(args: VJEPATrainingArguments, total_steps: int) -> list[Fact]:
