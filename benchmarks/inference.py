@@ -28,6 +28,7 @@ from vjepa_hub.data.clip_sampling import sample_clip_indices
 from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.hub.quantization import quantize_int8
+from vjepa_hub.pretraining.estimate import device_name
 
 SIZES = {"vit-ti": (192, 12, 3), "vit-b": (768, 12, 12), "vit-l": (1024, 24, 16), "vit-h": (1280, 32, 16)}
 OURS, PEER, INT8, MATRIX = "vjepa_hub", "transformers VJEPA2", "vjepa_hub int8", "matrix product"
@@ -148,11 +149,10 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
 
 
 def describe(arguments: argparse.Namespace, config: VJEPAConfig, pixels: torch.Tensor) -> str:
-    is_cpu = arguments.device == "cpu"
     parts = [
         f"width {config.hidden_size}, depth {config.num_hidden_layers}, heads {config.num_attention_heads}",
         f"{'x'.join(map(str, pixels.shape))} pixels of {arguments.dtype}",
-        f"{torch.get_num_threads()} threads" if is_cpu else torch.cuda.get_device_name(arguments.device),
+        device_name(torch.device(arguments.device)),
         "compiled" if arguments.compile else "eager",
         f"torch {torch.__version__}, transformers {transformers.__version__}",
     ]

@@ -48,6 +48,7 @@ from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.data.masking import LONG_RANGE, SHORT_RANGE, TokenGrid, sample_masks_at
 from vjepa_hub.host_memory import reuse_freed_memory
 from vjepa_hub.pretraining.arguments import VJEPATrainingArguments
+from vjepa_hub.pretraining.estimate import device_name
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 
 # Width, depth and heads, and the release's name; the released predictor has the heads of its encoder
@@ -499,7 +500,6 @@ def measure_in_trainer(
 
 
 def describe(config: VJEPAConfig, batch: Batch, arguments: argparse.Namespace) -> str:
-    is_cpu = arguments.device == "cpu"
     pairs = zip(batch["context_mask"], batch["target_mask"], strict=True)
     tokens = ", ".join(f"{context.shape[1]} + {targets.shape[1]}" for context, targets in pairs)
     parts = [
@@ -507,7 +507,7 @@ def describe(config: VJEPAConfig, batch: Batch, arguments: argparse.Namespace) -
         f"{len(batch['pixel_values_videos'])} clips, {tokens} tokens, {arguments.dtype}",
         *([f"peers {arguments.peer_dtype}"] if arguments.peer_dtype != arguments.dtype else []),
         "Trainer" if arguments.trainer else "bare loop",
-        f"{torch.get_num_threads()} threads" if is_cpu else torch.cuda.get_device_name(arguments.device),
+        device_name(torch.device(arguments.device)),
         "compiled" if arguments.compile else "eager",
         f"torch {torch.__version__}, transformers {transformers.__version__}",
     ]

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from vjepa_hub.pretraining.arguments import VJEPATrainingArguments
 
@@ -61,3 +62,11 @@ def test_clipping_begins_an_epoch_after_the_warmup(tmp_path):
 def test_clips_of_a_step_count_accumulated_batches(tmp_path):
     args = _arguments(tmp_path, per_device_train_batch_size=6, gradient_accumulation_steps=4)
     assert args.clips_per_step == 24
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="bfloat16 then is the accelerator's")
+def test_bfloat16_needs_no_word_about_the_cpu(tmp_path):
+    args = VJEPATrainingArguments(output_dir=str(tmp_path), report_to="none", bf16=True)
+    assert args.use_cpu
+    assert args.device.type == "cpu"
+    assert not VJEPATrainingArguments(output_dir=str(tmp_path), report_to="none").use_cpu

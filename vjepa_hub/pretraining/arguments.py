@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from .schedules import Schedules
@@ -92,6 +93,8 @@ class VJEPATrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._refuse_deepspeed()  # before transformers asks for its package
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers refuses bfloat16 on a CPU that it was not told to use
         super().__post_init__()
         self._check_choices()
         self._check_numbers()

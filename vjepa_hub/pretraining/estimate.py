@@ -235,7 +235,7 @@ def estimate(
         total_steps=total_steps,
         num_processes=num_processes,
         matrix_flops=matrix_flops or measure_matrix_flops(device, autocast_dtype or torch.float32),
-        device=_device_name(torch.device(device)),
+        device=device_name(torch.device(device)),
     )
 
 
@@ -496,7 +496,8 @@ def _time_text(seconds: float) -> str:
     return f"{seconds / size:,.1f} {unit}"
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a device calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else str(device)
