@@ -150,7 +150,7 @@ Tensor& set_storage(
   return tensor;
 }
 
-// What CUDA too takes with tensors of the CPU: indices, and the optimiser's count of steps
+// What CUDA too takes with tensors of the CPU
 const std::set<std::string> TAKES_BOTH = {
     "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::copy_"};
 

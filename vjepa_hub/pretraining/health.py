@@ -31,7 +31,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.masking import TokenGrid
-from ..model.modeling_vjepa import VJEPAForPreTraining, select_tokens
+from ..model.modeling_vjepa import Mask, VJEPAForPreTraining, as_mask_list, select_tokens
 from .pixel_prediction import VJEPAForPixelPrediction, tubelet_pixels
 
 if TYPE_CHECKING:
@@ -332,8 +332,8 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def _masks_on(device: torch.device, masks: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [mask.to(device) for mask in ([masks] if isinstance(masks, torch.Tensor) else masks)]
+def _masks_on(device: torch.device, masks: Mask) -> list[torch.Tensor]:
+    return [mask.to(device) for mask in as_mask_list(masks)]
 
 
 # ------------------------------------------------------------------------------------------------ diagnosis

@@ -4,7 +4,6 @@ Everything else is as in feature prediction: context encoder, predictor, masks. 
 so that what is published, and probed, is made in the same way for both.
 """
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -13,7 +12,14 @@ from torch.nn import functional as F
 from transformers.utils import can_return_tuple
 
 from ..model.configuration_vjepa import VJEPAConfig
-from ..model.modeling_vjepa import Mask, VJEPAForPreTraining, VJEPAForPreTrainingOutput, VJEPAModel, select_tokens
+from ..model.modeling_vjepa import (
+    Mask,
+    VJEPAForPreTraining,
+    VJEPAForPreTrainingOutput,
+    VJEPAModel,
+    as_mask_list,
+    select_tokens,
+)
 
 # Of the variance of a tubelet's pixels. The paper does not state how targets are normalised; this is MAE's way (He et
 # al. 2022, arXiv 2111.06377), with its epsilon.
@@ -52,7 +58,7 @@ class VJEPAForPixelPrediction(VJEPAForPreTraining):
         Raises:
             ValueError: Clip or masks do not fit; the message gives the value, the rule and the remedy.
         """
-        contexts, targets_of = _as_list(context_mask), _as_list(target_mask)
+        contexts, targets_of = as_mask_list(context_mask), as_mask_list(target_mask)
         # The features model's way through encoder and predictor, with the modules of this one
         output = VJEPAModel.forward(cast(VJEPAModel, self), pixel_values_videos, contexts, targets_of, **kwargs)
         predictions = [self.pixel_head(features) for features in output.predictor_output.last_hidden_state]
@@ -84,7 +90,3 @@ def tubelet_pixels(pixel_values_videos: torch.Tensor, config: VJEPAConfig) -> to
     patches = patches.unflatten(1, (-1, config.tubelet_size))  # (B, T/t, t, C, H/p, p, W/p, p)
     pixels = patches.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(1, 3)  # (B, N, C * t * p * p)
     return F.layer_norm(pixels, pixels.shape[-1:], eps=VARIANCE_EPS)
-
-
-def _as_list(mask: Mask) -> Sequence[torch.Tensor]:
-    return [mask] if isinstance(mask, torch.Tensor) else list(mask)

@@ -32,7 +32,7 @@ from ..data.quarantine import FailureShare
 from ..data.streaming import ClipStream
 from ..hub.publishing import CardOptions, publish
 from ..model.configuration_vjepa import VJEPAConfig
-from ..model.modeling_vjepa import VJEPAForPreTraining
+from ..model.modeling_vjepa import VJEPAForPreTraining, as_mask_list
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .arguments import CHECKPOINTING, VJEPATrainingArguments
 from .batches import ProcessBatches, with_positions
@@ -271,10 +271,10 @@ class VJEPATrainer(Trainer):
 
         Its own count takes pixels for tokens, and needs clips of one size.
         """
-        masks = (_as_list(inputs[name]) for name in ("context_mask", "target_mask"))
+        masks = (as_mask_list(inputs[name]) for name in ("context_mask", "target_mask"))
         counts = [(context.shape[1], targets.shape[1]) for context, targets in zip(*masks, strict=True)]
         flops = step_flops(
-            self.accelerator.unwrap_model(self.model).config,
+            self.model.config,
             counts,
             is_checkpointed=bool(getattr(self.args, CHECKPOINTING)),
             predicts_pixels=self.args.targets == "pixels",
@@ -518,10 +518,6 @@ def _refuse_first_fsdp(plugin: Any) -> None:
             f"fsdp_version is {version}, but encoder and predictor are clipped apart, which takes FSDP2: set "
             "fsdp_version to 2 in accelerate's configuration, as in vjepa_hub/pretraining/launch/fsdp2.yaml"
         )
-
-
-def _as_list(masks: Any) -> list[torch.Tensor]:
-    return [masks] if isinstance(masks, torch.Tensor) else list(masks)
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
