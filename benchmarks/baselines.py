@@ -1,6 +1,6 @@
 """What the training of a bundled model is worth: its card's numbers, beside those of four baselines.
 
-The folder is that of `python -m vjepa_hub.reproduction RECIPE --output-dir FOLDER`. Its seeds and labelled videos are
+The folder is that of `vjepa-hub reproduce RECIPE --output-dir FOLDER`. Its seeds and labelled videos are
 taken for all rows, and its heads for all but `labels`: the best of three on the test videos is what counts.
 
     trained             the frozen encoder, from the record; nothing is measured again
@@ -44,8 +44,9 @@ from rich.text import Text
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from vjepa_hub.evaluation.encoders import UNTRAINED_PREFIX
-from vjepa_hub.evaluation.finetuning import FineTuneSettings, prepare_finetuning
+from vjepa_hub.evaluation.encoders.opening import UNTRAINED_PREFIX
+from vjepa_hub.evaluation.encoders.pixel_encoder import PATCH_SIZE
+from vjepa_hub.evaluation.finetuning.run import FineTuneSettings, prepare_finetuning
 from vjepa_hub.evaluation.label_efficiency import summarise
 from vjepa_hub.evaluation.made_tasks import (
     TASKS,
@@ -56,17 +57,16 @@ from vjepa_hub.evaluation.made_tasks import (
     probe_tasks,
     selected_accuracies,
 )
-from vjepa_hub.evaluation.pixel_encoder import PATCH_SIZE
 from vjepa_hub.evaluation.protocols import Augmentation
 from vjepa_hub.evaluation.results import write_complete
-from vjepa_hub.hub.machine_paths import shorten_machine_paths
-from vjepa_hub.hub.run_facts import EVALUATION_FILE
 from vjepa_hub.pretraining.checkpoints import save_published
 from vjepa_hub.pretraining.console import ConsoleCallback, shown_progress
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.recipe import Recipe, recipe_from_dict
 from vjepa_hub.pretraining.run import build_model, build_processor
 from vjepa_hub.pretraining.run_data import VIDEOS
+from vjepa_hub.publishing.machine_paths import shorten_machine_paths
+from vjepa_hub.publishing.run_facts import EVALUATION_FILE
 from vjepa_hub.reproduction.record import ReproductionRecord, read_record, this_machine
 from vjepa_hub.reproduction.retraining import MODEL
 from vjepa_hub.reproduction.training import computing_with
@@ -295,7 +295,7 @@ def show(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of python -m vjepa_hub.reproduction")
+    parser.add_argument("folder", type=Path, help="of vjepa-hub reproduce")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="that are measured now")
     parser.add_argument("--seeds", type=int, nargs="+", help="that are measured now; by default all of the record")
     parser.add_argument("--label-epochs", type=int, default=40, help="of the training with labels")

@@ -47,12 +47,11 @@ from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from vjepa_hub import VJEPAForPreTraining, VJEPAModel
-from vjepa_hub.data.made_videos import make_videos
 from vjepa_hub.data.masking import CAUSAL
+from vjepa_hub.data.synthetic.videos import make_videos
 from vjepa_hub.evaluation.label_efficiency import summarise
 from vjepa_hub.evaluation.made_tasks import ATTENTIVE_HEADS, TASKS, MadeTaskSettings, make_task_videos, probe_tasks
 from vjepa_hub.evaluation.results import to_plain, write_complete
-from vjepa_hub.hub.machine_paths import shorten_machine_paths
 from vjepa_hub.model.modeling_vjepa import VJEPAForPreTrainingOutput, select_tokens
 from vjepa_hub.pretraining.arguments import CHECKPOINTING
 from vjepa_hub.pretraining.checkpoints import save_published
@@ -65,6 +64,7 @@ from vjepa_hub.pretraining.report import AMBER, BLUE, FAINT, INK
 from vjepa_hub.pretraining.run import RECIPE, build_model, build_processor, clear_folder, prepare_run
 from vjepa_hub.pretraining.run_data import VIDEOS
 from vjepa_hub.pretraining.trainer import VJEPATrainer
+from vjepa_hub.publishing.machine_paths import shorten_machine_paths
 from vjepa_hub.reproduction.record import this_machine
 from vjepa_hub.reproduction.retraining import share_videos, tasks_of
 from vjepa_hub.reproduction.training import computing_with

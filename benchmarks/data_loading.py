@@ -35,9 +35,9 @@ from vjepa_hub.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, finish_clip
 from vjepa_hub.data.clip_order import ClipOrder, ClipRequest
 from vjepa_hub.data.collation import MaskCollator
 from vjepa_hub.data.dataset import ClipSettings, VideoClipDataset
-from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.masking import TokenGrid
 from vjepa_hub.data.sources import VideoFileSource
+from vjepa_hub.data.video import open_video
 
 OURS, PEER, OUR_DECODING, PEER_DECODING = "ours", "peer", "ours, decoding", "peer, decoding"
 SMALLEST_RATIO, SMALLEST_SCALING = 1.3, 1.8

@@ -25,8 +25,8 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.data.clip_sampling import sample_clip_indices
-from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.data.video import open_video
 from vjepa_hub.hub.quantization import quantize_int8
 from vjepa_hub.pretraining.estimate import device_name
 

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips, TrainingClips
-from vjepa_hub.evaluation.encoders import open_encoder
-from vjepa_hub.evaluation.heads import HeadSettings
+from vjepa_hub.evaluation.encoders.opening import open_encoder
 from vjepa_hub.evaluation.labelled import open_labelled
 from vjepa_hub.evaluation.probe_training import ProbeTraining
 from vjepa_hub.evaluation.protocols import find_protocol
 from vjepa_hub.evaluation.tokens import CachedClips, EncodedClips, EncodingSettings, TokenSource
+from vjepa_hub.heads.pooling import HeadSettings
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vjepa_hub.data.moving_pictures import SCENES
-from vjepa_hub.evaluation.heads import HeadSettings
+from vjepa_hub.data.synthetic.moving_pictures import SCENES
 from vjepa_hub.evaluation.made_tasks import TASKS, MadeTaskSettings, make_task_videos, probe_tasks
+from vjepa_hub.heads.pooling import HeadSettings
 from vjepa_hub.pretraining.console import shown_progress
 
 

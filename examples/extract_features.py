@@ -8,8 +8,8 @@ import argparse
 import torch
 
 from vjepa_hub.data.clip_sampling import sample_clip_indices
-from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.data.video import open_video
 from vjepa_hub.hub.loading import open_model
 
 

@@ -3,7 +3,7 @@
 python examples/finetune.py MODEL --train train.csv --validation validation.csv [--output-dir runs/tuned]
 
 The lists have a line 'path label' for each video; a folder with a folder of videos for each class does too. Without
-them, a few videos are made, whose classes are motions. `vjepa_hub.evaluation.finetuning.finetune` and `vjepa-hub
+them, a few videos are made, whose classes are motions. `vjepa_hub.evaluation.finetuning.run.finetune` and `vjepa-hub
 finetune` do the same in one call, and can be resumed.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainingArguments
 
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
-from vjepa_hub.evaluation.finetuning import FineTuneSettings, build_classifier, build_clips, open_sets
-from vjepa_hub.evaluation.finetuning_data import FineTuningCollator, classification_loss, classification_metrics
-from vjepa_hub.evaluation.finetuning_modes import layerwise_parameter_groups, set_trainable
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.evaluation.finetuning.data import FineTuningCollator, classification_loss, classification_metrics
+from vjepa_hub.evaluation.finetuning.modes import layerwise_parameter_groups, set_trainable
+from vjepa_hub.evaluation.finetuning.run import FineTuneSettings, build_classifier, build_clips, open_sets
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from vjepa_hub.data.moving_pictures import SCENES
+from vjepa_hub.data.synthetic.moving_pictures import SCENES
 from vjepa_hub.evaluation.clips import EvaluationClips
-from vjepa_hub.evaluation.encoders import FrozenEncoder, open_encoder
+from vjepa_hub.evaluation.encoders.opening import FrozenEncoder, open_encoder
 from vjepa_hub.evaluation.labelled import LabelledSet, open_labelled
 from vjepa_hub.evaluation.made_tasks import TASKS, TEST, TRAIN, MadeTaskSettings, make_task_videos
 from vjepa_hub.evaluation.neighbours import (

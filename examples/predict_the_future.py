@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from vjepa_hub.data.clip_sampling import sample_clip_indices
-from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.masking import TokenGrid, mask_future
 from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.data.video import open_video
 from vjepa_hub.hub.loading import open_model
 
 

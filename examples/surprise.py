@@ -31,16 +31,15 @@ from rich.table import Table
 
 from vjepa_hub import VJEPAForPreTraining, VJEPAVideoProcessor
 from vjepa_hub.data.masking import MaskPair, TokenGrid, mask_box, mask_future
-from vjepa_hub.data.moving_pictures import (
+from vjepa_hub.data.synthetic.moving_pictures import (
     SCENES,
     MovingPictureSettings,
     read_fashion_mnist,
     render_moving_picture,
     render_moving_picture_background,
 )
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, render_synthetic_background, render_synthetic_video
-from vjepa_hub.features.pictures import evenly_spaced
-from vjepa_hub.features.surprise import (
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, render_synthetic_background, render_synthetic_video
+from vjepa_hub.evaluation.surprise import (
     OBJECT_APPEARED,
     OBJECT_REMOVED,
     Surprise,
@@ -49,6 +48,7 @@ from vjepa_hub.features.surprise import (
     measure_surprise,
     object_permanence,
 )
+from vjepa_hub.features.pictures import evenly_spaced
 from vjepa_hub.pretraining.run import open_initial
 
 UNTRAINED = "untrained:"

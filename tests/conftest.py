@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.hub.conversion import convert_original_checkpoint
+
+from .hub_server import HubServer
 
 REFERENCE = Path(__file__).parent / "reference_cases"
 FEW_VIDEOS = {"train": 40, "test": 24}
@@ -96,3 +99,10 @@ def labelled_folder(tmp_path_factory) -> Path:
     VJEPAModel(config).save_pretrained(folder / "model")
     VJEPAVideoProcessor(crop_size=32).save_pretrained(folder / "model")
     return folder
+
+
+@pytest.fixture
+def hub_server() -> Iterator[HubServer]:
+    """An empty Hub of its own for one test."""
+    with HubServer() as server:
+        yield server

@@ -61,7 +61,7 @@ def accuracies_from_weights(encoders, videos, output_dir, settings, *, seeds, sh
 
 
 def make_reproduction(folder):
-    """What `python -m vjepa_hub.reproduction` leaves, as far as it is read."""
+    """What `vjepa-hub reproduce` leaves, as far as it is read."""
     recipe = recipe_from_dict(RECIPE, name="small")
     model = build_model(recipe)
     build_processor(recipe).save_pretrained(folder / "model")

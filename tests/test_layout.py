@@ -1,6 +1,7 @@
 """The walls between the rooms, and the places that state the same fact twice."""
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -12,15 +13,21 @@ from vjepa_hub.hub.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vjepa_hub"
-ROOMS = {
-    "model": {"model"},
-    "data": {"data"},
-    "hub": {"hub", "model"},
-    "features": {"features", "model", "data", "hub"},
-    "pretraining": {"pretraining", "model", "data", "hub"},
-    "evaluation": {"evaluation", "model", "data", "hub"},
-    "reproduction": {"reproduction", "evaluation", "pretraining", "model", "data", "hub"},
+BELOW = {
+    "core": set(),
+    "model": set(),
+    "data": {"core"},
+    "heads": {"model", "data", "core"},
+    "hub": {"model", "data", "core"},
+    "viz": {"heads", "hub", "model", "data", "core"},
+    "publishing": {"viz", "heads", "hub", "model", "data", "core"},
+    "features": {"viz", "heads", "hub", "model", "data", "core"},
+    "pretraining": {"viz", "publishing", "heads", "hub", "model", "data", "core"},
+    "evaluation": {"viz", "publishing", "features", "heads", "hub", "model", "data", "core"},
 }
+BELOW["reproduction"] = {*BELOW}
+BELOW["cli"] = {*BELOW}
+ROOMS = {room: {room} | below for room, below in BELOW.items()}
 MODEL_FILES = sorted((PACKAGE / "model").glob("*_vjepa.py"))
 MODEL_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}
 DECODERS = {"decord", "av", "torchcodec"}
@@ -53,6 +60,25 @@ def _rooms_entered(path: Path) -> set[str]:
 
 
 FILES_IN_ROOMS = [path for room in ROOMS for path in sorted((PACKAGE / room).rglob("*.py"))]
+
+
+def _files_of(module: Path) -> set[Path]:
+    return {file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()}
+
+
+@functools.lru_cache
+def _modules_of(path: Path) -> set[Path]:
+    """Files of the package that a file imports, those for types too."""
+    folder, found = path.parent, set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = folder
+            for _ in range(node.level - 1):
+                base = base.parent
+            base = base.joinpath(*(node.module or "").split(".")) if node.module else base
+            named = {file for alias in node.names for file in _files_of(base / alias.name)}
+            found |= named if len(named) == len(node.names) else named | _files_of(base)
+    return found - {path, PACKAGE / "__init__.py"}
 
 
 @pytest.mark.parametrize("path", FILES_IN_ROOMS, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -117,8 +143,20 @@ def test_readme_table_is_the_registry():
     }
 
 
-def test_readme_names_every_file_of_the_package():
-    readme = (ROOT / "README.md").read_text()
-    for path in PACKAGE.rglob("*.py"):
-        if path.name != "__init__.py":
-            assert f"`{path.relative_to(PACKAGE)}`" in readme
+def _circle_from(path: Path) -> list[Path]:
+    """Files on a way from a file back to itself; empty where there is none."""
+    ways, seen = [[path]], set()
+    while ways:
+        way = ways.pop()
+        for file in _modules_of(way[-1]):
+            if file == path:
+                return way
+            if file not in seen:
+                seen.add(file)
+                ways.append([*way, file])
+    return []
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_module_is_imported_by_what_it_imports(path):
+    assert [str(file.relative_to(PACKAGE)) for file in _circle_from(path)] == []

@@ -15,13 +15,13 @@ import hubconf
 from vjepa_hub import VJEPAConfig, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.evaluation.protocols import PROTOCOLS, Protocol
-from vjepa_hub.hub.card_checks import python_blocks
-from vjepa_hub.hub.cards import CardFacts, check_card, is_ours, render_card
 from vjepa_hub.hub.conversion import CONVERTER_VERSION
 from vjepa_hub.hub.loading import CACHE_ACCOUNT
 from vjepa_hub.hub.registry import EVALUATION_SETS, MODELS
-from vjepa_hub.hub.registry_cards import registered_facts
 from vjepa_hub.pretraining.recipe import load_recipe
+from vjepa_hub.publishing.card_checks import python_blocks
+from vjepa_hub.publishing.cards import CardFacts, check_card, is_ours, render_card
+from vjepa_hub.publishing.registry_cards import registered_facts
 
 ROOT = Path(__file__).parents[1]
 CARDS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "model_cards").glob("*.md"))}

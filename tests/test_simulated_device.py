@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.cpp_extension import is_ninja_available
 
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.features.extraction import load_features
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def run_on_device(tmp_path_factory):
 
 
 def run_on_cpu(*arguments: object) -> str:
-    return run_child("-m", "vjepa_hub.cli", *arguments)
+    return run_child("-m", "vjepa_hub", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """V-JEPA (Bardes et al. 2024) as an installable model hub. Importing it makes transformers' Auto classes know it."""
 
 from .hub.loading import load
-from .hub.pushing import publish_when_pushed
 from .model import (
     VJEPAConfig,
     VJEPAForPreTraining,
@@ -10,6 +9,7 @@ from .model import (
     VJEPAVideoProcessor,
     register_auto_classes,
 )
+from .publishing.pushing import publish_when_pushed
 
 __version__ = "0.1.0"
 __all__ = [

@@ -15,9 +15,9 @@ import pytest
 
 from vjepa_hub.data import checking
 from vjepa_hub.data.checking import check_videos, write_check_lists
-from vjepa_hub.data.decoding import available_backends
 from vjepa_hub.data.manifests import read_manifest_entries
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.video import available_backends
 
 SIXTY = 60.0
 

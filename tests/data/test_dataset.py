@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 from vjepa_hub.data.augmentation import RandomResizedCropSettings, draw_crop
 from vjepa_hub.data.clip_order import ClipOrder, ClipRequest
 from vjepa_hub.data.dataset import VideoClipDataset
-from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.quarantine import NoReadableVideoError, Quarantine
 from vjepa_hub.data.records import ClipSource, FrameFolder, VideoContent, VideoRecord
 from vjepa_hub.data.sources import FrameFolderSource, MixedSource, VideoFileSource, open_source
 from vjepa_hub.data.streaming import ClipStream, open_shards
+from vjepa_hub.data.video import open_video
 
 LABEL, POSITION = 3, 17
 SHORT = {"frames_per_clip": 4, "frame_step": 2}

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vjepa_hub.data import decoding, frame_memory
+from vjepa_hub.data import frame_memory
+from vjepa_hub.data import video as decoding
 from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.data.dataset import VideoClipDataset
 from vjepa_hub.data.frame_memory import FrameMemory, open_memory
 from vjepa_hub.data.records import FrameFolder, VideoRecord
 from vjepa_hub.data.sources import FrameFolderSource, VideoFileSource
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 
 NUM_VIDEOS, NUM_FRAMES, SIZE = 4, 12, 32
 ENOUGH = NUM_VIDEOS * NUM_FRAMES * SIZE * SIZE * 3

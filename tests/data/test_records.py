@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from vjepa_hub.data import records
-from vjepa_hub.data.decoding import FrameIndexError, VideoDecodingError
 from vjepa_hub.data.records import (
     FrameFolder,
     LocalVideo,
@@ -16,6 +15,7 @@ from vjepa_hub.data.records import (
     natural_key,
     read_remote,
 )
+from vjepa_hub.data.video import FrameIndexError, VideoDecodingError
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@ import tarfile
 
 import pytest
 
-from vjepa_hub.data.decoding import VideoDecodingError
 from vjepa_hub.data.records import Unreadable
 from vjepa_hub.data.shards import TarShards, TarSource, expand_braces, expand_shards, is_shard_name
+from vjepa_hub.data.video import VideoDecodingError
 
 
 def write_tar(path, *members, mode="w"):

@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from vjepa_hub.data.dataset import VideoClipDataset
-from vjepa_hub.data.decoding import VideoDecodingError
 from vjepa_hub.data.quarantine import NoReadableVideoError, Quarantine
 from vjepa_hub.data.records import RecordShards, VideoContent, VideoRecord
 from vjepa_hub.data.sources import open_source
 from vjepa_hub.data.streaming import ClipStream, open_shards
+from vjepa_hub.data.video import VideoDecodingError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create"

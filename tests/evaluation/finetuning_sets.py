@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
-from vjepa_hub.data.decoding import VideoDecodingError
 from vjepa_hub.data.records import ClipSource, VideoContent, VideoRecord
-from vjepa_hub.evaluation.finetuning import FineTuneSettings
+from vjepa_hub.data.video import VideoDecodingError
+from vjepa_hub.evaluation.finetuning.run import FineTuneSettings
 from vjepa_hub.evaluation.labelled import LabelledSet, VideoSource
 from vjepa_hub.evaluation.protocols import Augmentation
 

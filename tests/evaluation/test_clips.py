@@ -18,10 +18,10 @@ from vjepa_hub import VJEPAVideoProcessor
 from vjepa_hub.data.augmentation import RandomResizedCropSettings, draw_crop, finish_clips
 from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.data.clip_sampling import sample_clip_indices
-from vjepa_hub.data.decoding import open_video
-from vjepa_hub.data.draws import Stream, generator_at
+from vjepa_hub.data.random_streams import Stream, generator_at
 from vjepa_hub.data.records import ClipSource, VideoContent, VideoRecord
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.video import open_video
 from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips, TrainingClips, drawing_from
 from vjepa_hub.evaluation.labelled import LabelledSet, VideoSource, open_labelled
 from vjepa_hub.evaluation.protocols import Augmentation, Protocol, find_protocol

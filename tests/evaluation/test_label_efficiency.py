@@ -7,8 +7,8 @@ import statistics
 import numpy as np
 import pytest
 
-from vjepa_hub.data.draws import Stream
 from vjepa_hub.data.manifests import read_manifest_entries
+from vjepa_hub.data.random_streams import Stream
 from vjepa_hub.evaluation.label_efficiency import (
     SPLIT_STREAM,
     read_split,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vjepa_hub.data.decoding import VideoDecodingError
 from vjepa_hub.data.hugging_face import HuggingFaceSource
 from vjepa_hub.data.records import ClipSource, LocalVideo, VideoBytes, VideoRecord
 from vjepa_hub.data.sources import open_source
+from vjepa_hub.data.video import VideoDecodingError
 from vjepa_hub.evaluation.labelled import (
     LabelledSet,
     VideoSource,

@@ -5,11 +5,11 @@ import torch
 
 from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.data.manifests import read_manifest_entries
-from vjepa_hub.data.moving_pictures import FASHION_MNIST_CLASSES
-from vjepa_hub.data.synthetic import APPEARANCES, MOTIONS
+from vjepa_hub.data.synthetic.moving_pictures import FASHION_MNIST_CLASSES
+from vjepa_hub.data.synthetic.shapes import APPEARANCES, MOTIONS
 from vjepa_hub.evaluation import made_tasks
-from vjepa_hub.evaluation.heads import HeadSettings
 from vjepa_hub.evaluation.made_tasks import TASKS, MadeTaskSettings, make_task_videos, probe_tasks
+from vjepa_hub.heads.pooling import HeadSettings
 
 SMALL = MadeTaskSettings(
     num_train=80, num_test=8, size=32, num_frames=4, frame_step=1, num_epochs=1, has_pictures=False

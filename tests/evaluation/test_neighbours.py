@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa_hub.evaluation.encoders import open_encoder
+from tests.evaluation.fake_tokens import FakeTokens
+from tests.evaluation.finetuning_sets import NUM_FRAMES, SIZE, labelled_set, save_features_model
+from vjepa_hub.evaluation.encoders.opening import open_encoder
 from vjepa_hub.evaluation.neighbours import (
     Neighbours,
     count_times,
@@ -13,9 +15,6 @@ from vjepa_hub.evaluation.neighbours import (
     search,
 )
 from vjepa_hub.evaluation.protocols import find_protocol
-
-from .fake_tokens import FakeTokens
-from .finetuning_sets import NUM_FRAMES, SIZE, labelled_set, save_features_model
 
 
 def found(places) -> Neighbours:

@@ -14,14 +14,14 @@ from transformers import AutoModelForVideoClassification, pipeline
 
 from tests.conftest import FEW_VIDEOS
 from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
-from vjepa_hub.data.decoding import open_video
+from vjepa_hub.data.video import open_video
 from vjepa_hub.evaluation import probe_run
-from vjepa_hub.evaluation.heads import HeadSettings
 from vjepa_hub.evaluation.label_efficiency import read_split
 from vjepa_hub.evaluation.labelled import open_labelled
 from vjepa_hub.evaluation.probe_run import ProbeSettings, evaluate_classifier, run_probe
 from vjepa_hub.evaluation.protocols import find_protocol
 from vjepa_hub.evaluation.results import read_results
+from vjepa_hub.heads.pooling import HeadSettings
 
 ROOT = Path(__file__).parents[2]
 HEADS = (

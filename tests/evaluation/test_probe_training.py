@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from tests.evaluation.fake_tokens import FakeTokens
-from vjepa_hub.evaluation.heads import HeadSettings, build_head
 from vjepa_hub.evaluation.probe_training import CHECKPOINT, ProbeTraining, TrainingPlan, predict
 from vjepa_hub.evaluation.protocols import Protocol
+from vjepa_hub.heads.pooling import HeadSettings, build_head
 
 PROTOCOL = Protocol(name="test", description="", num_segments=2, batch_size=8, num_epochs=4)
 HEADS = [

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from vjepa_hub.data.records import ClipSource, VideoContent, VideoRecord
+from vjepa_hub.evaluation.ava.protocol import LocalisationProtocol
 from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips
 from vjepa_hub.evaluation.labelled import LabelledSet, VideoSource
-from vjepa_hub.evaluation.localisation_protocol import LocalisationProtocol
 from vjepa_hub.evaluation.protocols import PROTOCOLS, Augmentation, Protocol, find_protocol
 from vjepa_hub.hub.registry import MODELS
 

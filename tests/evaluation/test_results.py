@@ -15,7 +15,6 @@ from PIL import Image
 
 import vjepa_hub
 from vjepa_hub.evaluation import results as results_module
-from vjepa_hub.evaluation.metrics import ClassificationMetrics, compute_metrics
 from vjepa_hub.evaluation.results import (
     EvaluationResults,
     HeadResult,
@@ -25,6 +24,7 @@ from vjepa_hub.evaluation.results import (
     write_per_class_csv,
     write_results,
 )
+from vjepa_hub.heads.metrics import ClassificationMetrics, compute_metrics
 
 
 def measure(predicted: list[int], labels: list[int], *, num_classes: int = 3, unreadable=()) -> ClassificationMetrics:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from vjepa_hub.data.clip_order import ClipRequest
-from vjepa_hub.data.synthetic import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips, TrainingClips
-from vjepa_hub.evaluation.encoders import FrozenEncoder
-from vjepa_hub.evaluation.frozen_encoder import EncoderFacts
+from vjepa_hub.evaluation.encoders.frozen_encoder import EncoderFacts
+from vjepa_hub.evaluation.encoders.opening import FrozenEncoder
 from vjepa_hub.evaluation.labelled import open_labelled
 from vjepa_hub.evaluation.protocols import Augmentation, Protocol
 from vjepa_hub.evaluation.tokens import (

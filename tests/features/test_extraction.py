@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vjepa_hub.data.clip_sampling import plan_windows
-from vjepa_hub.data.decoding import open_video
+from vjepa_hub.data.video import open_video
 from vjepa_hub.features import extraction
 from vjepa_hub.features.extraction import (
     ExtractionSettings,

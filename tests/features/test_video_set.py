@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.features.test_extraction import BrokenModel, moving_gradient, open_tiny, write_video
+from vjepa_hub.core.distributed import Processes
 from vjepa_hub.features.extraction import ExtractionSettings
 from vjepa_hub.features.pictures import PictureSettings, update_video_pictures
-from vjepa_hub.features.processes import Processes
 from vjepa_hub.features.video_list import find_videos
 from vjepa_hub.features.video_set import OutputMismatchError, extract_video_set
 from vjepa_hub.hub.loading import OpenedModel

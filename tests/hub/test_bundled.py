@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.cli import app
-from vjepa_hub.hub.cards import render_card
 from vjepa_hub.hub.loading import open_model
 from vjepa_hub.hub.registry import MODELS
-from vjepa_hub.hub.registry_cards import registered_facts
-from vjepa_hub.hub.verification import FAILED, PASSED, Check, verify_bundled
 from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
 from vjepa_hub.pretraining.run import open_initial
+from vjepa_hub.publishing.cards import render_card
+from vjepa_hub.publishing.registry_cards import registered_facts
+from vjepa_hub.publishing.verification import FAILED, PASSED, Check, verify_bundled
 from vjepa_hub.reproduction.record import read_record
 from vjepa_hub.reproduction.training import digest_weights
 

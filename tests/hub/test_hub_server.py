@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from .conftest import run_python
-from .hub_server import OWNER_TOKEN, READ_ONLY_TOKEN, READER_TOKEN, HubServer, Repository, StoredFile
+from tests.child_process import run_python
+from tests.hub_server import OWNER_TOKEN, READ_ONLY_TOKEN, READER_TOKEN, HubServer, Repository, StoredFile
 
 REPO = "tester/model"
 CLIENT = """

@@ -15,7 +15,7 @@ import vjepa_hub
 from tests.conftest import REFERENCE
 from tests.hub.test_download import FileServer
 from vjepa_hub import VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
-from vjepa_hub.evaluation.encoders import build_untrained
+from vjepa_hub.evaluation.encoders.opening import build_untrained
 from vjepa_hub.hub import download, loading
 from vjepa_hub.hub.class_names import UNCERTAIN
 from vjepa_hub.hub.download import DownloadError

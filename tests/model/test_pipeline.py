@@ -10,8 +10,8 @@ from transformers import pipeline
 
 from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
 from vjepa_hub.data.clip_sampling import sample_clip_indices
-from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.data.video import open_video
 
 pytest.importorskip("av", reason="the pipeline asks for PyAV (pip install av)")
 

@@ -14,8 +14,8 @@ from transformers.video_utils import VideoMetadata
 from tests.conftest import REFERENCE
 from vjepa_hub import VJEPAVideoProcessor
 from vjepa_hub.data.clip_sampling import sample_clip_indices
-from vjepa_hub.data.decoding import open_video
 from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.data.video import open_video
 from vjepa_hub.model import video_processing_vjepa
 
 ONE_GREY_LEVEL = 0.02

@@ -15,8 +15,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.data.masking import LONG_RANGE, SHORT_RANGE, TokenGrid, sample_multi_block_masks
 from vjepa_hub.model.modeling_vjepa import VJEPALayer, select_tokens
+from vjepa_hub.pretraining.callbacks import HealthCallback
 from vjepa_hub.pretraining.health import (
-    HealthCallback,
     HealthMeasurement,
     diagnose,
     effective_rank,

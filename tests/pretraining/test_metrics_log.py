@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vjepa_hub import VJEPAForPreTraining
-from vjepa_hub.pretraining.health import HealthCallback
+from vjepa_hub.pretraining.callbacks import HealthCallback
 from vjepa_hub.pretraining.metrics_log import MetricsCSVCallback, read_metrics
 
 

@@ -9,7 +9,7 @@ from transformers import TrainerControl, TrainerState
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.model.modeling_vjepa import VJEPALayer
-from vjepa_hub.pretraining.health import HealthCallback
+from vjepa_hub.pretraining.callbacks import HealthCallback
 from vjepa_hub.pretraining.probe import LabelledClips, OnlineProbe, ProbeSettings, vote_of_neighbours
 
 KINDS = ("knn", "average", "attentive")

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from vjepa_hub.data.masking import CAUSAL, LONG_RANGE, RANDOM_TUBE, SHORT_RANGE
-from vjepa_hub.data.moving_pictures import MovingPictureSettings
-from vjepa_hub.data.synthetic import SyntheticVideoSettings
+from vjepa_hub.data.synthetic.moving_pictures import MovingPictureSettings
+from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings
 from vjepa_hub.hub.registry import MODELS
 from vjepa_hub.pretraining.arguments import CHECKPOINTING
 from vjepa_hub.pretraining.recipe import (

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoVideoProcessor, TrainerCallback
 
 from vjepa_hub import VJEPAForPreTraining
-from vjepa_hub.data import made_videos
 from vjepa_hub.data.streaming import ClipStream
+from vjepa_hub.data.synthetic import videos as made_videos
 from vjepa_hub.pretraining import run
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.metrics_log import read_metrics

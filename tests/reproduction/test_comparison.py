@@ -52,7 +52,7 @@ def test_what_is_no_record_is_an_error_that_names_the_file(text, tmp_path):
 
 
 def test_a_folder_without_a_record_is_an_error_with_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m vjepa_hub.reproduction"):
+    with pytest.raises(FileNotFoundError, match=r"vjepa-hub reproduce"):
         read_record(tmp_path)
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import typer
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -16,7 +15,6 @@ from vjepa_hub.evaluation.label_efficiency import SplitSummary
 from vjepa_hub.evaluation.made_tasks import MadeTaskSettings
 from vjepa_hub.evaluation.probe_run import SummaryRow
 from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
-from vjepa_hub.reproduction import __main__ as command
 from vjepa_hub.reproduction import retraining, training
 from vjepa_hub.reproduction.comparison import compare_published
 from vjepa_hub.reproduction.record import read_record
@@ -141,10 +139,8 @@ def run_reproduction(monkeypatch, *arguments):
     """The command, and which function it calls with which seeds."""
     called = []
     for name in ("train_seeds", "record_trainings"):
-        monkeypatch.setattr(command, name, lambda *_, name=name, seeds, **__: called.append((name, seeds)))
-    reproduction = typer.Typer()
-    reproduction.command()(command.main)
-    result = CliRunner().invoke(reproduction, ["tiny", "--short-steps", "2", "--output-dir", "out", *arguments])
+        monkeypatch.setattr(retraining, name, lambda *_, name=name, seeds, **__: called.append((name, seeds)))
+    result = CliRunner().invoke(app, ["reproduce", "tiny", "--short-steps", "2", "--output-dir", "out", *arguments])
     assert result.exit_code == 0, result.output
     return called
 

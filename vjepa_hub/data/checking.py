@@ -26,8 +26,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .decoding import available_backends
 from .manifests import read_manifest_entries
+from .video import available_backends
 
 logger = logging.getLogger(__name__)
 

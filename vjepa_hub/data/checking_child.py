@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .decoding import (
+from .video import (
     VideoDecodingError,
     VideoReader,
     _inspect_container,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from .draws import Stream, draw_uniform
+from .random_streams import Stream, draw_uniform
 
 
 class ClipRequest(NamedTuple):

@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 from .augmentation import Crop, RandomResizedCropSettings, draw_crop
 from .clip_order import ClipRequest
 from .clip_sampling import sample_clip_indices
-from .decoding import VideoDecodingError, available_backends
-from .draws import Stream, draw_uniform, generator_at
 from .frame_memory import open_memory
 from .quarantine import NoReadableVideoError, Quarantine
+from .random_streams import Stream, draw_uniform, generator_at
 from .records import ClipSource, FrameReader, VideoRecord
+from .video import VideoDecodingError, available_backends
 
 
 class _Clip(TypedDict):

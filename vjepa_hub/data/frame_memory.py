@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .decoding import VideoDecodingError
 from .records import ClipSource, FrameReader, VideoContent, VideoRecord
+from .video import VideoDecodingError
 
 
 class FrameMemory:

@@ -24,7 +24,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import torch
 
-from .draws import Stream, draw_uniform
+from .random_streams import Stream, draw_uniform
 
 # A clip whose blocks leave no context is drawn again: about 2 % of the clips of `LONG_RANGE` at 224 pixels, none of
 # `SHORT_RANGE`. Settings that leave none in more than three quarters of the draws are refused before a run

@@ -22,7 +22,7 @@ from typing import IO, Protocol, TypeVar
 
 import numpy as np
 
-from .decoding import FrameIndexError, VideoDecodingError, open_video, read_image
+from .video import FrameIndexError, VideoDecodingError, open_video, read_image
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from typing import IO
 
 import numpy as np
 
-from .decoding import VideoDecodingError
 from .manifests import VIDEO_ENDINGS, is_video_name, parse_label
 from .records import (
     ClipSource,
@@ -36,6 +35,7 @@ from .records import (
     read_remote,
     reading_errors,
 )
+from .video import VideoDecodingError
 
 logger = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from torchvision.transforms import functional as image_transforms
 from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, RandomResizedCropSettings, draw_crop
 from ..data.clip_order import ClipRequest
 from ..data.clip_sampling import sample_clip_indices
-from ..data.decoding import VideoDecodingError, available_backends
-from ..data.draws import Stream, draw_uniform, generator_at
+from ..data.random_streams import Stream, draw_uniform, generator_at
 from ..data.records import FrameReader
+from ..data.video import VideoDecodingError, available_backends
 from ..model.video_processing_vjepa import RESIZE_OVER_CROP, VJEPAVideoProcessor
 from .labelled import ImageSource, LabelledSet, VideoSource
 from .protocols import Augmentation, Protocol

@@ -4,8 +4,8 @@ The videos of each class are ordered at random, and a fraction takes the first o
 within its 10 %, and accuracies over fractions compare like with like; other splits are other orders.
 
 The order of a class is that of a hash of the seed, the split and the place of the video in the list of all
-(`vjepa_hub.data.draws`), which no update of a library changes. The hash's stream `SPLIT_STREAM` is that of no draw in
-training: those are below 1000, and that of a mask kind is 1000 plus its index.
+(`vjepa_hub.data.random_streams`), which no update of a library changes. The hash's stream `SPLIT_STREAM` is that of
+no draw in training: those are below 1000, and that of a mask kind is 1000 plus its index.
 """
 
 import json
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.draws import draw_uniform
 from ..data.manifests import parse_label, read_manifest_entries
-from .metrics import shorten_list
+from ..data.random_streams import draw_uniform
+from ..heads.metrics import shorten_list
 from .results import write_complete
 
 SPLIT_STREAM = 2000

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..data.decoding import VideoDecodingError
 from ..data.hugging_face import LABEL_COLUMNS as VIDEO_LABEL_COLUMNS
 from ..data.hugging_face import import_datasets
 from ..data.manifests import (
@@ -35,6 +34,7 @@ from ..data.manifests import (
 )
 from ..data.records import ClipSource, TarMember, VideoBytes, VideoRecord, is_address, is_image_name
 from ..data.sources import VideoFileSource, open_source
+from ..data.video import VideoDecodingError
 from .protocols import Media
 
 # Names in a message; the rest is counted

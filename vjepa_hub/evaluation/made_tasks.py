@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.made_videos import make_videos
-from ..data.moving_pictures import FASHION_MNIST_CLASSES, MovingPictureSettings
-from ..data.synthetic import MOTIONS, SyntheticVideoSettings
-from .heads import HeadSettings
+from ..data.synthetic.moving_pictures import FASHION_MNIST_CLASSES, MovingPictureSettings
+from ..data.synthetic.shapes import MOTIONS, SyntheticVideoSettings
+from ..data.synthetic.videos import make_videos
+from ..heads.pooling import HeadSettings
 from .probe_run import ProbeSettings, SummaryRow, run_probe
 from .protocols import find_protocol
 

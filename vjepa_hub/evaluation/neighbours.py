@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from ..data.clip_order import ClipRequest
+from ..heads.metrics import INTERVAL_PERCENTILES
 from .clips import EvaluationClips
-from .encoders import FrozenEncoder, ImageEncoder, VJEPAEncoder
+from .encoders.opening import FrozenEncoder, ImageEncoder, VJEPAEncoder
 from .labelled import LabelledSet
-from .metrics import INTERVAL_PERCENTILES
 from .probe_run import clip_format_of
 from .protocols import Protocol
 from .tokens import EncodedClips, EncodingSettings, TokenSource

@@ -27,16 +27,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from ..heads.metrics import ClassificationMetrics, compute_metrics
+from ..heads.pooling import AttentiveHead, HeadSettings, attach_head
 from ..hub.class_names import chosen_names
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .clips import ClipFormat, EvaluationClips, TrainingClips
-from .encoders import VJEPAEncoder, open_encoder
-from .frozen_encoder import FrozenEncoder
-from .heads import AttentiveHead, HeadSettings, attach_head
+from .encoders.frozen_encoder import FrozenEncoder
+from .encoders.opening import VJEPAEncoder, open_encoder
 from .label_efficiency import SplitSummary, stratified_split, summarise, write_split
 from .labelled import LabelledSet, check_training_classes, open_labelled
-from .metrics import ClassificationMetrics, compute_metrics
 from .probe_training import CHECKPOINT, Predictions, ProbeTraining, Progress, predict
 from .processes import join_processes
 from .protocols import Protocol

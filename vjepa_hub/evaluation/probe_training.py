@@ -23,8 +23,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.clip_order import ClipRequest
-from ..data.draws import Stream, generator_at
-from .heads import HeadSettings, build_head
+from ..data.random_streams import Stream, generator_at
+from ..heads.pooling import HeadSettings, build_head
 from .processes import join_processes
 from .protocols import Protocol
 from .tokens import TokenBatch, TokenSource

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from .localisation_protocol import LocalisationProtocol
+from .ava.protocol import LocalisationProtocol
 
 Media = Literal["video", "image"]
 RAND_AUGMENT = "rand-m7-n4-mstd0.5-inc1"

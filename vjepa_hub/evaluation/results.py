@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from .metrics import ClassificationMetrics
+from ..heads.metrics import ClassificationMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

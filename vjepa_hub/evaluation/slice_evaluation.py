@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..heads.metrics import ClassificationMetrics, compute_metrics
+from ..heads.pooling import AttentiveHead
 from ..hub.class_names import chosen_names
 from ..hub.loading import open_classifier
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
 from .clips import EvaluationClips
-from .encoders import VJEPAEncoder
-from .heads import AttentiveHead
+from .encoders.opening import VJEPAEncoder
 from .labelled import open_labelled
-from .metrics import ClassificationMetrics, compute_metrics
 from .probe_run import clip_format_of
 from .probe_training import predict
 from .protocols import PROTOCOLS, Protocol, find_protocol

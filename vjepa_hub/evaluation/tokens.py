@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from ..data.clip_order import ClipRequest
 from .clips import EvaluationClips, LabelledClip, TrainingClips
-from .encoders import FrozenEncoder
+from .encoders.opening import FrozenEncoder
 from .labelled import LabelledSet
 
 Batches = Sequence[Sequence[ClipRequest]]

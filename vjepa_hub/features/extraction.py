@@ -26,7 +26,7 @@ from safetensors import safe_open
 
 from .. import __version__
 from ..data.clip_sampling import plan_windows
-from ..data.decoding import VideoReader, available_backends, open_video, read_image
+from ..data.video import VideoReader, available_backends, open_video, read_image
 
 if TYPE_CHECKING:
     from ..hub.loading import OpenedModel

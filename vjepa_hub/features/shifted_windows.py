@@ -21,7 +21,7 @@ from torch import nn
 from .extraction import StillImage, clip_pixels, encode_pixels
 
 if TYPE_CHECKING:
-    from ..data.decoding import VideoReader
+    from ..data.video import VideoReader
     from ..hub.loading import OpenedModel
 
 Detail = int | Literal["auto"]

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.decoding import VideoDecodingError
+from ..core.distributed import Processes, share_out
+from ..data.video import VideoDecodingError
 from .extraction import (
     ExtractionSettings,
     FeatureExtractionError,
@@ -24,7 +25,6 @@ from .extraction import (
     load_features,
     read_header,
 )
-from .processes import Processes, share_out
 from .video_list import VideoFile, output_names
 
 if TYPE_CHECKING:

@@ -6,27 +6,24 @@ A card that a person wrote or changed is never replaced: the last line of ours h
 import copy
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..data.masking import MaskKind, RandomTubeMasking
-from ..hub.card_text import FEATURES_LIMITS, fact_table
-from ..hub.cards import CardFacts, is_ours, render_card
 from ..hub.registry import MODELS
+from ..publishing.card_text import FEATURES_LIMITS, fact_table
+from ..publishing.cards import CardFacts, is_ours, render_card
 from .checkpoints import trained_origin
 from .health import PREFIX as HEALTH
 from .health import HealthMeasurement
 from .probe import PREFIX as PROBE
 from .recipe import load_recipe
 
-if TYPE_CHECKING:
-    from .trainer import VJEPATrainer
-
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 
 
-def write_card(folder: Path, trainer: "VJEPATrainer") -> None:
+def write_card(folder: Path, trainer: Any) -> None:
     """Write the card of what was trained so far, unless there is one that a person wrote or changed.
 
     Args:
@@ -41,7 +38,7 @@ def write_card(folder: Path, trainer: "VJEPATrainer") -> None:
     path.write_text(card_text(folder, trainer), encoding="utf-8")
 
 
-def card_text(folder: Path, trainer: "VJEPATrainer") -> str:
+def card_text(folder: Path, trainer: Any) -> str:
     """The text of the card.
 
     Args:
@@ -51,7 +48,7 @@ def card_text(folder: Path, trainer: "VJEPATrainer") -> str:
     return render_card(card_facts(folder, trainer))
 
 
-def card_facts(folder: Path, trainer: "VJEPATrainer") -> CardFacts:
+def card_facts(folder: Path, trainer: Any) -> CardFacts:
     """What the card is made from. Arguments as for `card_text`."""
     recipe = load_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None
     initial = recipe.initial if recipe else None
@@ -75,7 +72,7 @@ def _is_hub_name(initial: str | None) -> bool:
     return initial is not None and initial.count("/") == 1 and initial not in MODELS and not Path(initial).exists()
 
 
-def _facts(trainer: "VJEPATrainer", initial: str | None) -> dict[str, str]:
+def _facts(trainer: Any, initial: str | None) -> dict[str, str]:
     """What was trained, on what and how, as text."""
     args, state = trainer.args, trainer.state
     facts = {
@@ -100,7 +97,7 @@ def _describe_masks(kind: MaskKind) -> str:
     return text if kind.max_temporal_keep == 1 else f"{text}, context from the first {kind.max_temporal_keep:.0%}"
 
 
-def _health(trainer: "VJEPATrainer") -> str:
+def _health(trainer: Any) -> str:
     """The last measures, and what is wrong by the rules of `diagnose`."""
     state = trainer.state
     measured = [row for row in state.log_history if f"{HEALTH}fixed_loss" in row]

@@ -2,8 +2,8 @@
 
 The loss is an error against targets that move: it falls, then rises, in good runs, and falls to nothing where the
 target encoder has come to say the same of everything. So the features are measured themselves, on fixed clips and
-masks. `measure_health` measures, `diagnose` reads a history of measurements and names what is wrong with it, and
-`HealthCallback` does both in a Trainer.
+masks. `measure_health` measures, `diagnose` reads a history of measurements and names what is wrong with it;
+`callbacks.HealthCallback` does both in a Trainer.
 
 Everything is measured on the targets as the objective sees them, that is on the target encoder's features after the
 layer norm without affine: there a token has the same length in every run and at every step, so that a number means the
@@ -19,23 +19,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.masking import TokenGrid
 from ..model.modeling_vjepa import Mask, VJEPAForPreTraining, as_mask_list, select_tokens
 from .pixel_prediction import VJEPAForPixelPrediction, tubelet_pixels
-
-if TYPE_CHECKING:
-    from .probe import OnlineProbe
+from .sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -327,11 +322,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters are distributed over processes, so that all of them have to run it together."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
 def _masks_on(device: torch.device, masks: Mask) -> list[torch.Tensor]:
     return [mask.to(device) for mask in as_mask_list(masks)]
 
@@ -485,14 +475,14 @@ def diagnose(history: Sequence[Mapping], *, warmup_steps: int = 0) -> list[Healt
     Returns:
         One warning for each rule that ever held, in the order in which they came.
     """
-    measurements = [row for row in map(_measures_of, history) if row is not None]
+    measurements = [row for row in map(measures_of, history) if row is not None]
     steps = [measurement["step"] for measurement in measurements]
     halfway = [measurements[max(bisect_right(steps, step / 2) - 1, 0)] for step in steps]
     warnings = [_apply(rule, measurements, halfway, warmup_steps) for rule in RULES]
     return sorted((warning for warning in warnings if warning), key=lambda warning: warning.step)
 
 
-def _measures_of(row: Mapping) -> dict[str, float] | None:
+def measures_of(row: Mapping) -> dict[str, float] | None:
     """A row's measures under their own names, with its step; None where the row has no measurement."""
     names = [entry.name for entry in fields(HealthMeasurement)]
     if "step" not in row or any(PREFIX + name not in row for name in names):
@@ -522,107 +512,3 @@ def _apply(
         step=step,
         last_step=int(found[-1]["step"]),
     )
-
-
-# ------------------------------------------------------------------------------------------------ callback
-
-
-class HealthCallback(TrainerCallback):
-    """Measures health before the first step, every so many steps and at the end, and warns.
-
-    On several processes the first one measures, or all of them where parameters are sharded; the first one logs. What
-    was measured is read back from `state.log_history`, so that a resumed run goes on as if it had not stopped.
-
-    Args:
-        batch: Fixed clips and masks, as `measure_health` takes them, or a function that returns them and is called
-            once, when they are first needed.
-        every: Steps between measurements.
-        log: Takes what was measured under "health/..." and "probe/...": `trainer.log`, or what else appends to
-            `state.log_history`. It is called on the first process alone, so it must not wait for others.
-        probe: Evaluated on the target encoder at the same steps.
-
-    Attributes:
-        warnings: What is wrong so far, see `diagnose`; each was logged when it came.
-
-    Raises:
-        ValueError: `every` is below 1.
-    """
-
-    def __init__(
-        self,
-        batch: Batch | Callable[[], Batch],
-        *,
-        every: int,
-        log: Callable[[dict[str, float]], None],
-        probe: "OnlineProbe | None" = None,
-    ):
-        if every < 1:
-            raise ValueError(f"every is {every}, but must be at least 1 step; to measure nothing leave it out")
-        self._batch, self.every, self.log, self.probe = batch, every, log, probe
-        self.warnings: list[HealthWarning] = []
-        self._measured_step: int | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Measure the model before its first step; in a resumed run, read what was found before."""
-        self.warnings, self._measured_step = [], None
-        if state.global_step == 0:
-            self._measure(args, state, kwargs["model"])
-        elif state.is_world_process_zero:
-            self._warn(args, state)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Measure every so many steps."""
-        if state.global_step % self.every == 0:
-            self._measure(args, state, kwargs["model"])
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Measure what came out."""
-        self._measure(args, state, kwargs["model"])
-
-    def _measure(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-        if self._is_measured(state):
-            return
-        self._measured_step = state.global_step
-        model = cast(VJEPAForPreTraining, extract_model_from_parallel(model, keep_torch_compile=False))
-        if not state.is_world_process_zero and not is_sharded(model):
-            return
-        measures = measure_health(model, self._fixed_batch()).to_logs()
-        if self.probe is not None:
-            with _gathered(model):
-                measures |= self.probe.evaluate(model.target_encoder)
-        if state.is_world_process_zero:
-            self.log(measures)
-            self._warn(args, state)
-
-    def _is_measured(self, state: TrainerState) -> bool:
-        """Whether this step was measured, in this process or before a resume. All processes agree on it."""
-        if self._measured_step is not None:
-            return self._measured_step == state.global_step
-        return any(row.get("step") == state.global_step and _measures_of(row) for row in state.log_history)
-
-    def _fixed_batch(self) -> Batch:
-        if callable(self._batch):
-            self._batch = self._batch()
-        return self._batch
-
-    def _warn(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Log what is newly wrong. Targets start at random features: the first steps count as warm-up in any case."""
-        known = {warning.name for warning in self.warnings}
-        warmup_steps = max(args.get_warmup_steps(state.max_steps), state.max_steps // 5, SHORTEST_WARMUP)
-        self.warnings = diagnose(state.log_history, warmup_steps=warmup_steps)
-        for warning in self.warnings:
-            if warning.name not in known:
-                logger.warning("%s (The rule: %s.)", warning.message, warning.rule)
-
-
-@contextmanager
-def _gathered(model: nn.Module) -> Iterator[None]:
-    """Whole parameters of a sharded model's own unit, such as last norms, while a part of the model runs alone."""
-    if not isinstance(model, FSDPModule):
-        yield
-        return
-    model.unshard()
-    try:
-        yield
-    finally:
-        model.reshard()

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from ..data.augmentation import RandomResizedCropSettings
-from ..data.made_videos import MADE_KINDS, SHAPES, kind_of
 from ..data.masking import (
     CAUSAL,
     LONG_RANGE,
@@ -36,7 +35,8 @@ from ..data.masking import (
     TokenGrid,
     require_possible,
 )
-from ..data.synthetic import SyntheticVideoSettings
+from ..data.synthetic.shapes import SyntheticVideoSettings
+from ..data.synthetic.videos import MADE_KINDS, SHAPES, kind_of
 from ..model.configuration_vjepa import VJEPAConfig
 from .arguments import CHECKPOINTING, VJEPATrainingArguments
 from .checked_fields import as_mapping, build_checked, checked, checked_fields, nearest, require_known, unknown_key

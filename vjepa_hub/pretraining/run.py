@@ -372,7 +372,7 @@ def _require_one_device(args: VJEPATrainingArguments) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs and one process: start one process a GPU with `torchrun --nproc-per-node {args.n_gpu} "
-            "-m vjepa_hub.pretraining ...`, or show this one a single GPU with CUDA_VISIBLE_DEVICES=0"
+            "-m vjepa_hub pretrain ...`, or show this one a single GPU with CUDA_VISIBLE_DEVICES=0"
         )
 
 

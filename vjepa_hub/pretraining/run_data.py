@@ -14,14 +14,14 @@ from torch.utils.data import Dataset
 
 from ..data.augmentation import resize_cutouts
 from ..data.dataset import ClipSettings, VideoClipDataset, read_clip
-from ..data.decoding import VideoDecodingError
-from ..data.made_videos import make_videos
-from ..data.moving_pictures import MovingPictureSettings
 from ..data.quarantine import Quarantine
 from ..data.records import ClipSource
 from ..data.sources import open_source
 from ..data.streaming import ClipStream, open_shards
-from ..data.synthetic import SyntheticVideoSettings
+from ..data.synthetic.moving_pictures import MovingPictureSettings
+from ..data.synthetic.shapes import SyntheticVideoSettings
+from ..data.synthetic.videos import make_videos
+from ..data.video import VideoDecodingError
 from .arguments import VJEPATrainingArguments
 from .probe import LabelledClips, OnlineProbe, ProbeKind
 from .recipe import Recipe

@@ -4,9 +4,13 @@ accelerate shards in the same way on GPUs (`launch/fsdp2.yaml`). On a CPU it tur
 `VJEPATrainingArguments` refuses it there; this function shards on any device.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from ..model.modeling_vjepa import VJEPAForPreTraining, VJEPALayer
 
@@ -33,3 +37,21 @@ def shard_model(
     for part in parts:
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether parameters are distributed over processes, so that all of them have to run it together."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Whole parameters of a sharded model's own unit, such as last norms, while a part of the model runs alone."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()

@@ -30,18 +30,18 @@ from ..data.collation import MaskCollator
 from ..data.masking import LONG_RANGE, SHORT_RANGE, MaskKind, TokenGrid
 from ..data.quarantine import FailureShare
 from ..data.streaming import ClipStream
-from ..hub.publishing import CardOptions, publish
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining, as_mask_list
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from ..publishing.publishing import CardOptions, publish
 from .arguments import CHECKPOINTING, VJEPATrainingArguments
 from .batches import ProcessBatches, with_positions
+from .callbacks import HealthCallback
 from .card import write_card
 from .checkpoints import complete_or_absent, find_checkpoint, save_published, trained_origin
 from .ema import TargetEncoderCallback
 from .estimate import step_flops
 from .finite import FiniteWatch, NonFiniteLossError
-from .health import HealthCallback
 from .objectives import prediction_loss
 from .optimizer import RecipeScheduler, clip_by_part, parameter_groups
 from .probe import OnlineProbe

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..hub.verification import FAILED, PASSED, REMARK, Check
+from ..publishing.verification import FAILED, PASSED, REMARK, Check
 from .record import Machine, ReproductionRecord, SeedRecord
 
 _NUM_SECTIONS = 10

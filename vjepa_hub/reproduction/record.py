@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..evaluation.results import write_complete
-from ..hub.run_facts import REPRODUCTION_FILE
+from ..publishing.run_facts import REPRODUCTION_FILE
 
 _FORMAT = 1
 
@@ -137,7 +137,7 @@ def read_record(folder: str | Path) -> ReproductionRecord:
     if not file.is_file():
         raise FileNotFoundError(
             f"{folder} has no {REPRODUCTION_FILE}, so there is nothing to compare a new training with; "
-            "python -m vjepa_hub.reproduction trains a recipe with several seeds and writes one"
+            "vjepa-hub reproduce trains a recipe with several seeds and writes one"
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -20,14 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ..data.moving_pictures import MovingPictureSettings
+from ..data.synthetic.moving_pictures import MovingPictureSettings
 from ..evaluation.made_tasks import MadeTaskSettings, make_task_videos, probe_tasks, selected_accuracies
-from ..hub.model_folder import CARD_FILE
-from ..hub.verification import Check
 from ..pretraining.console import shown_progress
 from ..pretraining.recipe import Recipe, recipe_from_dict
 from ..pretraining.run import METRICS, RECIPE
 from ..pretraining.run_data import VIDEOS
+from ..publishing.model_folder import CARD_FILE
+from ..publishing.verification import Check
 from .comparison import compare, compare_published
 from .record import ReproductionRecord, SeedRecord, read_record, this_machine, write_record
 from .training import Training, computing_with, digest_weights, train_seed

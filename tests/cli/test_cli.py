@@ -1,0 +1,290 @@
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import vjepa_hub
+from tests.conftest import REFERENCE
+from vjepa_hub.cli import app
+from vjepa_hub.data.samples import sample_clip_path
+from vjepa_hub.features.extraction import load_features
+from vjepa_hub.model import VJEPAConfig, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = VJEPAConfig(
+        crop_size=32,
+        frames_per_clip=4,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pred_hidden_size=12,
+        pred_num_hidden_layers=1,
+        pred_num_attention_heads=2,
+    )
+    VJEPAModel(config).save_pretrained(folder)
+    VJEPAVideoProcessor(crop_size=32).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "inputs" / "picture.png"
+    path.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def run_features(*arguments: object):
+    return CliRunner().invoke(app, ["features", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_features_of_the_sample_clip_need_no_options_but_a_model(model_folder, tmp_path):
+    result = run_features("--sample", "--model", model_folder, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    stems = {name.rsplit(".", 1)[0] for name in written(tmp_path / "out")}
+    assert len(stems) == 1
+    assert {Path(name).suffix for name in written(tmp_path / "out")} == {".safetensors", ".png", ".gif"}
+
+
+def test_options_reach_the_extraction(model_folder, tmp_path):
+    options = ["--window", 8, "--stride", 20, "--batch-size", 3, "--dtype", "bfloat16", "--no-pooled", "--no-picture"]
+    result = run_features(
+        "--sample", "--model", model_folder, "--output-dir", tmp_path, *options, "--no-animation", "--backend", "pyav"
+    )
+    assert result.exit_code == 0, result.output
+    features = load_features(next(tmp_path.glob("*.safetensors")))
+    assert features.pooled is None
+    assert features.dense.dtype == torch.bfloat16
+    assert features.frame_indices[:, 0].tolist()[:3] == [0, 20, 40]
+    assert features.frame_indices[0, -1] == 7
+    assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob("*.gif"))
+
+
+def test_detail_reaches_the_picture_and_leaves_the_features_as_they_are(model_folder, picture, tmp_path):
+    for detail in (1, 4):
+        options = ["--model", model_folder, "--output-dir", tmp_path / str(detail), "--no-animation"]
+        result = run_features(picture, *options, "--detail", detail)
+        assert result.exit_code == 0, result.output
+        with Image.open(tmp_path / str(detail) / "picture.png") as drawn:
+            assert json.loads(drawn.text["picture"])["detail"] == detail
+    coarse, fine = ((tmp_path / name / "picture.safetensors").read_bytes() for name in "14")
+    assert coarse == fine
+
+
+def test_without_dense_features_no_picture_is_drawn(model_folder, picture, tmp_path):
+    result = run_features(picture, "--model", model_folder, "--output-dir", tmp_path / "out", "--no-dense")
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path / "out") == ["picture.safetensors"]
+
+
+def test_default_model_is_a_trained_one(picture, tmp_path):
+    result = run_features(picture, "--output-dir", tmp_path / "out", "--no-dense")
+    assert result.exit_code == 0, result.output
+    metadata = load_features(tmp_path / "out" / "picture.safetensors").metadata
+    assert metadata["is_trained"] == "true"
+    assert "pretrained by vjepa_hub" in metadata["weights"]
+    assert metadata["weights"] in " ".join(result.output.split())
+
+
+def test_untrained_model_is_called_so_in_the_summary_and_the_file(small_config, picture, tmp_path):
+    small_config.weights_origin = "untrained, seed 0"
+    VJEPAModel(small_config).save_pretrained(tmp_path / "model")
+    result = run_features(picture, "--model", tmp_path / "model", "--output-dir", tmp_path / "out", "--no-dense")
+    assert result.exit_code == 0, result.output
+    assert "UNTRAINED" in result.output
+    assert load_features(tmp_path / "out" / "picture.safetensors").metadata["is_trained"] == "false"
+
+
+def test_trained_model_is_not_called_untrained(model_folder, picture, tmp_path):
+    result = run_features(picture, "--model", model_folder, "--output-dir", tmp_path / "out")
+    assert "untrained" not in result.output.lower()
+
+
+def test_one_bad_file_gives_exit_code_1_and_its_cause_and_the_others_are_written(model_folder, picture, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    result = run_features(bad, picture, "--model", model_folder, "--output-dir", tmp_path / "out", "--no-dense")
+    assert result.exit_code == 1
+    assert "failed: cannot decode" in result.output
+    assert "2 videos: 1 done, 0 done before, 1 failed" in result.output
+    assert written(tmp_path / "out") == ["failed.jsonl", "picture.safetensors"]
+    bad.unlink()
+    again = run_features(picture, "--model", model_folder, "--output-dir", tmp_path / "out", "--no-dense")
+    assert (again.exit_code, "1 videos: 0 done, 1 done before, 0 failed" in again.output) == (0, True)
+
+
+def test_folder_and_manifest_are_taken_with_the_tree_of_the_outputs_like_theirs(model_folder, tmp_path):
+    for name in ("set/a/one.mp4", "other/two 2.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(Path(sample_clip_path()).read_bytes())
+    (tmp_path / "list.csv").write_text("other/two 2.mp4 7\nset/a/one.mp4 1\n")
+    options = ["--manifest", tmp_path / "list.csv", "--model", model_folder, "--output-dir", tmp_path / "out"]
+    result = run_features(tmp_path / "set", *options, "--no-dense", "--stride", 60)
+    assert result.exit_code == 0, result.output
+    outputs = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert outputs == ["a/one.safetensors", "other/two 2.safetensors"]
+
+
+def test_features_made_with_other_settings_are_replaced_only_with_overwrite(model_folder, picture, tmp_path):
+    options = [picture, "--model", model_folder, "--output-dir", tmp_path / "out"]
+    assert run_features(*options, "--no-dense").exit_code == 0
+    result = run_features(*options)
+    message = " ".join(result.output.replace("│", " ").split())
+    assert (result.exit_code, "dense is false there and model now" in message, "--overwrite" in message) == (
+        2,
+        True,
+        True,
+    )
+    assert written(tmp_path / "out") == ["picture.safetensors"]
+    assert run_features(*options, "--overwrite").exit_code == 0
+    assert written(tmp_path / "out") == ["picture.gif", "picture.png", "picture.safetensors"]
+
+
+def test_torchrun_shares_the_videos_out_and_a_bad_file_of_one_process_never_stops_the_other(model_folder, tmp_path):
+    (tmp_path / "set").mkdir()
+    for number in range(3):
+        image = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / "set" / f"{number}.png")
+    (tmp_path / "set" / "bad.mp4").write_bytes(b"")  # the smallest, so it goes to the process that has least
+    files = sorted(map(str, (tmp_path / "set").iterdir()))
+    options = ["features", *files, "--model", model_folder, "--no-picture", "--no-animation"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    torchrun += ["--master-port", str(free_port()), "-m", "vjepa_hub", *options]
+    both = subprocess.run([*torchrun, "--output-dir", str(tmp_path / "two")], capture_output=True, text=True)
+    assert both.returncode == 1
+    assert both.stdout.count("4 videos: 3 done, 0 done before, 1 failed") == 1, both.stderr
+    assert run_features(*options[1:], "--output-dir", tmp_path / "one").exit_code == 1
+    assert written(tmp_path / "two") == written(tmp_path / "one")
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_files_of_equal_name_never_overwrite_each_other(model_folder, picture, tmp_path):
+    other = tmp_path / "others" / picture.name
+    other.parent.mkdir()
+    Image.new("RGB", (40, 40)).save(other)
+    result = run_features(picture, other, "--model", model_folder, "--output-dir", tmp_path / "out", "--no-dense")
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path / "out") == ["inputs-picture.safetensors", "others-picture.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--window", "3"], "window is 3 frames, but a clip of this model has 4"),
+        (["--stride", "0"], "stride is 0"),
+        (["--backend", "decorb"], "backend is 'decorb'; available here"),
+        (["--device", "abacus"], "device is 'abacus'; this machine has: cpu"),
+        (["--detail", "3"], "detail is 3; patches of 16 pixels move by whole pixels with 1, 2, 4, 8"),
+        (["--no-dense", "--picture"], "pictures are drawn from dense features"),
+        (["--no-dense", "--no-pooled"], "both off"),
+        (["--dtype", "int8"], "float32"),
+        (["--config", "config.json"], "configuration was passed"),
+    ],
+)
+def test_bad_option_is_a_usage_error_that_names_the_rule(model_folder, picture, tmp_path, options, message):
+    result = run_features(picture, "--model", model_folder, "--output-dir", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_model_is_a_usage_error_that_lists_the_models(picture):
+    result = run_features(picture, "--model", "nonesuch")
+    assert result.exit_code == 2
+    assert "vjepa-vit-tiny" in result.output
+
+
+def test_no_file_is_a_usage_error_that_names_the_sample():
+    result = run_features()
+    assert result.exit_code == 2
+    assert "--sample" in result.output
+
+
+def test_every_command_has_a_help_with_an_example():
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__.replace("_", "-")
+        result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+        assert result.exit_code == 0
+        assert f"vjepa-hub {name} " in result.output.split("Example")[-1]
+
+
+def test_version_is_that_of_the_package():
+    assert vjepa_hub.__version__ in CliRunner().invoke(app, ["--version"]).output
+
+
+def test_command_line_itself_imports_nothing_heavy():
+    code = (
+        "import sys, types; package = types.ModuleType('vjepa_hub'); package.__path__ = [sys.argv[1]];"
+        "sys.modules['vjepa_hub'] = package; import vjepa_hub.cli;"
+        "print([name for name in ('torch', 'transformers', 'decord') if name in sys.modules])"
+    )
+    folder = str(Path(vjepa_hub.__file__).parent)
+    result = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def run_convert(*arguments: object):
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def test_converted_file_loads_with_from_pretrained(reference_config, forward_case, tmp_path):
+    reference_config.save_pretrained(tmp_path)
+    result = run_convert(REFERENCE / "official_tiny.pth.tar", tmp_path / "out", "--config", tmp_path / "config.json")
+    assert result.exit_code == 0, result.output
+    assert "CC BY-NC" in result.output
+    model = VJEPAModel.from_pretrained(tmp_path / "out")
+    features = model.get_vision_features(forward_case["pixel_values_videos"])
+    torch.testing.assert_close(features, forward_case["target_encoder.features"], rtol=0, atol=1e-5)
+    assert VJEPAVideoProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == 64
+
+
+def test_converted_probe_is_a_classifier_with_its_class_names(reference_config, tmp_path):
+    reference_config.save_pretrained(tmp_path)
+    names = {str(index): f"class {index}" for index in range(7)}
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    options = ["--probe", REFERENCE / "official_tiny_probe.pth.tar", "--labels", tmp_path / "labels.json"]
+    result = run_convert(
+        REFERENCE / "official_tiny.pth.tar", tmp_path / "out", "--config", tmp_path / "config.json", *options
+    )
+    assert result.exit_code == 0, result.output
+    model = VJEPAForVideoClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label[6] == "class 6"
+    assert model.classifier.weight.shape == (7, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "vjepa-vitl14"], "unknown model 'vjepa-vitl14'; available: vjepa-vitl16"),
+        (["--model", "vjepa-vitl16"], "official_tiny.pth.tar"),
+        ([], "fits none of the released architectures"),
+        (["--model", "vjepa-vitl16", "--config", "x.json"], "both given"),
+    ],
+)
+def test_file_that_is_not_what_was_said_is_refused_and_nothing_written(options, message, tmp_path):
+    result = run_convert(REFERENCE / "official_tiny.pth.tar", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,48 @@
+"""Video that the package makes, by what it shows: drawn shapes, or pictures of Fashion-MNIST."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from .moving_pictures import MovingPictureSettings, make_moving_pictures, read_fashion_mnist
+from .shapes import SyntheticVideoSettings, make_synthetic_videos
+
+SHAPES, FASHION_MNIST = "shapes", "fashion-mnist"
+MADE_KINDS: Mapping[str, type[SyntheticVideoSettings]] = {
+    SHAPES: SyntheticVideoSettings,
+    FASHION_MNIST: MovingPictureSettings,
+}
+"""The settings of each kind."""
+
+
+def kind_of(settings: SyntheticVideoSettings) -> str:
+    """What video of these settings shows, a key of `MADE_KINDS`."""
+    return next(kind for kind, settings_class in MADE_KINDS.items() if type(settings) is settings_class)
+
+
+def make_videos(
+    folder: str | Path,
+    settings: SyntheticVideoSettings,
+    *,
+    pictures: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Make the videos of one split, their labels and the manifests. Videos that are there already are kept.
+
+    Args:
+        folder: Made if it is not there.
+        settings: Of a kind; pictures are those of its split.
+        pictures: Folder of the IDX files of Fashion-MNIST; None: that of Debian's package.
+        progress: Called with (videos that are there, all videos) before the first and after each.
+
+    Returns:
+        The path of `videos.csv`.
+
+    Raises:
+        FileNotFoundError: The pictures are not there.
+        ValueError: A file of pictures is broken, or the folder holds other videos.
+        OSError: A file cannot be written.
+    """
+    if isinstance(settings, MovingPictureSettings):
+        shown = read_fashion_mnist(settings.split, pictures)
+        return make_moving_pictures(folder, settings, **shown, progress=progress)
+    return make_synthetic_videos(folder, settings, progress=progress)

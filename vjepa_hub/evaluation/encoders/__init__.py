@@ -1,0 +1,1 @@
+"""Frozen encoders that are evaluated: V-JEPA, timm, transformers, pixels."""

@@ -1,0 +1,1 @@
+"""Fine-tuning of encoder and classifier on labelled videos."""

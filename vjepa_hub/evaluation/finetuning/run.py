@@ -1,0 +1,687 @@
+"""Fine-tuning: a model of the family becomes a classifier of one's own videos, by transformers' Trainer.
+
+    finetune("vjepa-vitl16", "train.csv", "validation.csv", "tuned")
+
+The pieces can be used by themselves, with a `Trainer` of one's own: `build_classifier`, `set_trainable` or `add_lora`,
+`layerwise_parameter_groups`, `FineTuningClips`, `FineTuningCollator`, `classification_loss`, `classification_metrics`.
+
+What a run leaves in its folder:
+
+    config.json, model.safetensors, video_preprocessor_config.json     the classifier, for from_pretrained and pipeline
+    adapter/                                                           with `keep_adapter`, the LoRA adapter alone
+    checkpoint-*                                                       to resume from
+    finetuning.json                                                    the settings
+    metrics.json                                                       all that was logged
+"""
+
+import copy
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ...hub.class_names import chosen_names
+from ...hub.loading import OpenedModel, load_folder, open_model
+from ...model.modeling_vjepa import VJEPAForVideoClassification
+from ...model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
+from ..clips import ClipFormat, EvaluationClips, TrainingClips
+from ..encoders.frozen_encoder import describe_untrained
+from ..encoders.opening import UNTRAINED_PREFIX, build_untrained
+from ..labelled import LabelledSet, open_labelled
+from ..protocols import Augmentation, Protocol, parse_value, split_assignments
+from .data import (
+    FineTuningClips,
+    FineTuningCollator,
+    check_mixing,
+    check_sets,
+    classification_loss,
+    classification_metrics,
+)
+from .modes import (
+    MODES,
+    ParameterCounts,
+    add_lora,
+    check_num_blocks,
+    count_parameters,
+    layerwise_parameter_groups,
+    set_trainable,
+)
+
+SETTINGS_FILE, METRICS_FILE, ADAPTER_FOLDER = "finetuning.json", "metrics.json", "adapter"
+
+# Starting points for batches of about 32 videos
+LEARNING_RATES = {"full": 2e-4, "last-k": 2e-4, "head": 1e-3, "lora": 5e-4}
+# Arguments of the Trainer that a setting of FineTuneSettings, or nothing, may change
+_SET_ELSEWHERE = {
+    "output_dir": "the argument output_dir",
+    "learning_rate": "the setting learning_rate",
+    "weight_decay": "the setting weight_decay",
+    "num_train_epochs": "the setting num_epochs",
+    "warmup_steps": "the setting warmup_share",
+    "per_device_train_batch_size": "the setting batch_size",
+    "dataloader_num_workers": "the setting num_workers",
+    "max_grad_norm": "the setting max_grad_norm",
+    "seed": "the setting seed",
+    "label_smoothing_factor": "the setting label_smoothing",
+    "remove_unused_columns": "nothing: the clips would be taken for unused",
+    "dataloader_drop_last": "nothing: it would leave validation videos out",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneSettings:
+    """How a classifier is tuned. The defaults are starting points that are usual for supervised tuning of video ViTs.
+
+    Args:
+        mode: What is tuned: "full", "last-k" (the encoder's last blocks), "head" (pooler and classifier), or "lora".
+            Pooler and classifier are tuned in every mode.
+        num_blocks: Blocks of "last-k".
+        num_epochs: Passes over the training set.
+        batch_size: Videos of a training batch on each device.
+        learning_rate: Of the head, at the end of the warm-up. None: that of the mode in `LEARNING_RATES`.
+        layer_decay: Factor of the learning rate from each block to the one below it. None: 0.75 for full and last-k,
+            1 for lora.
+        warmup_share: Share of all steps in which the rate grows from 0; it falls to 0 on a cosine.
+        weight_decay: Of AdamW; none on biases and 1-D parameters.
+        max_grad_norm: Gradients are clipped to this norm; 0: never.
+        drop_path_rate: Stochastic depth of the last block, from 0 at the first. Frozen blocks have none.
+        num_segments: Clips of a video, whose tokens are attended together.
+        frame_step: Frames of the video from one of the clip to the next, about. With `clip_duration` None too: as the
+            model's own processor has it, else 4.
+        clip_duration: Length of a clip in seconds, instead.
+        augmentation: Of training clips.
+        mixup: See `FineTuningCollator`.
+        cutmix: See `FineTuningCollator`.
+        mix_probability: See `FineTuningCollator`.
+        switch_probability: See `FineTuningCollator`.
+        label_smoothing: See `FineTuningCollator`.
+        lora_rank: See `add_lora`.
+        lora_alpha: See `add_lora`.
+        lora_dropout: See `add_lora`.
+        keep_adapter: Whether the adapter is saved by itself too, beside the classifier that it was merged into.
+        new_head: Whether a model that is a classifier already gets a new pooler and classifier.
+        allow_missing_classes: Whether classes may have no training video.
+        num_workers: Processes on each device that load clips; 0: the training process does.
+        seed: Of the head, the order, the clips and their augmentation.
+
+    Raises:
+        ValueError: A value that cannot be; the message names it.
+    """
+
+    mode: str = "full"
+    num_blocks: int | None = None
+    num_epochs: int = 30
+    batch_size: int = 8
+    learning_rate: float | None = None
+    layer_decay: float | None = None
+    warmup_share: float = 0.1
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    drop_path_rate: float = 0.1
+    num_segments: int = 1
+    frame_step: int | None = None
+    clip_duration: float | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_probability: float = 1.0
+    switch_probability: float = 0.5
+    label_smoothing: float = 0.1
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    keep_adapter: bool = False
+    new_head: bool = False
+    allow_missing_classes: bool = False
+    num_workers: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode is '{self.mode}', but must be one of {', '.join(MODES)}")
+        check_num_blocks(self.mode, self.num_blocks)
+        if self.keep_adapter and self.mode != "lora":
+            raise ValueError(f"keep_adapter is set and the mode is '{self.mode}', but only lora has an adapter")
+        self._check_numbers()
+        check_mixing(self.mixup, self.cutmix, self.mix_probability, self.switch_probability, self.label_smoothing)
+
+    def _check_numbers(self) -> None:
+        for name, least in {
+            "num_epochs": 1,
+            "batch_size": 1,
+            "num_segments": 1,
+            "lora_rank": 1,
+            "num_workers": 0,
+        }.items():
+            value = getattr(self, name)
+            is_count = isinstance(value, int) and not isinstance(value, bool)
+            _require(name, value, f"an integer of at least {least}", is_count and value >= least)
+        for name in ("weight_decay", "max_grad_norm"):
+            _require(
+                name, getattr(self, name), "0 or more", _is_number(getattr(self, name)) and getattr(self, name) >= 0
+            )
+        for name in ("warmup_share", "drop_path_rate", "lora_dropout"):
+            value = getattr(self, name)
+            _require(name, value, "at least 0 and below 1", _is_number(value) and 0 <= value < 1)
+        positive = {"learning_rate": self.base_learning_rate, "layer_decay": self.decay, "lora_alpha": self.lora_alpha}
+        for name, value in positive.items():
+            _require(name, value, "a positive number", _is_number(value) and value > 0)
+        _require("layer_decay", self.decay, "at most 1", self.decay <= 1)
+        for name in ("mixup", "cutmix", "mix_probability", "switch_probability", "label_smoothing"):
+            _require(name, getattr(self, name), "a number", _is_number(getattr(self, name)))
+        is_augmentation = isinstance(self.augmentation, Augmentation)
+        _require("augmentation", self.augmentation, "an Augmentation", is_augmentation)
+
+    def with_overrides(self, assignments: Sequence[str]) -> "FineTuneSettings":
+        """Settings with values as they are written on a command line.
+
+        Args:
+            assignments: `KEY=VALUE` each, such as `mixup=0` or `augmentation.scale=0.5,1`.
+
+        Raises:
+            ValueError: No assignment, a name that is no setting, or a value that cannot be.
+        """
+        values: dict[str, Any] = {}
+        parts: dict[str, Any] = {}
+        for name, text in split_assignments(assignments, example="mixup=0"):
+            (parts if name.startswith("augmentation.") else values)[name] = parse_value(text)
+        known = {entry.name for entry in fields(self)} - {"augmentation"}
+        known |= {f"augmentation.{entry.name}" for entry in fields(Augmentation)}
+        for name in (values | parts).keys() - known:
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+            raise ValueError(f"there is no setting '{name}'; the nearest is '{nearest}'")
+        changed = {name.removeprefix("augmentation."): value for name, value in parts.items()}
+        return replace(self, **values, augmentation=replace(self.augmentation, **changed))
+
+    @property
+    def base_learning_rate(self) -> float:
+        """Learning rate of the head."""
+        return LEARNING_RATES[self.mode] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def decay(self) -> float:
+        """Factor of the learning rate from each block to the one below it."""
+        if self.layer_decay is not None:
+            return self.layer_decay
+        return 0.75 if self.mode in ("full", "last-k") else 1.0
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+
+
+def _require(name: str, value: Any, rule: str, is_met: bool) -> None:
+    if not is_met:
+        raise ValueError(f"{name} is {value}, but must be {rule}")
+
+
+def finetune(
+    model_name_or_folder: str | Path,
+    train: LabelledSet | Any,
+    validation: LabelledSet | Any,
+    output_dir: str | Path,
+    settings: FineTuneSettings | None = None,
+    *,
+    training_arguments: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Path:
+    """Tune a model to classify videos, on all processes that were started together, and save it.
+
+    Validation runs after each epoch, on one view; what is saved is the model of the last epoch, or with
+    `training_arguments={"load_best_model_at_end": True, "metric_for_best_model": "top1"}` that of the best one.
+
+    Args:
+        model_name_or_folder: What `open_model` takes: a registered name, a folder, a released file, or a Hub name.
+            With the prefix `untrained:` its architecture with random weights, the baseline of training from scratch.
+        train: Training videos, or what `open_labelled` takes.
+        validation: Validation videos, or what `open_labelled` takes; their classes are those of the training set.
+        output_dir: Folder of the run.
+        settings: By default those of `FineTuneSettings()`.
+        training_arguments: Further arguments of transformers' `TrainingArguments`, such as `{"bf16": False,
+            "gradient_accumulation_steps": 4}`.
+        resume: Go on from the newest checkpoint of the folder, or begin if there is none.
+        callbacks: Others to be called while it trains.
+
+    Returns:
+        The folder, which `AutoModelForVideoClassification` and `pipeline("video-classification")` load.
+
+    Raises:
+        FileExistsError: The folder has a run, and is not to be resumed.
+        ValueError: Sets, classes, settings or arguments do not fit; the message says which.
+        KeyError: There is no such model.
+        ImportError: The mode is lora, and peft is not installed.
+    """
+    run = prepare_finetuning(
+        model_name_or_folder,
+        train,
+        validation,
+        output_dir,
+        settings,
+        training_arguments=training_arguments,
+        resume=resume,
+        callbacks=callbacks,
+    )
+    run.train()
+    return run.folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """A run that is ready to begin.
+
+    Attributes:
+        folder: Where it writes.
+        trainer: With its model and data.
+        settings: Of the run.
+        counts: Of the model's parameters.
+        description: What `describe_run` says.
+        checkpoint: What it goes on from; None: it begins.
+    """
+
+    folder: Path
+    trainer: Trainer
+    settings: FineTuneSettings
+    counts: ParameterCounts
+    description: Mapping[str, Any]
+    checkpoint: str | None
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end and save the classifier.
+
+        Returns:
+            The measures of the last validation, `eval_top1` and others; empty where there was none.
+        """
+        trainer, folder = self.trainer, self.folder
+        trainer.accelerator.wait_for_everyone()  # all have looked into the folder
+        if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self.description, indent=2) + "\n"
+            (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+        trainer.train(resume_from_checkpoint=self.checkpoint)
+        save_classifier(trainer, folder, self.settings)
+        return next((row for row in reversed(trainer.state.log_history) if "eval_top1" in row), {})
+
+
+def prepare_finetuning(
+    model_name_or_folder: str | Path,
+    train: LabelledSet | Any,
+    validation: LabelledSet | Any,
+    output_dir: str | Path,
+    settings: FineTuneSettings | None = None,
+    *,
+    training_arguments: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> FineTuning:
+    """Do all of a fine-tuning that comes before its first step; no file is written. As for `finetune`."""
+    settings, folder = settings or FineTuneSettings(), Path(output_dir)
+    train, validation = open_sets(train, validation, allow_missing_classes=settings.allow_missing_classes)
+    description = describe_run(str(model_name_or_folder), train, settings)
+    check_folder(folder, description, resume=resume)
+    args = build_arguments(settings, folder, training_arguments)
+    model, processor = build_classifier(model_name_or_folder, train, settings)
+    trainer = build_trainer(model, processor, train, validation, settings=settings, args=args)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return FineTuning(
+        folder=folder,
+        trainer=trainer,
+        settings=settings,
+        counts=count_parameters(cast(nn.Module, trainer.model)),
+        description=description,
+        checkpoint=newest_checkpoint(folder) if resume else None,
+    )
+
+
+def open_sets(
+    train: LabelledSet | Any, validation: LabelledSet | Any, *, allow_missing_classes: bool = False
+) -> tuple[LabelledSet, LabelledSet]:
+    """Open the two sets where they are not open yet, with the same classes, and check them.
+
+    Args:
+        train: A set, or what `open_labelled` takes.
+        validation: A set, or what `open_labelled` takes.
+        allow_missing_classes: Whether classes may have no training video.
+
+    Raises:
+        ValueError: See `check_sets` and `open_labelled`.
+        FileNotFoundError: There is no such file or folder.
+    """
+    if not isinstance(train, LabelledSet):
+        train = open_labelled(train)
+    if not isinstance(validation, LabelledSet):
+        names = None if train.class_names is None else list(train.class_names)
+        found = open_labelled(validation)  # its own names are compared, not replaced
+        validation = (
+            found if found.class_names else open_labelled(validation, num_classes=train.num_classes, class_names=names)
+        )
+    check_sets(train, validation, allow_missing_classes=allow_missing_classes)
+    return train, validation
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The folder of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path, run: Mapping[str, Any], *, resume: bool = False) -> None:
+    """Make sure that a folder has no run, or the one that is to be resumed.
+
+    Args:
+        folder: Need not be there.
+        run: What `describe_run` says.
+        resume: Whether a run that is there is to go on.
+
+    Raises:
+        FileExistsError: A run is there, and is not to be resumed.
+        ValueError: The run that is there has other settings.
+    """
+    stored = folder / SETTINGS_FILE
+    if not resume and (stored.exists() or (folder / "config.json").exists() or list(folder.glob("checkpoint-*"))):
+        raise FileExistsError(
+            f"the folder {folder} has a model or a run already: go on with it by resuming, or name another folder"
+        )
+    found = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else run
+    differing = sorted(name for name in run.keys() | found.keys() if run.get(name) != found.get(name))
+    if differing:
+        raise ValueError(
+            f"the run in {folder} has other settings, differing in {', '.join(differing)}: resume it with those of "
+            f"{stored}, or name another folder"
+        )
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint of a folder: the Trainer writes its state last, so that a kill leaves it out.
+
+    Args:
+        folder: Of the run.
+    """
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
+
+
+def describe_run(model: str, train: LabelledSet, settings: FineTuneSettings) -> dict[str, Any]:
+    """What must be equal for a run to be resumed, as plain types of JSON.
+
+    Args:
+        model: What is tuned.
+        train: The training videos.
+        settings: Of the run.
+    """
+    run = {"model": model, "num_videos": len(train), "num_classes": train.num_classes, **asdict(settings)}
+    return json.loads(json.dumps(run))
+
+
+def save_classifier(trainer: Trainer, folder: Path, settings: FineTuneSettings) -> None:
+    """Write the tuned classifier with its processor, its adapter if wanted, and what was logged.
+
+    Adapters are merged into the model, which is then without them.
+
+    Args:
+        trainer: After the training.
+        folder: Where to write.
+        settings: Of the run.
+    """
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.is_world_process_zero():
+        return
+    model: Any = trainer.accelerator.unwrap_model(cast(nn.Module, trainer.model))
+    if settings.mode == "lora":
+        if settings.keep_adapter:
+            model.save_pretrained(folder / ADAPTER_FOLDER)
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    cast(VJEPAVideoProcessor, trainer.processing_class).save_pretrained(folder)
+    (folder / METRICS_FILE).write_text(json.dumps(trainer.state.log_history, indent=2) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model and trainer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_classifier(
+    model_name_or_folder: str | Path, train: LabelledSet, settings: FineTuneSettings
+) -> tuple[VJEPAForVideoClassification, VJEPAVideoProcessor]:
+    """A classifier of the set's classes, in float32, with the processor that goes with it.
+
+    Pooler and classifier are initialised from the seed as the model's constructor does, unless the model has them for
+    these classes already.
+
+    Args:
+        model_name_or_folder: What `open_model` takes, or `untrained:` and that.
+        train: Gives the classes and their names.
+        settings: Of the run.
+
+    Raises:
+        ValueError: The model is a classifier of other classes, and its head is not to be replaced.
+        KeyError: There is no such model.
+    """
+    name = str(model_name_or_folder)
+    is_untrained = name.startswith(UNTRAINED_PREFIX)
+    opened = _build_start(name, settings.seed) if is_untrained else open_model(name, dtype="float32")
+    config: Any = copy.deepcopy(opened.model.config)
+    is_classifier = VJEPAForVideoClassification.__name__ in (config.architectures or [])
+    has_head = is_classifier and not settings.new_head and not is_untrained
+    if has_head:
+        _require_same_classes(name, config.id2label, train)
+    config.id2label = _names_of(train)
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    config.drop_path_rate = settings.drop_path_rate
+    config.problem_type = "single_label_classification"  # transformers would choose by the first batch it sees
+    config.weights_origin = f"fine-tuned ({_describe_mode(settings)}) from: {opened.weights}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = VJEPAForVideoClassification(config)
+    if has_head:
+        model.load_state_dict(load_folder(VJEPAForVideoClassification, name).state_dict())
+    else:
+        model.encoder.load_state_dict(opened.model.encoder.state_dict())
+    model.name_or_path = name  # an adapter says what it belongs to
+    return model, _adapt_processor(opened.processor, settings)
+
+
+def _build_start(name: str, seed: int) -> OpenedModel:
+    """Random weights, whose description does not name the model: nothing of its weights is in them."""
+    opened = build_untrained(name.removeprefix(UNTRAINED_PREFIX), seed)
+    return replace(opened, weights=describe_untrained(seed))
+
+
+def _names_of(train: LabelledSet) -> dict[int, str]:
+    names = train.class_names or [f"LABEL_{number}" for number in range(train.num_classes)]
+    return dict(enumerate(names))
+
+
+def _require_same_classes(name: str, id2label: dict[int, str], train: LabelledSet) -> None:
+    remedy = "give it a new head with new_head=True, or videos of its own classes"
+    if len(id2label) != train.num_classes:
+        raise ValueError(
+            f"{name} is a classifier of {len(id2label)} classes, but the videos have {train.num_classes}: {remedy}"
+        )
+    if chosen_names(id2label) is None or train.class_names is None:
+        return
+    for number, own in enumerate(train.class_names):
+        if id2label[number] != own:
+            raise ValueError(
+                f"{name} is a classifier whose class {number} is '{id2label[number]}', but that of the videos is "
+                f"'{own}': {remedy}"
+            )
+
+
+def _describe_mode(settings: FineTuneSettings) -> str:
+    return f"last {settings.num_blocks} blocks" if settings.mode == "last-k" else settings.mode
+
+
+def _adapt_processor(processor: VJEPAVideoProcessor, settings: FineTuneSettings) -> VJEPAVideoProcessor:
+    """Takes clips as the tuning does: as many segments, at the same pace, one view."""
+    adapted: Any = copy.deepcopy(processor)
+    adapted.num_segments, adapted.num_spatial_views = settings.num_segments, 1
+    if settings.frame_step is not None or settings.clip_duration is not None:
+        adapted.fps, adapted.clip_duration = None, settings.clip_duration
+        adapted.frame_step = settings.frame_step if settings.clip_duration is None else None
+    if adapted.fps is not None:
+        raise ValueError(
+            f"the model's processor takes {adapted.fps} frames per second, but clips of a tuning are set by a step "
+            "or their length: give frame_step or clip_duration"
+        )
+    return adapted
+
+
+def build_clips(
+    model: nn.Module, processor: VJEPAVideoProcessor, labelled: LabelledSet, settings: FineTuneSettings, split: str
+) -> FineTuningClips:
+    """Clips of a set, as the model wants them.
+
+    Args:
+        model: A classifier, with or without adapters.
+        processor: Of `build_classifier`: it says how far a clip reaches.
+        labelled: The videos.
+        settings: Of the run.
+        split: "training", with augmentation, or "validation".
+    """
+    config: Any = model.config
+    colours: Any = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+    clip_format = ClipFormat(crop_size=config.crop_size, frames_per_clip=config.frames_per_clip, **colours)
+    protocol = Protocol(
+        name="fine-tuning",
+        description="clips of a fine-tuning",
+        frames_per_clip=config.frames_per_clip,
+        frame_step=None if processor.clip_duration else processor.frame_step or DEFAULT_FRAME_STEP,
+        clip_duration=processor.clip_duration,
+        num_segments=settings.num_segments,
+        augmentation=settings.augmentation,
+    )
+    if split == "training":
+        return FineTuningClips(TrainingClips(labelled, protocol, clip_format, seed=settings.seed))
+    return FineTuningClips(EvaluationClips(labelled, protocol, clip_format))
+
+
+def build_trainer(
+    model: VJEPAForVideoClassification,
+    processor: VJEPAVideoProcessor,
+    train: LabelledSet,
+    validation: LabelledSet,
+    *,
+    settings: FineTuneSettings,
+    args: TrainingArguments,
+) -> Trainer:
+    """The Trainer of transformers itself, with all that a fine-tuning needs.
+
+    Args:
+        model: A classifier; what is tuned of it is set here, and adapters are added.
+        processor: Saved with the model.
+        train: Training videos.
+        validation: Validation videos.
+        settings: Of the run.
+        args: Of `build_arguments`.
+    """
+    tuned: nn.Module = model
+    if settings.mode == "lora":
+        tuned = add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout)
+    else:
+        set_trainable(model, settings.mode, num_blocks=settings.num_blocks)
+    return Trainer(
+        model=tuned,
+        args=args,
+        data_collator=FineTuningCollator(
+            train.num_classes,
+            mixup=settings.mixup,
+            cutmix=settings.cutmix,
+            mix_probability=settings.mix_probability,
+            switch_probability=settings.switch_probability,
+            label_smoothing=settings.label_smoothing,
+        ),
+        train_dataset=build_clips(model, processor, train, settings, "training"),
+        eval_dataset=build_clips(model, processor, validation, settings, "validation"),
+        processing_class=processor,
+        compute_loss_func=classification_loss,
+        compute_metrics=classification_metrics,
+        optimizers=(build_optimizer(tuned, settings), None),
+    )
+
+
+def build_optimizer(model: nn.Module, settings: FineTuneSettings) -> torch.optim.AdamW:
+    """AdamW with a learning rate for each layer.
+
+    Args:
+        model: After `set_trainable` or `add_lora`.
+        settings: Of the run.
+    """
+    groups = layerwise_parameter_groups(
+        model,
+        learning_rate=settings.base_learning_rate,
+        weight_decay=settings.weight_decay,
+        decay=settings.decay,
+    )
+    return torch.optim.AdamW(groups, lr=settings.base_learning_rate)
+
+
+def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Arguments of the Trainer as they are written on a command line.
+
+    Args:
+        assignments: `KEY=VALUE` each, such as `gradient_accumulation_steps=4`.
+
+    Raises:
+        ValueError: No assignment, or a name that is no argument.
+    """
+    known = {entry.name for entry in fields(TrainingArguments)}
+    found = {}
+    for name, text in split_assignments(assignments, example="gradient_accumulation_steps=4"):
+        if name not in known:
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+            raise ValueError(f"the Trainer has no argument '{name}'; the nearest is '{nearest}'")
+        # None would mean every reporter that is installed
+        found[name] = text.split(",") if name == "report_to" else parse_value(text)
+    return found
+
+
+def build_arguments(
+    settings: FineTuneSettings, output_dir: str | Path, others: Mapping[str, Any] | None = None
+) -> TrainingArguments:
+    """The Trainer's arguments.
+
+    Args:
+        settings: Of the run.
+        output_dir: Where checkpoints are written.
+        others: Further arguments of `TrainingArguments`.
+
+    Raises:
+        ValueError: One of them is set elsewhere.
+    """
+    for name in others or {}:
+        if name in _SET_ELSEWHERE:
+            raise ValueError(f"the training argument {name} was given, but it is set by {_SET_ELSEWHERE[name]}")
+    values: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "num_train_epochs": settings.num_epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "learning_rate": settings.base_learning_rate,
+        "weight_decay": settings.weight_decay,
+        "warmup_steps": settings.warmup_share,  # below 1, a share of all steps
+        "lr_scheduler_type": "cosine",
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": settings.seed,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "report_to": "none",
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "dataloader_num_workers": settings.num_workers,
+        "remove_unused_columns": False,  # would drop what the data sets give
+        "label_names": ["labels"],
+        "ddp_find_unused_parameters": False,  # there are none
+        "ddp_broadcast_buffers": False,  # position tables never change
+    }
+    return TrainingArguments(**{**values, **(others or {})})

@@ -1,0 +1,1 @@
+"""Heads on frozen features: pooling and linear heads, nearest neighbours, metrics."""
