@@ -1,0 +1,421 @@
+"""The base of all settings, and the one grammar in which YAML files, `--set KEY=VALUE` and Python state their values.
+
+A settings class declares each field's type and range; the type decides what a value means:
+
+    1e-4, 3, inf         a number where a number is wanted
+    no, on, 12:30, 010   text where text is wanted
+    true, false, on, off a truth value where one is wanted
+    0.5,1 and [0.5, 1]   the same pair
+    none, null, ~        None where the field may be None, else text
+    clips.frame_step     keys with dots reach into sections, `masks.0.num_blocks` into lists
+
+Where the type says nothing (`Any`), plain words and numbers are those of YAML 1.2. A text in quotes stays text.
+"""
+
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "PlainText",
+    "Settings",
+    "SettingsError",
+    "UnknownSettingError",
+    "nearest",
+    "parse_assignment",
+    "read_yaml",
+    "write_yaml",
+]
+
+_NOTHING = frozenset(("none", "null", "~", ""))
+_FLOAT_PATTERN = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))"
+
+
+class SettingsError(ValueError):
+    """Invalid value of a setting; the message names the key, the value and the rule."""
+
+
+class UnknownSettingError(SettingsError, KeyError):
+    """Key that no setting has; the message names the nearest one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PlainText(str):
+    """Unquoted scalar of a YAML text or command line, whose meaning the field's type decides."""
+
+    __slots__ = ()
+
+
+class Settings(BaseModel):
+    """Base of settings: frozen, every key known, every value of its field's type and range.
+
+    Constructing one with a value that does not fit raises a `SettingsError`, with an unknown key an
+    `UnknownSettingError`. Numbers are finite unless a field allows otherwise with `Field(allow_inf_nan=True)`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+
+    # Of error messages, such as "recipe"; by default the name of the class in words
+    settings_name: ClassVar[str] = ""
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _translate(error, type(self)) from None
+
+    # Sections inside a tree are then validated in place, so that errors name the whole way to a key
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "Self":
+        """Settings from nested plain values, such as `read_yaml` returns.
+
+        Raises:
+            SettingsError: A key is unknown, a value is invalid, or `tree` has no keys.
+        """
+        if not isinstance(tree, Mapping):
+            raise SettingsError(f"{_words(cls)} is {_shown(tree)}, but must have keys and values")
+        return cls(**{str(key): value for key, value in tree.items()})
+
+    def to_tree(self) -> dict[str, Any]:
+        """All values as plain data for YAML and JSON (tuples become lists), which `from_tree` takes back."""
+        return _plain(self.model_dump())
+
+    def with_values(self, **values: Any) -> "Self":
+        """Settings with other values of some fields.
+
+        Raises:
+            SettingsError: A key is unknown, or a value is invalid.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **values})
+
+    def with_overrides(self, overrides: Mapping[str, Any] | Iterable[str]) -> "Self":
+        """Settings with values as `--set` states them. All are set together: two may be possible only together.
+
+        Args:
+            overrides: `{"clips.frame_step": 2}`, or `["clips.frame_step=2"]`. A key without dots may be that of a
+                section's field, where only one section has it.
+
+        Raises:
+            SettingsError: A text is no KEY=VALUE, a key is unknown or stands in several sections, or a value is
+                invalid.
+        """
+        pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_assignment, overrides)
+        tree = self.to_tree()
+        for key, value in pairs:
+            _assign(tree, self._locate(key), value)
+        return type(self).from_tree(tree)
+
+    def flatten(self) -> dict[str, Any]:
+        """All values by their keys with dots, such as `training.learning_rate`."""
+        return _flatten(self.to_tree())
+
+    def sections(self) -> dict[str, list[str]]:
+        """Names of the fields of each field that is itself made of settings; where keys without dots are sought."""
+        return {
+            name: list(type(value).model_fields)
+            for name, value in ((name, getattr(self, name)) for name in type(self).model_fields)
+            if isinstance(value, Settings)
+        }
+
+    def _locate(self, key: str) -> list[str]:
+        parts, top = key.split("."), list(type(self).model_fields)
+        if parts[0] in top:
+            return parts
+        sections = self.sections()
+        owners = [section for section, names in sections.items() if key in names]
+        if len(owners) == 1:
+            return [owners[0], key]
+        if owners:
+            choices = " or ".join(f"{section}.{key}" for section in owners)
+            raise UnknownSettingError(f"'{key}' stands in more than one section; write {choices}")
+        known = [*top, *(f"{section}.{name}" for section, names in sections.items() for name in names)]
+        raise UnknownSettingError(
+            _unknown(_words(type(self)), key, [*known, *(name.split(".")[-1] for name in known)])
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_plain_text(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        read = dict(values)
+        for name in values.keys() & cls.model_fields.keys():
+            options = _options(cls.model_fields[name].annotation)
+            if isinstance(values[name], bool) and {int, float} & set(options) and bool not in options:
+                raise PydanticCustomError("number_type", "must be a number", {"key": name, "value": values[name]})
+            read[name] = _meaning(values[name], cls.model_fields[name].annotation)
+        return read
+
+
+# ------------------------------------------------------------------------------------------------ grammar
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Key and value of a `KEY=VALUE` of a command line, the value as YAML.
+
+    Raises:
+        SettingsError: There is no key, no equals sign, or the value is no YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SettingsError(f"'{text}' sets nothing; write KEY=VALUE, such as learning_rate=1e-3")
+    return key.strip(), read_yaml(value, source=f"the value of '{text}'")
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Of some names the one that is most like another."""
+    return difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)[0]
+
+
+def _meaning(value: Any, annotation: Any) -> Any:
+    """What a value stands for in a field of a type: texts become what the type wants, all else stays."""
+    options = _options(annotation)
+    if not isinstance(value, str):
+        return _meaning_of_items(value, options)
+    if type(None) in options and value.strip().lower() in _NOTHING and not _is_quoted(value):
+        return None
+    if Any in options:
+        return _yaml_scalar(value) if isinstance(value, PlainText) else value
+    item = _item_annotation(options)
+    if item is not None and str not in options:
+        text = value.strip()
+        if text.startswith("[") and text.endswith("]"):
+            return _meaning_of_items(read_yaml(text, source=f"'{text}'"), options)
+        return _meaning_of_items([PlainText(part.strip()) for part in text.split(",") if part.strip()], options)
+    if float in options and str not in options and value.strip().lower() in ("inf", "+inf", ".inf", "-inf", "-.inf"):
+        return -math.inf if value.strip().startswith("-") else math.inf
+    return str(value)
+
+
+def _meaning_of_items(value: Any, options: Sequence[Any]) -> Any:
+    if isinstance(value, list | tuple):
+        item = _item_annotation(options)
+        return [_meaning(entry, Any if item is None else item) for entry in value]
+    if isinstance(value, Mapping):
+        hint = next((option for option in options if typing.get_origin(option) in _MAPPINGS), None)
+        of_values = typing.get_args(hint)[1] if hint is not None else None
+        if of_values is not None:
+            return {str(key): _meaning(entry, of_values) for key, entry in value.items()}
+        is_open = Any in options or {dict, Mapping} & set(options)
+        return {str(key): _meaning(entry, Any) if is_open else entry for key, entry in value.items()}
+    return value
+
+
+_MAPPINGS = (dict, Mapping, typing.get_origin(typing.Mapping))
+_SEQUENCES = (tuple, list, Sequence, typing.get_origin(typing.Sequence))
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The types that a field may have, without `Annotated` and unions."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return tuple(option for part in typing.get_args(annotation) for option in _options(part))
+    return (annotation,)
+
+
+def _item_annotation(options: Sequence[Any]) -> Any:
+    """The type of a sequence field's items; None where no option is a sequence."""
+    for option in options:
+        if typing.get_origin(option) in _SEQUENCES:
+            return typing.get_args(option)[0]
+        if option in (tuple, list):
+            return Any
+    return None
+
+
+def _is_quoted(text: str) -> bool:
+    return isinstance(text, _Quoted)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def _translate(error: ValidationError, settings: type[Settings]) -> SettingsError:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if not _is_type_name(part))
+    if first["type"] == "extra_forbidden":
+        *sections, key = where.split(".")
+        owner = _settings_at(settings, sections)
+        return UnknownSettingError(_unknown(".".join(sections) or _words(owner), key, owner.model_fields))
+    return SettingsError(_message(where, first, settings))
+
+
+def _message(where: str, details: ErrorDetails, settings: type[Settings]) -> str:
+    said = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "value_error":
+        return said  # rules over several fields name their fields themselves
+    if details["type"] == "number_type":
+        key, value = details["ctx"]["key"], details["ctx"]["value"]
+        return f"{'.'.join(filter(None, (where, key)))} is {value}, but {said}"
+    if details["type"] == "missing":
+        return f"{_words(settings)} has no '{where}', but needs one"
+    rule = re.sub(r"^Input should ", "must ", said).split(", unable to")[0]
+    rule = re.sub(r"^must be a valid dictionary.*", "must have keys and values", rule)
+    rule = rule if rule.startswith("must ") else f"that does not fit: {said}"
+    return f"{where or _words(settings)} is {_shown(details['input'])}, but {rule}"
+
+
+def _unknown(where: str, key: str, known: Iterable[str]) -> str:
+    return f"{where} has no '{key}'; the nearest is '{nearest(key, known)}'"
+
+
+def _is_type_name(part: Any) -> bool:
+    """Pydantic puts the options of a union into the place of an error; keys of settings look otherwise."""
+    return (isinstance(part, str) and not re.fullmatch(r"[a-z_][a-z0-9_.\-]*", part)) or part in ("function-before",)
+
+
+def _settings_at(settings: type[Settings], sections: Sequence[str]) -> type[Settings]:
+    for section in sections:
+        field = settings.model_fields.get(section)
+        options = _options(field.annotation) if field is not None else ()
+        inner = [option for option in options if isinstance(option, type) and issubclass(option, Settings)]
+        settings = inner[0] if inner else settings
+    return settings
+
+
+def _words(settings: type[Settings]) -> str:
+    name = settings.settings_name or re.sub(r"(?<!^)(?=[A-Z])", " ", settings.__name__).lower()
+    return f"the {name.removesuffix(' settings')}"
+
+
+def _shown(value: Any) -> str:
+    text = f"'{value}'" if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+# ------------------------------------------------------------------------------------------------ trees
+
+
+def _assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    place: Any = tree
+    for part in path[:-1]:
+        if isinstance(place, dict) and place.get(part) is None:
+            place[part] = {}
+        place = place[_key_in(place, part, path)]
+    place[_key_in(place, path[-1], path)] = value
+
+
+def _key_in(place: Any, part: str, path: Sequence[str]) -> str | int:
+    if isinstance(place, dict):
+        return part
+    if not isinstance(place, list):
+        raise UnknownSettingError(f"'{'.'.join(path)}': there is {_shown(place)}, which has no '{part}'")
+    if not part.isdigit() or int(part) >= len(place):
+        raise UnknownSettingError(
+            f"'{'.'.join(path)}': the list has {len(place)} entries, counted from 0, and no '{part}'"
+        )
+    return int(part)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else None
+    if entries is None:
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in entries:
+        leaves |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+# ------------------------------------------------------------------------------------------------ YAML
+
+# Plain scalars of YAML 1.2 (its section 10.3.2): PyYAML reads 1.1, where `no` is false and 1e-3 a text
+_SCALARS: Mapping[str, tuple[str, Any]] = {
+    "null": (r"~|null|Null|NULL|", lambda text: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?(?:0|[1-9][0-9]*)", int),
+    "float": (_FLOAT_PATTERN, lambda text: float(text.replace(".inf", "inf").replace(".Inf", "inf"))),
+}
+
+
+def _yaml_scalar(text: str) -> Any:
+    for pattern, read in _SCALARS.values():
+        if re.fullmatch(pattern, text):
+            return read(text)
+    return str(text)
+
+
+class _Quoted(str):
+    """Scalar in quotes."""
+
+    __slots__ = ()
+
+
+class _Loader(yaml.BaseLoader):
+    """Mappings, lists and texts; a plain scalar stays a `PlainText`."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        """The text of a scalar."""
+        return PlainText(node.value) if node.style is None else _Quoted(node.value)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A dictionary; a key that stands twice is an error."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for place, key in enumerate(keys) if key in keys[:place]]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{twice[0]}' stands twice; leave one of them", node.start_mark
+            )
+        return super().construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(
+    "tag:yaml.org,2002:str",
+    lambda loader, node: loader.construct_scalar(node),  # type: ignore[no-untyped-call]
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text in quotes wherever YAML 1.1 or 1.2 would take it for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors."""
+        return True
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{_FLOAT_PATTERN})\Z"), list("-+.0123456789"))
+
+
+def read_yaml(text: str, *, source: str) -> Any:
+    """The mappings, lists and texts of a YAML document. What a plain text means is decided by a field's type.
+
+    Args:
+        text: One document.
+        source: Name of the document in the message of an error.
+
+    Raises:
+        SettingsError: It is no YAML, or a key stands twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SettingsError(f"{source} is no YAML that can be read: {error}") from error
+
+
+def write_yaml(tree: Any) -> str:
+    """The YAML of plain data, its keys in their order."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
