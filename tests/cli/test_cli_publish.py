@@ -3,7 +3,6 @@ import shutil
 from functools import partial
 
 import pytest
-import typer
 from huggingface_hub import HfApi, constants
 from rich.console import Console
 from typer.testing import CliRunner
@@ -11,21 +10,17 @@ from typer.testing import CliRunner
 from tests.hub_server import OWNER_TOKEN
 from tests.pretraining.test_run import RECIPE
 from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
-from vjepa_hub.cli import app as whole_app
-from vjepa_hub.cli import publishing as cli_publishing
+from vjepa_hub.cli import app
 from vjepa_hub.evaluation.slice_evaluation import find_stated_protocol
 from vjepa_hub.pretraining.recipe import recipe_from_dict
 from vjepa_hub.pretraining.run import pretrain
 from vjepa_hub.publishing.card_metadata import read_metadata
 
 QUICK = ("--num-epochs", "1", "--batch-size", "16", "--num-workers", "0", "--num-classes", "8")
-app = typer.Typer()
-app.command()(cli_publishing.publish)
-app.command()(cli_publishing.verify)
 
 
-def command(*arguments: object, of=app):
-    return CliRunner().invoke(of, [str(argument) for argument in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
+def command(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
 
 
 def plain(result) -> str:
@@ -36,7 +31,7 @@ def plain(result) -> str:
 def server(hub_server, monkeypatch, tmp_path):
     """The Hub of the commands, with a cache of its own and the owner's token."""
     for module in ("publishing", "verification"):
-        monkeypatch.setattr(f"vjepa_hub.hub.{module}.HfApi", partial(HfApi, endpoint=hub_server.endpoint))
+        monkeypatch.setattr(f"vjepa_hub.publishing.{module}.HfApi", partial(HfApi, endpoint=hub_server.endpoint))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
@@ -56,7 +51,7 @@ def features(labelled_folder, tmp_path):
 def test_a_probe_goes_from_its_training_to_a_verified_repository(labelled_folder, features, server, tmp_path):
     out, data = tmp_path / "probe", labelled_folder / "test" / "motion.csv"
     training = ("--train", labelled_folder / "train" / "motion.csv", "--val", data, "--output-dir", out)
-    result = command("probe", features, *training, *QUICK, "--set", "frame_step=2", of=whole_app)
+    result = command("probe", features, *training, *QUICK, "--set", "frame_step=2")
     assert result.exit_code == 0, result.output
     result = command("publish", out, "--repo-id", "tester/motion", "--license", "apache-2.0", "--with-plots")
     assert result.exit_code == 0, result.output
@@ -75,7 +70,7 @@ def test_a_probe_goes_from_its_training_to_a_verified_repository(labelled_folder
 def test_a_tuned_classifier_is_published_with_its_settings_and_log(labelled_folder, features, server, tmp_path):
     out = tmp_path / "tuned"
     sets = ("--train", labelled_folder / "train" / "motion.csv", "--val", labelled_folder / "test" / "motion.csv")
-    result = command("finetune", features, *sets, "--output-dir", out, "--num-segments", "2", *QUICK, of=whole_app)
+    result = command("finetune", features, *sets, "--output-dir", out, "--num-segments", "2", *QUICK)
     assert result.exit_code == 0, result.output
     result = command("publish", out, "--repo-id", "tester/tuned", "--license", "apache-2.0", "--dataset", "me/motion")
     assert result.exit_code == 0, result.output

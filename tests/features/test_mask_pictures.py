@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vjepa_hub.cli.app import MaskKind
+from vjepa_hub.cli.show_masks import MaskKind
 from vjepa_hub.data.masking import MaskPair, TokenGrid
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.features.mask_pictures import (

@@ -1,9 +1,11 @@
-"""What the commands share: usage errors, progress bars."""
+"""Shared by the commands: usage errors, options, progress bars."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from ..features.video_list import VideoFile
 
 
 @contextmanager
@@ -57,3 +62,91 @@ def columns() -> tuple[ProgressColumn, ...]:
     """Columns of a progress bar: title, bar, count, rate, time left."""
     description = TextColumn("{task.description}", markup=False)
     return description, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
+
+
+# A summary of more videos than these names only those that failed.
+MAX_ROWS = 50
+
+
+Manifests = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--manifest",
+        help="List of videos, with paths from its own folder: .txt (a path a line), .csv ('path label', or commas and "
+        "a column 'path') or .jsonl (with 'path' or 'video'). May be repeated.",
+        show_default=False,
+    ),
+]
+
+
+ModelName = Annotated[str, typer.Option(help="A model's name, a folder, or a released file.")]
+
+
+ConfigFile = Annotated[Path | None, typer.Option(help="Configuration (JSON) for a released file.")]
+
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
+]
+
+
+Backend = Annotated[str | None, typer.Option(help="decord, pyav or torchcodec. Default: the first that is there.")]
+
+
+SetValue = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Another value for a field of the protocol: num_segments=1, augmentation=none, "
+        "augmentation.scale=0.5,1, ... May be repeated.",
+    ),
+]
+
+
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(help="Names of the classes in the order of their numbers: a name on each line, or JSON."),
+]
+
+
+def input_videos(files: list[Path] | None, manifests: list[Path] | None, sample: bool) -> list[VideoFile]:
+    """Videos of files, folders and manifests, and the sample clip where it is asked for."""
+    from ..features.video_list import find_videos
+
+    paths = list(files or [])
+    if sample:
+        from ..data.samples import sample_clip_path
+
+        paths.append(Path(sample_clip_path()))
+    if not paths and not manifests:
+        raise typer.BadParameter(
+            "no video given: name at least one FILE, folder or --manifest, or use --sample for the clip in the package"
+        )
+    return find_videos(paths, manifests or [])
+
+
+def read_names(file: Path | None) -> list[str] | None:
+    """Names of classes, in the order of their numbers."""
+    from ..evaluation.labelled import read_class_names
+
+    return None if file is None else read_class_names(file)
+
+
+def compute_dtype(name: str, device: str | None) -> Any:
+    """What the encoder computes in; "auto" is bfloat16 on a GPU that has it, and float32 elsewhere."""
+    import torch
+
+    if name == "auto":
+        is_gpu = torch.cuda.is_available() and (device is None or device.startswith("cuda"))
+        return torch.bfloat16 if is_gpu and torch.cuda.is_bf16_supported() else torch.float32
+    known = ("float32", "bfloat16", "float16")
+    if name not in known:
+        raise ValueError(f"--dtype is '{name}', but must be auto, {', '.join(known)}")
+    return getattr(torch, name)
+
+
+def warn_of_unreadable(number: int) -> None:
+    """Say on stderr how many videos of an evaluation were not read."""
+    if number:
+        typer.echo(f"{number} videos could not be read: they count as wrong, and are named above", err=True)

@@ -1,14 +1,19 @@
-"""`vjepa-hub reproduce`: train a recipe with several seeds, and write the model with its record."""
+"""`vjepa-hub reproduce`: a recipe trained with several seeds, and the model with its record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import usage_errors
+from .common import (
+    usage_errors,
+)
+
+if TYPE_CHECKING:
+    pass
 
 
 def reproduce(

@@ -1,0 +1,141 @@
+"""`vjepa-hub check-data`: every frame of every video is decoded, and the good videos are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from .common import (
+    MAX_ROWS,
+    Manifests,
+    input_videos,
+    usage_errors,
+)
+
+if TYPE_CHECKING:
+    from ..data.checking import CheckedVideo, CheckProgress, CheckSummary
+
+
+def check_data(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE...", help="Videos, and folders: all videos below them.", show_default=False),
+    ] = None,
+    manifest: Manifests = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the report and the lists.")] = Path("checked"),
+    timeout: Annotated[
+        float, typer.Option(help="Seconds without a new frame after which the decoder counts as hanging.")
+    ] = 60.0,
+    processes: Annotated[
+        int | None, typer.Option(help="Files to decode at the same time. Default: one for each processor.")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="decord, pyav or torchcodec, and no other. Default: the one that training takes for a file, and then "
+            "pyav, which notices more damage."
+        ),
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Check also what was checked before.")] = False,
+) -> None:
+    """Decode every frame of every video, and list the good ones for training.
+
+    Each file is decoded in a process of its own, which is killed if it hangs and may crash: such a file is bad, and
+    the others go on. The exit code is 1 if any is bad. The same command again goes on after an interruption, and
+    checks only what is new or has changed.
+
+    The folder gets report.jsonl (a line for each video), bad.jsonl (path, cause and remedy), good-NAME for each
+    manifest (in its own form, with labels) and good.txt for the videos of files and folders.
+    """
+    from ..data.checking import REPORT, check_videos, require_own_names, write_check_lists
+
+    manifests = manifest or []
+    with usage_errors():
+        require_own_names(manifests)
+        videos = [video.path for video in input_videos(files, manifests, sample=False)]
+        others = [video.path for video in input_videos(files, [], sample=False)] if files else []
+        with _check_progress() as progress:
+            summary = check_videos(
+                videos,
+                output_dir / REPORT,
+                timeout=timeout,
+                processes=processes,
+                backend=backend,
+                again=again,
+                progress=progress,
+            )
+        written = write_check_lists(summary, output_dir, manifests=manifests, others=others)
+    _show_check(summary)
+    for path in [output_dir / REPORT, *written]:
+        typer.echo(f"wrote {path}")
+    raise typer.Exit(1 if summary.bad else 0)
+
+
+class _VideoRate(ProgressColumn):
+    """Videos per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} videos/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def _check_progress() -> Iterator[CheckProgress]:
+    """A bar on stderr over all videos, with the number of bad ones so far in this run."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _VideoRate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar, num_bad = bars.add_task("checking", total=None), 0
+
+        def show(done: int, total: int, latest: CheckedVideo | None) -> None:
+            nonlocal num_bad
+            if latest is None:
+                bars.reset(bar, total=total, completed=done)
+                return
+            num_bad += not latest.ok
+            bars.update(bar, completed=done, description=f"checking, {num_bad} bad" if num_bad else "checking")
+
+        yield show
+
+
+def _show_check(summary: CheckSummary) -> None:
+    """The bad videos one by one, then how many there are of which kind."""
+    console = Console()
+    for video in summary.bad[:MAX_ROWS]:
+        console.print(Text(f"bad: {video.path}: {video.cause}", style="red"), soft_wrap=True)
+    if len(summary.bad) > MAX_ROWS:
+        console.print(f"... and {len(summary.bad) - MAX_ROWS} more, all in bad.jsonl")
+    if summary.bad or summary.count_warnings():
+        console.print(_cause_table(summary))
+    counts = f"{len(summary.videos)} videos: {len(summary.good)} good, {len(summary.bad)} bad"
+    console.print(Text(f"{counts}; {summary.num_done_before} of them checked before"))
+
+
+def _cause_table(summary: CheckSummary) -> Table:
+    table = Table("videos", "verdict", "cause", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.columns[0].justify = "right"
+    for cause, count in summary.count_causes().most_common():
+        table.add_row(str(count), Text("bad", style="red"), Text(cause, overflow="fold"))
+    for warning, count in summary.count_warnings().most_common():
+        table.add_row(str(count), "good, but", Text(warning, overflow="fold"))
+    return table

@@ -1,0 +1,325 @@
+"""`vjepa-hub features`: features of whole videos, and pictures of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from .common import (
+    MAX_ROWS,
+    ConfigFile,
+    Device,
+    Manifests,
+    ModelName,
+    input_videos,
+    usage_errors,
+)
+
+if TYPE_CHECKING:
+    from ..core.distributed import Processes
+    from ..features.extraction import ExtractionSettings
+    from ..features.video_list import VideoFile
+    from ..features.video_set import AfterEach, VideoProgress, VideoReport
+    from ..hub.loading import OpenedModel
+
+
+class Dtype(str, Enum):
+    """Number formats of a model."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class DenseDtype(str, Enum):
+    """Number formats of stored dense features."""
+
+    model = "model"
+    float16 = "float16"
+
+
+class Interpolation(str, Enum):
+    """Ways to enlarge a map of tokens."""
+
+    auto = "auto"
+    nearest = "nearest"
+    bilinear = "bilinear"
+
+
+class Baseline(str, Enum):
+    """What is subtracted from features before they become colours."""
+
+    auto = "auto"
+    none = "none"
+    even = "even"
+    clips = "clips"
+
+
+VideoFiles = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE...", help="Video or image files, and folders: all videos below them.", show_default=False
+    ),
+]
+
+
+SampleClip = Annotated[bool, typer.Option("--sample", help="Use the sample clip that comes with the package.")]
+
+
+OutputFolder = Annotated[Path, typer.Option(help="Folder for the results; a tree like that of the videos' folder.")]
+
+
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace features that are there but were made with other weights or settings."),
+]
+
+
+Window = Annotated[int | None, typer.Option(help="Video frames that a clip spans. Default: 4 x the frames of a clip.")]
+
+
+Stride = Annotated[int | None, typer.Option(help="Video frames from one clip to the next. Default: the window.")]
+
+
+BatchSize = Annotated[int, typer.Option(help="Clips that go through the model together.")]
+
+
+ModelDtype = Annotated[Dtype | None, typer.Option(help="Number format of the model. Default: as stored.")]
+
+
+FrugalBackend = Annotated[
+    str | None, typer.Option("--backend", help="decord, pyav or torchcodec. Default: pyav, for its bounded memory.")
+]
+
+
+WithPicture = Annotated[
+    bool | None, typer.Option("--picture/--no-picture", help="Draw a PNG of dense features. Default: as --dense.")
+]
+
+
+WithAnimation = Annotated[
+    bool | None, typer.Option("--animation/--no-animation", help="Draw a GIF of them. Default: as --dense.")
+]
+
+
+PictureBaseline = Annotated[
+    Baseline,
+    typer.Option(
+        help="What is subtracted before maps are drawn: none; even, the features of an even clip in the mean colour; "
+        "clips, the mean over clips. auto: even for an untrained model, none for a trained one."
+    ),
+]
+
+
+MapDetail = Annotated[
+    int | None,
+    typer.Option(
+        help="Cells of a drawn map for each token, in each direction: above 1 the model sees each clip at as many "
+        "shifts by parts of a patch. Default: what makes 12 cells a side, which is 1 for the released models."
+    ),
+]
+
+
+def features(
+    files: VideoFiles = None,
+    manifest: Manifests = None,
+    sample: SampleClip = False,
+    model: ModelName = "vjepa-vit-tiny",
+    config: ConfigFile = None,
+    output_dir: OutputFolder = Path("features"),
+    overwrite: Overwrite = False,
+    window: Window = None,
+    stride: Stride = None,
+    pooled: Annotated[bool, typer.Option(help="Store one vector per clip, the mean over its tokens.")] = True,
+    dense: Annotated[bool, typer.Option(help="Store every token.")] = True,
+    dense_dtype: Annotated[DenseDtype, typer.Option(help="Number format of dense features.")] = DenseDtype.model,
+    picture: WithPicture = None,
+    animation: WithAnimation = None,
+    interpolation: Annotated[Interpolation, typer.Option(help="How maps are enlarged.")] = Interpolation.auto,
+    baseline: PictureBaseline = Baseline.auto,
+    detail: MapDetail = None,
+    batch_size: BatchSize = 1,
+    device: Device = None,
+    dtype: ModelDtype = None,
+    backend: FrugalBackend = None,
+) -> None:
+    """Compute features of whole videos, as safetensors with timestamps, and draw them as colours.
+
+    Clips are taken over each video. NAME.safetensors holds `pooled` (clips, hidden size), `dense` (clips, depth,
+    height, width, hidden size), `frame_indices` and `timestamps` in seconds (clips, frames). Its header names the
+    model, its weights and the settings.
+
+    A file that cannot be read is reported, in failed.jsonl too; the others go on, and the exit code is 1. The same
+    command again keeps what is done, goes on after an interruption, and tries again what failed. On several GPUs:
+    [bold]torchrun --nproc-per-node 4 -m vjepa_hub features FOLDER[/bold].
+    """
+    from functools import partial
+
+    from ..core.distributed import join_processes
+    from ..features.extraction import ExtractionSettings
+    from ..features.pictures import PictureSettings, update_video_pictures
+    from ..features.shifted_windows import choose_detail
+
+    with usage_errors():
+        videos = input_videos(files, manifest, sample)
+        picture, animation = _wanted_pictures(dense, picture, animation)
+        settings = ExtractionSettings(
+            window=window,
+            stride=stride,
+            batch_size=batch_size,
+            pooled=pooled,
+            dense=dense,
+            dense_dtype=dense_dtype.value,
+            backend=backend,
+        )
+    with join_processes() as processes:
+        with usage_errors():
+            opened = _open_on_own_device(processes, model, config, device, dtype)
+            settings.require_window_for(opened.model.config.frames_per_clip)
+            look = PictureSettings(
+                interpolation=interpolation.value,
+                baseline=baseline.value,
+                detail=choose_detail("auto" if detail is None else detail, opened),
+                backend=backend,
+            )
+            output_dir.mkdir(parents=True, exist_ok=True)
+        draw = partial(update_video_pictures, opened=opened, settings=look, picture=picture, animation=animation)
+        after_each = draw if picture or animation else None
+        is_complete = _extract_shared(videos, output_dir, opened, settings, overwrite, after_each, processes)
+    raise typer.Exit(0 if is_complete else 1)
+
+
+def _open_on_own_device(
+    processes: Processes, model: str, config: Path | None, device: str | None, dtype: Dtype | None
+) -> OpenedModel:
+    from ..features.extraction import choose_device
+    from ..hub.loading import open_model
+
+    own = choose_device(device, process=None if processes.count == 1 else processes.local_rank)
+    with processes.first_goes_first():
+        return open_model(model, config=config, device=own, dtype=dtype.value if dtype else None)
+
+
+def _extract_shared(
+    videos: list[VideoFile],
+    output_dir: Path,
+    opened: OpenedModel,
+    settings: ExtractionSettings,
+    overwrite: bool,
+    after_each: AfterEach | None,
+    processes: Processes,
+) -> bool:
+    """Do the videos of this process; the first one shows a bar and the summary. Whether all videos succeeded."""
+    from ..features.video_set import OutputMismatchError, extract_video_set
+
+    with _clip_progress(videos, processes) as progress:
+        try:
+            reports = extract_video_set(
+                videos,
+                output_dir,
+                opened,
+                settings,
+                overwrite=overwrite,
+                after_each=after_each,
+                progress=progress,
+                processes=processes,
+            )
+        except OutputMismatchError as error:
+            raise typer.BadParameter(str(error)) from error
+    if processes.is_first:
+        _show_reports(reports, opened)
+    processes.wait()  # torchrun ends all as soon as one exits with 1
+    return not any(report.error for report in reports)
+
+
+def _wanted_pictures(dense: bool, picture: bool | None, animation: bool | None) -> tuple[bool, bool]:
+    if not dense and (picture or animation):
+        raise typer.BadParameter(
+            "pictures are drawn from dense features: leave out --no-dense, --picture and --animation"
+        )
+    return dense if picture is None else picture, dense if animation is None else animation
+
+
+class _ClipRate(ProgressColumn):
+    """Clips per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} clips/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def _clip_progress(videos: list[VideoFile], processes: Processes) -> Iterator[VideoProgress | None]:
+    """A bar on stderr for the video at work in the first of the processes."""
+    if not processes.is_first:
+        yield None
+        return
+    numbers = {video.path: number for number, video in enumerate(videos, 1)}
+    beside = "" if processes.count == 1 else f", process 1 of {processes.count}"
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _ClipRate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task("", total=None)
+
+        def show(source: Path, done: int, total: int) -> None:
+            if done == 0:
+                place = f"{numbers[source]} of {len(videos)}{beside}"
+                bars.reset(bar, total=total, description=f"{source.name} ({place})")
+            bars.update(bar, completed=done)
+
+        yield show
+
+
+def _show_reports(reports: list[VideoReport], opened: OpenedModel) -> None:
+    """What was written where, what failed and why, and with which weights."""
+    console = Console()
+    console.print(_report_table(reports))
+    console.print(Text(_report_counts(reports)))
+    console.print(Text(f"model {opened.name}: {opened.weights}", style="" if opened.is_trained else "bold yellow"))
+    if not opened.is_trained:
+        console.print(
+            Text("These features are UNTRAINED: they show that things work, and no more.", style="bold yellow")
+        )
+
+
+def _report_table(reports: list[VideoReport]) -> Table:
+    """A row for each video; of a long list, for each that failed."""
+    table = Table("video", "clips", "written", box=None, pad_edge=False)
+    names = Counter(report.source.name for report in reports)
+    for report in reports:
+        name = Text(report.source.name if names[report.source.name] == 1 else str(report.source), overflow="fold")
+        if report.error:
+            table.add_row(name, "-", Text(f"failed: {report.error}", style="red", overflow="fold"))
+        elif len(reports) <= MAX_ROWS:
+            lines = ["done before"] * report.is_done_before + [str(path) for path in report.outputs]
+            table.add_row(name, str(report.num_clips), Text("\n".join(lines), overflow="fold"))
+    return table
+
+
+def _report_counts(reports: list[VideoReport]) -> str:
+    failed = sum(report.error is not None for report in reports)
+    before = sum(report.error is None and report.is_done_before for report in reports)
+    counts = f"{len(reports)} videos: {len(reports) - failed - before} done, {before} done before, {failed} failed"
+    return counts + (", listed in failed.jsonl in the output folder" if failed else "")

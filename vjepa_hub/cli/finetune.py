@@ -1,0 +1,131 @@
+"""`vjepa-hub finetune`: a classifier of one's videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from .common import (
+    ClassNames,
+    is_first,
+    read_names,
+    usage_errors,
+    warn_of_unreadable,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def finetune(
+    model: Annotated[
+        str, typer.Argument(help="What is tuned: a V-JEPA name, a folder, a released file, or a Hub name.")
+    ],
+    train: Annotated[str, typer.Option(help="Training set: a manifest with labels, or a folder for each class.")],
+    val: Annotated[str, typer.Option(help="Validation set, likewise, with the same classes.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/finetune"),
+    mode: Annotated[
+        str, typer.Option(help="What is tuned besides pooler and classifier: full, last-k, head (nothing) or lora.")
+    ] = "full",
+    num_blocks: Annotated[int | None, typer.Option(min=1, help="Blocks of the encoder, for last-k.")] = None,
+    num_epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, help="Videos of a batch on each device.")] = 8,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of the head. Default: 2e-4, lora 5e-4, head 1e-3.")
+    ] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Factor of the rate from block to block downwards. Default: 0.75, lora 1.")
+    ] = None,
+    num_segments: Annotated[int, typer.Option(min=1, help="Clips of a video, seen together.")] = 1,
+    frame_step: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the video for each of a clip. Default: the model's, else 4.")
+    ] = None,
+    set_value: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another value for a setting: mixup=0, drop_path_rate=0.2, augmentation.flip_probability=0.5, "
+            "lora_rank=8, ... May be repeated.",
+        ),
+    ] = None,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Another of transformers' TrainingArguments: gradient_accumulation_steps=4, report_to=tensorboard, "
+            "... May be repeated.",
+        ),
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Default: as in the training set.")] = None,
+    class_names: ClassNames = None,
+    keep_adapter: Annotated[bool, typer.Option("--keep-adapter", help="Save the LoRA adapter by itself too.")] = False,
+    new_head: Annotated[
+        bool, typer.Option("--new-head", help="Replace the head of a model that is a classifier already.")
+    ] = False,
+    allow_missing_classes: Annotated[
+        bool, typer.Option("--allow-missing-classes", help="Go on though classes have no training video.")
+    ] = False,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode, beside each that trains.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the head, the order and the augmentation.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+) -> None:
+    """Tune a model to classify your own videos, with transformers' Trainer.
+
+    The folder gets the classifier with its processor, for from_pretrained and pipeline("video-classification"),
+    checkpoints, and metrics.json with the accuracies after each epoch. Videos that cannot be read are replaced in
+    training, and count as wrong in validation. On several GPUs:
+    [bold]torchrun --nproc-per-node 8 -m vjepa_hub finetune ...[/bold]
+    """
+    from ..data.quarantine import NoReadableVideoError
+    from ..evaluation.finetuning.run import FineTuneSettings, parse_arguments, prepare_finetuning
+    from ..evaluation.labelled import open_labelled
+
+    with usage_errors():
+        settings = FineTuneSettings(
+            mode=mode,
+            num_blocks=num_blocks,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            layer_decay=layer_decay,
+            num_segments=num_segments,
+            frame_step=frame_step,
+            keep_adapter=keep_adapter,
+            new_head=new_head,
+            allow_missing_classes=allow_missing_classes,
+            num_workers=num_workers,
+            seed=seed,
+        ).with_overrides(set_value or [])
+        training_set = open_labelled(train, num_classes=num_classes, class_names=read_names(class_names))
+        try:
+            run = prepare_finetuning(
+                model,
+                training_set,
+                val,
+                output_dir,
+                settings,
+                training_arguments=parse_arguments(argument or []),
+                resume=resume,
+            )
+        except ImportError as error:
+            raise typer.BadParameter(str(error)) from error
+    console = Console(quiet=not is_first())
+    counts = f"{run.counts.num_trained:,} of {run.counts.num_total:,} parameters are trained"
+    console.print(Text(f"{model}: {counts}, on {len(training_set):,} videos of {training_set.num_classes} classes"))
+    try:
+        measured = run.train()
+    except NoReadableVideoError as error:
+        typer.echo(f"the run stopped: {error}", err=True)
+        raise typer.Exit(1) from error
+    if measured:
+        top1, top5 = 100 * measured["eval_top1"], 100 * measured["eval_top5"]
+        line = f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, on {measured['eval_num_videos']:,} videos, one view"
+        console.print(Text(line), soft_wrap=True)
+        if is_first():
+            warn_of_unreadable(measured["eval_num_unreadable"])
+    console.print(Text(f"wrote {run.folder}"), soft_wrap=True)

@@ -1,0 +1,114 @@
+"""`vjepa-hub localise`: actions of persons in AVA, localised on a frozen encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    Progress,
+    TaskID,
+)
+from rich.text import Text
+
+from .common import (
+    Device,
+    SetValue,
+    columns,
+    compute_dtype,
+    usage_errors,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def localise(
+    model: Annotated[str, typer.Argument(help="A V-JEPA name, folder or released file.")],
+    train: Annotated[Path, typer.Option(help="AVA's annotations to train on, such as ava_train_v2.2.csv.")],
+    val: Annotated[Path, typer.Option(help="Those of the validation, such as ava_val_v2.2.csv.")],
+    videos: Annotated[Path, typer.Option(help="Folder of the videos of both, named by their ids.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/ava"),
+    train_proposals: Annotated[
+        Path | None, typer.Option(help="Boxes of persons that a detector found, to train on as well.")
+    ] = None,
+    val_proposals: Annotated[
+        Path | None,
+        typer.Option(help="Boxes of persons to classify. Without, the annotated ones: no published number then."),
+    ] = None,
+    label_map: Annotated[
+        Path | None, typer.Option(help="The .pbtxt of the actions that count. Default: v2.2.")
+    ] = None,
+    excluded: Annotated[Path | None, typer.Option(help="List of key frames to leave out of the validation.")] = None,
+    start_second: Annotated[float, typer.Option(min=0, help="Where the files begin in the film: 900 if cut.")] = 0.0,
+    set_value: SetValue = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and mirroring.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(help="What the encoder computes in: auto, float32, bfloat16 or float16.")
+    ] = "auto",
+    clips_per_pass: Annotated[int, typer.Option(min=1, help="Clips that the encoder takes at once.")] = 8,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+    device: Device = None,
+) -> None:
+    """Localise actions in AVA: a linear head on person boxes over a frozen encoder, and mean average precision.
+
+    The same command again goes on where it was stopped. The folder gets results.json, which says where each setting
+    comes from, and detections.csv in AVA's format, for the official evaluation.
+    """
+    from ..evaluation.ava.protocol import LocalisationProtocol
+    from ..evaluation.ava.run import run_localisation
+
+    with usage_errors(), _stages() as show_stage:
+        file = run_localisation(
+            model,
+            train_annotations=train,
+            val_annotations=val,
+            videos=videos,
+            output_dir=output_dir,
+            train_proposals=train_proposals,
+            val_proposals=val_proposals,
+            label_map=label_map,
+            excluded_key_frames=excluded,
+            protocol=LocalisationProtocol().with_values(**_assigned(set_value or [])),
+            start_second=start_second,
+            seed=seed,
+            device=_default_device(device),
+            compute_dtype=compute_dtype(dtype, device),
+            clip_batch_size=clips_per_pass,
+            num_workers=num_workers,
+            on_progress=show_stage,
+        )
+    found = json.loads(file.read_text())
+    Console().print(Text(f"mean average precision {found['mean_average_precision']:.4f}"))
+    typer.echo(f"wrote {file}")
+
+
+def _assigned(assignments: list[str]) -> dict[str, Any]:
+    from ..evaluation.protocols import parse_value, split_assignments
+
+    return {name: parse_value(text) for name, text in split_assignments(assignments, example="num_epochs=5")}
+
+
+def _default_device(device: str | None) -> str:
+    from ..evaluation.processes import join_processes
+
+    return device or str(join_processes().device)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each named part of the work."""
+    with Progress(*columns(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show

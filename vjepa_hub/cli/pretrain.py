@@ -1,0 +1,131 @@
+"""`vjepa-hub pretrain`: training by a recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .common import (
+    usage_errors,
+)
+
+if TYPE_CHECKING:
+    from ..pretraining.estimate import Estimate
+    from ..pretraining.recipe import DataShare, Recipe
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (tiny, small, base, vitl16, ...) or file (.yaml).")],
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Videos: a manifest (.csv, .txt, .jsonl, .parquet), a folder, or tar files. May be repeated. Without "
+            "it, a recipe such as tiny makes its own.",
+            show_default=False,
+        ),
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="How often to draw from each --data, in their order. Default: every video equally often."),
+    ] = None,
+    set_value: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another value for a key of the recipe: learning_rate=1e-3, model.hidden_size=256, "
+            "masks=random-tube, gradient_checkpointing=true, ... May be repeated.",
+        ),
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, as --set max_steps=N.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to start from: a model's name, a folder, or a released file.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Show tokens, FLOPs, memory and time, and start nothing.")
+    ] = False,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="For --estimate: processes, each on a device like this one.")
+    ] = None,
+) -> None:
+    """Pretrain a model by feature prediction, from a recipe of which every value can be changed.
+
+    [bold]vjepa-hub pretrain tiny[/bold] needs no data: it makes video, trains for minutes on two CPU cores, and ends
+    with plots. The folder gets the recipe, checkpoints, metrics.csv, the model for from_pretrained, and a report.
+
+    Ctrl-C ends a run after its step and saves it. On several GPUs, with the same arguments:
+    [bold]torchrun --nproc-per-node 8 -m vjepa_hub pretrain vitl16 ...[/bold], or
+    [bold]accelerate launch --multi_gpu --num_processes 8 -m vjepa_hub pretrain vitl16 ...[/bold].
+    """
+    from ..pretraining.recipe import load_recipe
+
+    steps = [] if max_steps is None else [f"max_steps={max_steps}"]
+    with usage_errors():
+        chosen = load_recipe(recipe).with_overrides([*(set_value or []), *steps])
+        chosen = chosen.with_inputs(data=_data_shares(data, weight), initial=init)
+    if estimate:
+        _show_estimate(chosen, num_processes)
+    else:
+        _run_recipe(chosen, output_dir or Path("runs", chosen.name), resume=resume, overwrite=overwrite)
+
+
+def _data_shares(paths: list[str] | None, weights: list[float] | None) -> list[DataShare] | None:
+    from ..pretraining.recipe import DataShare
+
+    if weights and len(weights) != len(paths or []):
+        raise ValueError(f"{len(weights)} --weight for {len(paths or [])} --data; give one for each, or none at all")
+    if paths is None:
+        return None
+    shares: Sequence[float | None] = weights or [None] * len(paths)
+    return [DataShare(path=path, weight=weight) for path, weight in zip(paths, shares, strict=True)]
+
+
+def _run_recipe(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from ..data.quarantine import NoReadableVideoError, TooManyBadVideosError
+    from ..pretraining.finite import NonFiniteLossError
+    from ..pretraining.interruption import InterruptedRunError
+    from ..pretraining.run import prepare_run
+
+    transformers_logging.disable_progress_bar()  # one for each checkpoint, through our own
+    with usage_errors():
+        run = prepare_run(recipe, output_dir=output_dir, resume=resume, overwrite=overwrite)
+    try:
+        run.train()
+    except InterruptedRunError as interruption:
+        run.console.print(Text(str(interruption)), soft_wrap=True)
+        raise typer.Exit(128 + interruption.signal_number) from interruption
+    except (NonFiniteLossError, NoReadableVideoError, TooManyBadVideosError) as error:
+        typer.echo(f"the run stopped: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _show_estimate(recipe: Recipe, num_processes: int | None) -> None:
+
+    from ..pretraining.estimate import estimate_recipe
+
+    with usage_errors():
+        found = estimate_recipe(recipe, num_processes=num_processes or int(os.environ.get("WORLD_SIZE", "1")))
+    console = Console()
+    console.print(_estimate_table(recipe, found))
+    console.print(Text(found.describe_assumptions(), style="dim"))
+
+
+def _estimate_table(recipe: Recipe, found: Estimate) -> Table:
+    table = Table(f"estimate of {recipe.name}", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in found.rows():
+        table.add_row(name, Text(value, overflow="fold"))
+    return table

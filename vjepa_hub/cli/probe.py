@@ -1,0 +1,237 @@
+"""`vjepa-hub probe`: heads on frozen encoders, trained and evaluated by a protocol."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
+
+from .common import (
+    ClassNames,
+    Device,
+    SetValue,
+    compute_dtype,
+    is_first,
+    progress,
+    read_names,
+    usage_errors,
+    warn_of_unreadable,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.probe_run import ProbeSettings, SummaryRow
+    from ..evaluation.protocols import Protocol
+    from ..heads.metrics import ClassificationMetrics
+    from ..model.modeling_vjepa import VJEPAForVideoClassification
+    from ..model.video_processing_vjepa import VJEPAVideoProcessor
+
+
+ENCODER_HELP = (
+    "Encoders: a V-JEPA name, folder or released file; timm:NAME; hf:NAME (VideoMAE, VJEPA2, DINOv2, ...); "
+    "untrained: before any of these. Several are compared in one table."
+)
+
+
+_NUMBER = r"[\d.]+(e[+-]?\d+)?"
+
+
+# Options of several values, and what one of these looks like
+LIST_OPTIONS = {
+    "--pooling": "attentive|average",
+    "--learning-rate": _NUMBER,
+    "--weight-decay": _NUMBER,
+    "--label-fraction": _NUMBER,
+    "--seed": _NUMBER,
+}
+
+
+class ListCommand(TyperCommand):
+    """A command whose options of several values also take them in a row: `--label-fraction 0.05 0.1 0.5`.
+
+    click wants the option before each of them; what follows such an option and looks like one more value gets it.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Write the option before each of its values, then parse."""
+        repeated: list[str] = []
+        option = None
+        for argument in args:
+            is_value = option is not None and bool(re.fullmatch(LIST_OPTIONS[option], argument))
+            if is_value and repeated[-1] != option:
+                repeated.append(option or "")
+            elif not is_value:
+                option = argument if argument in LIST_OPTIONS else None
+            repeated.append(argument)
+        return super().parse_args(ctx, repeated)
+
+
+def probe(
+    encoders: Annotated[list[str], typer.Argument(metavar="MODEL...", help=ENCODER_HELP)],
+    val: Annotated[str, typer.Option(help="Validation set: a manifest with labels, or a folder for each class.")],
+    train: Annotated[
+        str | None, typer.Option(help="Training set, likewise. Not needed with --eval-only.", show_default=False)
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="k400, ssv2, in1k, places205, inat21, plain (your own videos) or plain-image.")
+    ] = "plain",
+    output_dir: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/probe"),
+    pooling: Annotated[
+        list[str] | None, typer.Option(help="attentive or average. May be repeated; default: attentive.")
+    ] = None,
+    learning_rate: Annotated[
+        list[float] | None, typer.Option(help="May be repeated: all heads train side by side. Default: protocol's.")
+    ] = None,
+    weight_decay: Annotated[
+        list[float] | None, typer.Option(help="May be repeated, likewise. Default: the protocol's.")
+    ] = None,
+    label_fraction: Annotated[
+        list[float] | None, typer.Option(help="Share of the training labels, such as 0.05. May be repeated.")
+    ] = None,
+    splits: Annotated[int, typer.Option(min=1, help="Draws of each share of the labels.")] = 3,
+    seed: Annotated[list[int] | None, typer.Option(help="May be repeated: a run for each. Default: 0.")] = None,
+    num_epochs: Annotated[int | None, typer.Option(min=1, help="As --set num_epochs=N.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="As --set batch_size=N: videos of a step.")] = None,
+    no_augmentation: Annotated[
+        bool, typer.Option("--no-augmentation", help="Train on the clips as validation sees them, one view.")
+    ] = False,
+    set_value: SetValue = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep features in. Training clips that are augmented are not kept."),
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Default: the protocol's, or as in the data.")] = None,
+    class_names: ClassNames = None,
+    dtype: Annotated[
+        str, typer.Option(help="What the encoder computes in: auto, float32, bfloat16, float16.")
+    ] = "auto",
+    clips_per_pass: Annotated[int, typer.Option(min=1, help="Clips that the encoder takes at once.")] = 16,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode, beside each that trains.")] = 2,
+    crop_size: Annotated[int | None, typer.Option(min=1, help="Pixels. Default: the encoder's own.")] = None,
+    frames_per_clip: Annotated[int | None, typer.Option(min=1, help="Default: the encoder's own.")] = None,
+    device: Device = None,
+    eval_only: Annotated[
+        bool,
+        typer.Option(
+            "--eval-only", help="Evaluate a classifier as it is: a folder, or a released model with its probe."
+        ),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace runs with other settings.")] = False,
+) -> None:
+    """Train an attentive probe on a frozen encoder, and evaluate it by a protocol of the paper.
+
+    All heads are trained on one pass of the encoder. The folder gets results.json, a picture of the confusion matrix,
+    accuracies by class, and the classifier for from_pretrained and pipelines. The same command again goes on where it
+    was stopped. On several GPUs: [bold]torchrun --nproc-per-node 8 -m vjepa_hub probe ...[/bold]
+
+    Without a network or a data set of your own, [bold]examples/evaluate.py[/bold] makes labelled video and runs this.
+    """
+    from ..evaluation.probe_run import ProbeSettings, run_probe
+    from ..evaluation.protocols import find_protocol
+    from ..evaluation.tokens import EncodingSettings
+
+    changes = [f"{name}={value}" for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size)) if value]
+    changes += ["augmentation=none"] if no_augmentation else []
+    with usage_errors():
+        chosen = find_protocol(protocol).with_overrides([*(set_value or []), *changes])
+        if train is None and not eval_only:
+            raise ValueError("--train is missing; give a training set, or --eval-only for a trained classifier")
+        settings = ProbeSettings(
+            encoders=encoders,
+            protocol=chosen,
+            train=train,
+            validation=val,
+            heads=_heads(chosen, pooling, learning_rate, weight_decay),
+            seeds=seed or (0,),
+            label_fractions=label_fraction or (),
+            num_splits=splits,
+            num_classes=num_classes,
+            class_names=read_names(class_names),
+            cache=cache,
+            encoding=EncodingSettings(
+                dtype=compute_dtype(dtype, device), clips_per_pass=clips_per_pass, num_workers=num_workers
+            ),
+            device=device,
+            crop_size=crop_size,
+            frames_per_clip=frames_per_clip,
+            overwrite=overwrite,
+        )
+        if eval_only:
+            _evaluate_only(settings, output_dir)
+        else:
+            _show_rows(run_probe(settings, output_dir, progress), settings, output_dir)
+
+
+def _heads(
+    protocol: Protocol, pooling: list[str] | None, rates: list[float] | None, decays: list[float] | None
+) -> list[Any]:
+    from ..heads.pooling import HeadSettings
+
+    return [
+        HeadSettings(pooling=kind, learning_rate=rate, weight_decay=decay)  # type: ignore[arg-type]  # it checks
+        for kind in pooling or ["attentive"]
+        for rate in rates or [protocol.learning_rate]
+        for decay in decays or [protocol.weight_decay]
+    ]
+
+
+def _evaluate_only(settings: ProbeSettings, output_dir: Path) -> None:
+    from ..evaluation.probe_run import evaluate_classifier
+
+    if len(settings.encoders) > 1:
+        raise ValueError(f"--eval-only takes one model, but {len(settings.encoders)} are given; run it for each")
+    model, processor = _open_classifier(settings)
+    metrics = evaluate_classifier(model, processor, settings, output_dir, progress)
+    _show_metrics(metrics, output_dir)
+
+
+def _open_classifier(settings: ProbeSettings) -> tuple[VJEPAForVideoClassification, VJEPAVideoProcessor]:
+    """A folder or Hub name of a classifier, or a registered model with its released probe for the protocol."""
+    from ..hub.loading import load_classifier, open_classifier
+    from ..hub.registry import MODELS
+    from ..model.video_processing_vjepa import VJEPAVideoProcessor
+
+    name = settings.encoders[0]
+    if name not in MODELS:
+        return open_classifier(name)
+    released = settings.protocol.released_probe
+    if released is None:
+        raise ValueError(f"there is no released probe for the protocol '{settings.protocol.name}'; train one")
+    model = load_classifier(name, released)
+    return model, VJEPAVideoProcessor(crop_size=model.config.crop_size)
+
+
+def _show_metrics(metrics: ClassificationMetrics, output_dir: Path) -> None:
+    if not is_first():
+        return
+    low, high = metrics.top1_interval
+    line = (
+        f"top-1 {100 * metrics.top1:.2f} % ({100 * low:.2f} to {100 * high:.2f}), top-5 {100 * metrics.top5:.2f} %, "
+        f"mean of classes {100 * metrics.mean_class_accuracy:.2f} %, on {metrics.num_videos:,} videos"
+    )
+    Console().print(Text(line), soft_wrap=True)
+    warn_of_unreadable(metrics.num_unreadable)
+    typer.echo(f"wrote {output_dir / 'results.json'}")
+
+
+def _show_rows(rows: list[SummaryRow], settings: ProbeSettings, output_dir: Path) -> None:
+    if not is_first():
+        return
+    table = Table("encoder", "labels", "head", "top-1 %", "top-5 %", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        style = "bold" if row.is_selected else "dim"
+        cells = (row.encoder, f"{100 * row.fraction:g} %", row.head, row.top1.to_percent(), row.top5.to_percent())
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    console = Console()
+    console.print(table)
+    number = rows[0].top1.num_splits
+    if number > 1:
+        console.print(Text(f"mean ± standard deviation over {number} runs (splits x seeds)", style="dim"))
+    if len(settings.heads) > 1:
+        console.print(Text("in bold the best head, chosen on the validation set itself", style="dim"))
+    typer.echo(f"wrote {output_dir / 'summary.json'}, and results.json for each run")

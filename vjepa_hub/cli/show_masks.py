@@ -1,0 +1,107 @@
+"""`vjepa-hub show-masks`: masks on a clip, as a picture."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .common import (
+    Backend,
+    usage_errors,
+)
+
+if TYPE_CHECKING:
+    from ..features.mask_pictures import MaskedClip
+
+
+class MaskKind(str, Enum):
+    """Kinds of masks."""
+
+    short_range = "short-range"
+    long_range = "long-range"
+    random_tube = "random-tube"
+    causal = "causal"
+    future = "future"
+    box = "box"
+
+
+def show_masks(
+    video: Annotated[
+        Path | None, typer.Argument(help="A video or an image. Default: the sample clip.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The picture, a .png; replaced if it exists.")] = Path("masks.png"),
+    kind: Annotated[
+        list[MaskKind] | None,
+        typer.Option(help="May be repeated. Default: the kinds of training, that is all but future and box."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model whose tokens are shown: a name or a folder.")] = "vjepa-vitl16",
+    size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Pixels of the clip, 224 or 192x320. Default: the model's.")
+    ] = None,
+    step: Annotated[int, typer.Option(help="Step of training, which sets the size of the blocks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the places of blocks and patches.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Clips that are drawn together and cut to the smallest counts; the first is shown.")
+    ] = 1,
+    frame: Annotated[
+        int | None, typer.Option(help="First hidden frame of the clip, for future. Default: the middle one.")
+    ] = None,
+    box: Annotated[
+        tuple[int, int, int, int] | None,
+        typer.Option(metavar="TOP LEFT BOTTOM RIGHT", help="Pixels, for box. Default: the middle of the frame."),
+    ] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Moments to show at most.")] = 8,
+    animation: Annotated[bool, typer.Option("--animation", help="Draw a GIF of all moments too.")] = False,
+    backend: Backend = None,
+) -> None:
+    """Draw masks on a clip: what the encoder sees, and what is hidden from it for the predictor to predict.
+
+    short-range and long-range are the two kinds of the paper's training, random-tube and causal those of its
+    ablation, future and box are made by hand. The same step and seed give the same masks.
+    """
+    from ..data.samples import sample_clip_path
+    from ..features.mask_pictures import TRAINING_KINDS, MaskDraw, open_masked_clip, save_mask_pictures, token_grid
+
+    kinds = [chosen.value for chosen in kind] if kind else list(TRAINING_KINDS)
+    _require_kind("--frame", frame, "future", kinds)
+    _require_kind("--box", box, "box", kinds)
+    _require_new_png(output, video)
+    with usage_errors():
+        grid = token_grid(model, size)
+        draw = MaskDraw(grid=grid, step=step, seed=seed, batch_size=batch_size, frame=frame, box=box)
+        clip = open_masked_clip(video or sample_clip_path(), draw, kinds, model=model, backend=backend)
+        written = save_mask_pictures(clip, draw, output, columns=columns, animation=animation)
+    _show_counts(clip)
+    for path in written:
+        typer.echo(f"wrote {path}")
+
+
+def _require_kind(option: str, value: object, kind: str, kinds: list[str]) -> None:
+    if value is not None and kind not in kinds:
+        raise typer.BadParameter(f"{option} was given, but --kind {kind} was not, which it belongs to: add it")
+
+
+def _require_new_png(output: Path, video: Path | None) -> None:
+    if output.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--output is {output}, but the picture is a PNG: give a name that ends with .png")
+    if video is not None and output.resolve() == video.resolve():
+        raise typer.BadParameter(f"--output is {output}, the very file that is drawn on: give another name")
+
+
+def _show_counts(clip: MaskedClip) -> None:
+    from ..features.mask_pictures import MaskCounts
+
+    table = Table("mask", "context", "targets", "in neither", "hidden", "mask token", box=None, pad_edge=False)
+    for name, mask in clip.masks.items():
+        counts = MaskCounts.of(mask, clip.grid)
+        numbers = (counts.num_context, counts.num_targets, counts.num_unused)
+        table.add_row(name, *map(str, numbers), f"{100 * counts.share_hidden:.1f} %", str(counts.mask_index))
+    console = Console()
+    console.print(Text(clip.subtitle))
+    console.print(table)
