@@ -31,10 +31,11 @@ from masking import KINDS, draw_in_a_loop  # the benchmark beside this one
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
-from vjepa_hub.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, finish_clips
+from vjepa_hub.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, CropSpec, finish_clips
 from vjepa_hub.data.clip_order import ClipOrder, ClipRequest
+from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.collation import MaskCollator
-from vjepa_hub.data.dataset import ClipSettings, VideoClipDataset
+from vjepa_hub.data.dataset import ClipReader, VideoClipDataset
 from vjepa_hub.data.masking import TokenGrid
 from vjepa_hub.data.sources import VideoFileSource
 from vjepa_hub.data.video import open_video
@@ -68,18 +69,18 @@ class PeerDataset(torch.utils.data.Dataset):
 
     def __init__(self, path: Path, crop_size: int):
         self.path, self.crop_size = path, crop_size
-        self.settings = ClipSettings()
+        self.reader = ClipReader(ClipSpec(), crop=CropSpec())
 
     def decode(self, position: int) -> np.ndarray:
         """Whole frames of the clip at a position, `(num_frames, height, width, 3)`."""
         video = decord.VideoReader(str(self.path), num_threads=-1, ctx=decord.cpu(0))
-        indices = self.settings.sample_indices(len(video), fps=None, position=position)
+        indices = self.reader.sample_indices(len(video), fps=None, position=position)
         video.seek(0)
         return video.get_batch(indices).asnumpy()
 
     def __getitem__(self, request: ClipRequest) -> torch.Tensor:
         frames = self.decode(request.position)
-        crop = self.settings.draw_crop(*frames.shape[1:3], position=request.position)
+        crop = self.reader.draw_crop(*frames.shape[1:3], position=request.position)
         pixels = torch.tensor(frames, dtype=torch.float32).permute(3, 0, 1, 2)[:, :, crop.rows, crop.columns]
         size = (self.crop_size, self.crop_size)
         pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
@@ -106,7 +107,7 @@ def build_reads(video: Path, grid: TokenGrid, batch_size: int) -> dict[str, Read
     def decode_ours(positions: list[int]) -> object:
         for position in positions:
             with open_video(video, backend=BACKEND) as reader:
-                reader.read_frames(dataset.settings.sample_indices(reader.num_frames, fps=None, position=position))
+                reader.read_frames(dataset.reader.sample_indices(reader.num_frames, fps=None, position=position))
         return None
 
     def decode_peer(positions: list[int]) -> object:

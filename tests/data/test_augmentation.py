@@ -12,17 +12,17 @@ from vjepa_hub.data.augmentation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Crop,
-    RandomResizedCropSettings,
+    CropSpec,
     draw_crop,
     finish_clips,
     resize_cutouts,
 )
 
-SETTINGS = RandomResizedCropSettings()
+SETTINGS = CropSpec()
 SIZES = [(31, 47), (64, 64), (90, 33)]
 
 
-def draw_many(settings: RandomResizedCropSettings, *, height: int, width: int, num_crops: int) -> list[Crop]:
+def draw_many(settings: CropSpec, *, height: int, width: int, num_crops: int) -> list[Crop]:
     return [draw_crop(settings, height=height, width=width, seed=3, position=place) for place in range(num_crops)]
 
 
@@ -67,7 +67,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them():
 
 
 def test_area_is_uniform_and_ratio_log_uniform_where_every_size_fits():
-    settings = RandomResizedCropSettings(scale=(0.1, 0.3), ratio=(0.5, 2.0))
+    settings = CropSpec(scale=(0.1, 0.3), ratio=(0.5, 2.0))
     boxes = np.array([box_of(crop) for crop in draw_many(settings, height=1000, width=1000, num_crops=4000)])
     areas, ratios = boxes[:, 2] * boxes[:, 3] / 1e6, boxes[:, 3] / boxes[:, 2]
     for drawn in ((areas - 0.1) / 0.2, np.log2(ratios) / 2 + 0.5):
@@ -94,14 +94,14 @@ def test_every_box_lies_within_the_frame(size):
     ],
 )
 def test_the_largest_box_in_the_middle_is_taken_where_no_draw_fits(height, width, ratio, box):
-    settings = RandomResizedCropSettings(scale=(1.0, 1.0), ratio=ratio)
+    settings = CropSpec(scale=(1.0, 1.0), ratio=ratio)
     assert {box_of(crop) for crop in draw_many(settings, height=height, width=width, num_crops=20)} == {box}
 
 
 def test_a_frame_with_an_allowed_shape_is_taken_whole_where_no_draw_fits():
-    settings = RandomResizedCropSettings(scale=(1.0, 1.0), ratio=(1.4, 1.6), max_tries=1)
-    boxes = {box_of(crop) for crop in draw_many(settings, height=100, width=150, num_crops=50)}
-    assert (0, 0, 100, 150) in boxes
+    settings = CropSpec(scale=(1.0, 1.0), ratio=(0.5, 1.5))
+    boxes = [box_of(crop) for crop in draw_many(settings, height=100, width=150, num_crops=50)]
+    assert boxes.count((0, 0, 100, 150)) > 40
 
 
 def test_a_draw_depends_on_seed_and_position_alone():
@@ -115,7 +115,7 @@ def test_a_draw_depends_on_seed_and_position_alone():
 
 
 def test_flips_are_drawn_apart_from_the_boxes():
-    never, always = (RandomResizedCropSettings(flip_probability=probability) for probability in (0.0, 1.0))
+    never, always = (CropSpec(flip_probability=probability) for probability in (0.0, 1.0))
     for settings, is_flipped in ((never, False), (always, True)):
         crops = draw_many(settings, height=200, width=300, num_crops=300)
         assert all(crop.is_flipped is is_flipped for crop in crops)
@@ -130,20 +130,19 @@ def test_flips_are_drawn_apart_from_the_boxes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": (0.0, 1.0)}, r"scale is \(0.0, 1.0\)"),
-        ({"scale": (0.5, 1.1)}, r"scale is \(0.5, 1.1\)"),
-        ({"scale": (0.9, 0.5)}, r"scale is \(0.9, 0.5\)"),
-        ({"ratio": (-1.0, 1.0)}, r"ratio is \(-1.0, 1.0\)"),
-        ({"ratio": (1.0, math.inf)}, r"ratio is \(1.0, inf\)"),
-        ({"ratio": (1.0,)}, r"ratio is \(1.0,\)"),
+        ({"scale": (0.0, 1.0)}, "scale.0 is 0.0"),
+        ({"scale": (0.5, 1.1)}, "scale.1 is 1.1"),
+        ({"scale": (0.9, 0.5)}, r"scale is \[0.9, 0.5\].*smaller number first"),
+        ({"ratio": (-1.0, 1.0)}, "ratio.0 is -1.0"),
+        ({"ratio": (1.0, math.inf)}, "ratio.1 is inf"),
+        ({"ratio": (1.0,)}, "ratio.1"),
         ({"flip_probability": 1.5}, r"flip_probability is 1.5"),
         ({"flip_probability": math.nan}, r"flip_probability is nan"),
-        ({"max_tries": 0}, r"max_tries is 0"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        RandomResizedCropSettings(**changes)
+        CropSpec(**changes)
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, -1), (10, 2.5)])

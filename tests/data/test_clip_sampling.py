@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa_hub.data.clip_sampling import plan_windows, sample_clip_indices
+from vjepa_hub.data.clip_sampling import ClipSpec, plan_windows, sample_clip_indices
 
 ROWS = json.loads((Path(__file__).parents[1] / "reference_cases" / "clip_indices.json").read_text())
 SPREAD_OVER_64 = [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
@@ -114,7 +114,7 @@ def test_a_duration_counts_more_than_a_frame_step():
     ("changes", "message"),
     [
         ({"num_video_frames": 0}, "num_video_frames is 0, .* at least 1"),
-        ({"num_clips": -1}, "num_clips is -1"),
+        ({"num_clips": -1}, "num_segments is -1"),
         ({"frames_per_clip": 2.5}, "frames_per_clip is 2.5"),
         ({"frame_step": 0}, "frame_step is 0"),
         ({"frame_step": None}, "both None.*give frame_step"),
@@ -128,6 +128,15 @@ def test_bad_values_are_named_in_the_error(changes, message):
     arguments = {"num_video_frames": 100, "fps": 30.0, "frame_step": 4} | changes
     with pytest.raises(ValueError, match=message):
         sample_clip_indices(arguments.pop("num_video_frames"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("spec", "pace"),
+    [(ClipSpec(frame_step=2), {"frame_step": 2}), (ClipSpec(clip_duration=2.5), {"clip_duration": 2.5})],
+)
+def test_a_processor_gets_the_numbers_of_a_clip_and_one_pace(spec, pace):
+    spec = spec.with_values(frames_per_clip=8, num_segments=3)
+    assert spec.processor_options == {"num_frames": 8, "num_segments": 3, **pace}
 
 
 PLANS = [

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vjepa_hub.data.augmentation import RandomResizedCropSettings, draw_crop
+from vjepa_hub.data.augmentation import CropSpec, draw_crop
 from vjepa_hub.data.clip_order import ClipOrder, ClipRequest
+from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.dataset import VideoClipDataset
 from vjepa_hub.data.quarantine import NoReadableVideoError, Quarantine
 from vjepa_hub.data.records import ClipSource, FrameFolder, VideoContent, VideoRecord
@@ -25,7 +26,7 @@ from vjepa_hub.data.streaming import ClipStream, open_shards
 from vjepa_hub.data.video import open_video
 
 LABEL, POSITION = 3, 17
-SHORT = {"frames_per_clip": 4, "frame_step": 2}
+SHORT = {"clips": ClipSpec(frames_per_clip=4, frame_step=2)}
 GROUPS_OF_12 = {"g": "12", "bf": "3"}
 
 
@@ -159,7 +160,7 @@ def test_frame_folders_give_the_same_clip(tmp_path, video, expected):
 
 
 def test_clip_is_the_box_of_the_frames_and_nothing_around_it(video):
-    crop = RandomResizedCropSettings(scale=(0.3, 0.4))
+    crop = CropSpec(scale=(0.3, 0.4))
     source = VideoFileSource([video])
     whole = VideoClipDataset(source, crop=None, seed=5)[ClipRequest(9, 0)]
     clip = VideoClipDataset(source, crop=crop, seed=5)[ClipRequest(9, 0)]
@@ -181,7 +182,7 @@ def test_clip_follows_from_seed_and_position_not_from_the_video(video):
 
 
 def test_frames_are_those_of_a_window_anywhere_in_the_video(video, read_number):
-    clips = VideoClipDataset(VideoFileSource([video]), frames_per_clip=4, frame_step=10, crop=None)
+    clips = VideoClipDataset(VideoFileSource([video]), ClipSpec(frames_per_clip=4, frame_step=10), crop=None)
     numbers = [[read_number(frame.numpy()) for frame in clips[ClipRequest(p, 0)]["frames"]] for p in range(40)]
     for first, *others in numbers:
         assert others == [first + 13, first + 26, first + 39]
@@ -190,7 +191,7 @@ def test_frames_are_those_of_a_window_anywhere_in_the_video(video, read_number):
 
 
 def test_duration_counts_in_seconds_of_the_video(video, read_number):
-    clips = VideoClipDataset(VideoFileSource([video]), frames_per_clip=4, clip_duration=1.6, crop=None)
+    clips = VideoClipDataset(VideoFileSource([video]), ClipSpec(frames_per_clip=4, clip_duration=1.6), crop=None)
     first, *_, last = [read_number(frame.numpy()) for frame in clips[0]["frames"]]
     assert last - first == 39  # 1.6 s of 25 frames per second
 
@@ -199,14 +200,14 @@ def test_duration_needs_the_rate_of_frame_folders(tmp_path, video):
     for number in range(50):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     with pytest.raises(ValueError, match="clip_duration needs the video's frames per second"):
-        VideoClipDataset(FrameFolderSource(tmp_path), clip_duration=1.0)[0]
-    clips = VideoClipDataset(FrameFolderSource(tmp_path, fps=25), clip_duration=1.0)
+        VideoClipDataset(FrameFolderSource(tmp_path), ClipSpec(clip_duration=1.0))[0]
+    clips = VideoClipDataset(FrameFolderSource(tmp_path, fps=25), ClipSpec(clip_duration=1.0))
     assert len(clips[0]["frames"]) == 16
 
 
 def test_video_too_slow_for_the_duration_counts_as_one_that_cannot_be_read(write_video, video):
     slow = write_video("slow.mp4", num_frames=4, times_ms=[0, 1000, 2000, 3000])
-    clips = VideoClipDataset(VideoFileSource([slow, video]), clip_duration=2.0)
+    clips = VideoClipDataset(VideoFileSource([slow, video]), ClipSpec(clip_duration=2.0))
     assert clips[0]["num_failures"] == 1
     assert "2 s at 1 fps is 2 frames" in clips.reader.quarantine.cause(str(slow)).replace("2.0 s at 1.0", "2 s at 1")
 
@@ -248,9 +249,6 @@ def test_number_outside_the_source_is_an_error(video):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frames_per_clip": 0}, "frames_per_clip is 0"),
-        ({"frame_step": None}, "give frame_step"),
-        ({"clip_duration": -1.0}, "clip_duration is -1.0"),
         ({"max_tries": 0}, "max_tries is 0"),
         ({"backend": "opencv"}, "backend is 'opencv', but must be None or one that can be imported here"),
     ],
@@ -317,11 +315,13 @@ def test_header_that_promises_more_frames_never_gives_a_frame_that_is_not_there(
     ]
     whole = VideoFileSource([mp4])
     for path in lying:
-        clips = VideoClipDataset(MixedSource([(VideoFileSource([path, mp4]), None)]), crop=None, frame_step=1)
+        clips = VideoClipDataset(
+            MixedSource([(VideoFileSource([path, mp4]), None)]), ClipSpec(frame_step=1), crop=None
+        )
         clip = clips[ClipRequest(0, 0)]
         numbers = [read_number(frame.numpy()) for frame in clip["frames"]]
         if clip["num_failures"]:
-            assert equal({**clip, "num_failures": 0}, VideoClipDataset(whole, crop=None, frame_step=1)[0])
+            assert equal({**clip, "num_failures": 0}, VideoClipDataset(whole, ClipSpec(frame_step=1), crop=None)[0])
         else:
             assert numbers == list(range(numbers[0], numbers[0] + 16))
             assert numbers[-1] < 30
@@ -411,7 +411,7 @@ def test_data_set_travels_to_a_worker_that_is_started_anew(video, expected):
 def test_memory_does_not_grow_over_many_clips(tmp_path, video, bad_files, num_clips):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(video, "x.mp4")
-    clips = VideoClipDataset(open_source([tmp_path, video, bad_files["truncated"]]), frame_step=1)
+    clips = VideoClipDataset(open_source([tmp_path, video, bad_files["truncated"]]), ClipSpec(frame_step=1))
     process = psutil.Process()
 
     def read(positions):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from vjepa_hub.data import frame_memory
 from vjepa_hub.data import video as decoding
 from vjepa_hub.data.clip_order import ClipRequest
+from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.dataset import VideoClipDataset
 from vjepa_hub.data.frame_memory import FrameMemory, open_memory
 from vjepa_hub.data.records import FrameFolder, VideoRecord
@@ -19,7 +20,7 @@ from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthet
 
 NUM_VIDEOS, NUM_FRAMES, SIZE = 4, 12, 32
 ENOUGH = NUM_VIDEOS * NUM_FRAMES * SIZE * SIZE * 3
-CLIP = {"frames_per_clip": 4, "frame_step": 2, "seed": 3}
+CLIP = {"clips": ClipSpec(frames_per_clip=4, frame_step=2), "seed": 3}
 REQUESTS = [ClipRequest(position, position % NUM_VIDEOS) for position in range(3 * NUM_VIDEOS)]
 
 
@@ -50,7 +51,9 @@ def count_decoded(monkeypatch):
     return decoded
 
 
-@pytest.mark.parametrize("clip", [{}, {"crop": None}, {"frame_step": None, "clip_duration": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "clip", [{}, {"crop": None}, {"clips": ClipSpec(frames_per_clip=4, clip_duration=1.0)}], ids=str
+)
 def test_clips_are_the_same_and_each_video_is_decoded_once(paths, monkeypatch, clip):
     plain, kept = clips_of(paths, **clip), clips_of(paths, **clip, max_memory=ENOUGH)
     expected = [plain[request] for request in REQUESTS]
@@ -125,12 +128,12 @@ def test_a_video_of_which_only_other_frames_are_broken_still_gives_its_clip(tmp_
     (tmp_path / "b" / "11.png").write_bytes(b"no picture")
     options = CLIP | {"crop": None, "max_tries": 1}
     clips = VideoClipDataset(FrameFolderSource(tmp_path), **options, max_memory=2**20)
-    position = next(p for p in range(100) if clips.settings.sample_indices(NUM_FRAMES, fps=None, position=p)[-1] < 11)
+    position = next(p for p in range(100) if clips.reader.sample_indices(NUM_FRAMES, fps=None, position=p)[-1] < 11)
     clip = clips[ClipRequest(position, 1)]
     assert clip["num_failures"] == 0
     assert (
         clip["frames"].unique().tolist()
-        == clips.settings.sample_indices(NUM_FRAMES, fps=None, position=position).tolist()
+        == clips.reader.sample_indices(NUM_FRAMES, fps=None, position=position).tolist()
     )
     assert clips.memory.num_kept == 0
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.dataset import VideoClipDataset
 from vjepa_hub.data.quarantine import NoReadableVideoError, Quarantine
 from vjepa_hub.data.records import RecordShards, VideoContent, VideoRecord
@@ -19,7 +20,7 @@ from vjepa_hub.data.video import VideoDecodingError
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This DataLoader will create"
 )  # more workers than this machine has cores
-SHORT = {"frames_per_clip": 2, "frame_step": 1}
+SHORT = {"clips": ClipSpec(frames_per_clip=2, frame_step=1)}
 
 
 class GreyVideo(VideoContent):

@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from tests.evaluation.finetuning_sets import FramesInMemory, labelled_set
 from vjepa_hub import VJEPAVideoProcessor
-from vjepa_hub.data.augmentation import RandomResizedCropSettings, draw_crop, finish_clips
+from vjepa_hub.data.augmentation import CropSpec, draw_crop, finish_clips
 from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.data.clip_sampling import sample_clip_indices
 from vjepa_hub.data.random_streams import Stream, generator_at
@@ -285,7 +285,7 @@ def test_a_clip_is_the_drawn_box_resized_without_antialiasing():
     video = noise_video(NUM_FRAMES, 60, 80)
     augmentation = replace(UNCHANGED, scale=(0.1, 0.9), ratio=(0.5, 2.0), flip_probability=0.5)
     clips = training([still_video(video[0])], augmentation, num_segments=2, seed=5)
-    settings = RandomResizedCropSettings(scale=(0.1, 0.9), ratio=(0.5, 2.0), flip_probability=0.5)
+    settings = CropSpec(scale=(0.1, 0.9), ratio=(0.5, 2.0), flip_probability=0.5)
     flips = set()
     for position in range(8):
         for segment, pixels in enumerate(pixels_at(clips, position)):

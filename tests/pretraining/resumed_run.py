@@ -10,6 +10,7 @@ import torch
 from tests.pretraining.conftest import SMALL_KINDS
 from tests.pretraining.distributed_run import CONFIG
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
+from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.dataset import VideoClipDataset
 from vjepa_hub.data.sources import open_source
 from vjepa_hub.pretraining.arguments import VJEPATrainingArguments
@@ -32,7 +33,7 @@ class KilledTrainer(VJEPATrainer):
 def train(videos: Path, folder: Path, *, kill_at: int | None = None, resume: bool = False) -> None:
     torch.manual_seed(0)
     model = VJEPAForPreTraining(VJEPAConfig(**CONFIG, drop_path_rate=0.2))  # draws from torch's own generator
-    dataset = VideoClipDataset(open_source(videos), frames_per_clip=4, frame_step=2, seed=0)
+    dataset = VideoClipDataset(open_source(videos), ClipSpec(frames_per_clip=4, frame_step=2), seed=0)
     args = VJEPATrainingArguments(
         output_dir=str(folder),
         use_cpu=True,

@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.dataset import VideoClipDataset
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.data.sources import open_source
@@ -140,7 +141,7 @@ def test_other_objectives_train_and_differ_from_the_papers(make_trainer, blobs, 
 
 
 def test_clips_resized_on_the_device_are_those_that_a_worker_rounds(make_trainer, logged):
-    clips = VideoClipDataset(open_source([sample_clip_path()] * 8), frames_per_clip=4)
+    clips = VideoClipDataset(open_source([sample_clip_path()] * 8), ClipSpec(frames_per_clip=4))
     losses = []
     for place in ("device", "worker"):
         trainer = make_trainer(clips, resize=place, max_steps=1)
@@ -290,7 +291,7 @@ class _StopAfter(TrainerCallback):
 def test_nothing_of_a_step_is_read_by_the_host(make_trainer, monkeypatch):
     """A meta tensor has no values: whatever asks for one, as it would wait for a GPU, raises."""
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
-    clips = VideoClipDataset(open_source([sample_clip_path()] * 8), frames_per_clip=4)
+    clips = VideoClipDataset(open_source([sample_clip_path()] * 8), ClipSpec(frames_per_clip=4))
     trainer = make_trainer(clips, use_cpu=False, optim="adamw_torch", clip_after_steps=0, logging_steps=100)
     trainer.add_callback(_StopAfter(3))
     with pytest.raises(_EnoughError):

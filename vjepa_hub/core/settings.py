@@ -18,10 +18,10 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 if TYPE_CHECKING:
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PlainText",
+    "PositiveRange",
+    "Probability",
     "Settings",
     "SettingsError",
+    "Share",
+    "ShareRange",
     "UnknownSettingError",
     "nearest",
     "parse_assignment",
@@ -57,6 +61,24 @@ class PlainText(str):
     """Unquoted scalar of a YAML text or command line, whose meaning the field's type decides."""
 
     __slots__ = ()
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise PydanticCustomError(
+            "range", "must have the smaller number first; give the same number twice for a fixed value"
+        )
+    return bounds
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+"""Number from 0 to 1."""
+Share = Annotated[float, Field(gt=0, le=1)]
+"""Part of a whole, above 0 and at most 1."""
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]
+"""Smallest and largest value, both above 0."""
+ShareRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""Smallest and largest part of a whole."""
 
 
 class Settings(BaseModel):

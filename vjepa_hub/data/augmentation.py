@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..core.settings import PositiveRange, Probability, Settings, ShareRange
 from .random_streams import Stream, draw_uniform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_DRAWS = 10  # of a size, until one fits into the frame; as torchvision
 
 
 def _require_integer(name: str, value: int) -> None:
@@ -27,40 +29,20 @@ def _require_integer(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")
 
 
-def _require_range(name: str, bounds: tuple[float, float], *, largest: float) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= largest or not math.isfinite(bounds[1]):
-        raise ValueError(
-            f"{name} is {bounds}, but must be a smallest and a largest value above 0 and up to {largest:g}; "
-            "give the same number twice for a fixed value"
-        )
+class CropSpec(Settings):
+    """Random-resized-crop and flip of a clip. The defaults are those of the released pretraining configurations.
 
-
-@dataclass(frozen=True, kw_only=True)
-class RandomResizedCropSettings:
-    """What may be drawn for a clip. The defaults are those of the released pretraining configurations.
+    The side of the crop in pixels is the encoder's `crop_size`.
 
     Args:
         scale: Smallest and largest area of the crop, as a part of the frame's.
         ratio: Smallest and largest width of the crop, divided by its height.
-        flip_probability: How often a clip is mirrored.
-        max_tries: Draws of a size until one fits into the frame.
-
-    Raises:
-        ValueError: If a range is empty, not positive or (the scale) above 1, if the probability is not in [0, 1], or
-            if `max_tries` is not a positive integer.
+        flip_probability: Probability of a horizontal flip.
     """
 
-    scale: tuple[float, float] = (0.3, 1.0)
-    ratio: tuple[float, float] = (0.75, 1.35)
-    flip_probability: float = 0.5
-    max_tries: int = 10
-
-    def __post_init__(self) -> None:
-        _require_range("scale", self.scale, largest=1)
-        _require_range("ratio", self.ratio, largest=math.inf)
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability is {self.flip_probability}, but must lie between 0 and 1")
-        _require_integer("max_tries", self.max_tries)
+    scale: ShareRange = (0.3, 1.0)
+    ratio: PositiveRange = (0.75, 1.35)
+    flip_probability: Probability = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +66,11 @@ class Crop:
         return slice(self.left, self.left + self.width)
 
 
-def draw_crop(settings: RandomResizedCropSettings, *, height: int, width: int, seed: int, position: int) -> Crop:
+def draw_crop(settings: CropSpec, *, height: int, width: int, seed: int, position: int) -> Crop:
     """Draws the box and the flip of one clip.
 
     The area is uniform in `scale`, the width by height log-uniform in `ratio`, the place uniform over all places. A
-    size that does not fit into the frame is drawn again; after `max_tries` of them the box lies in the middle, and is
+    size that does not fit into the frame is drawn again; after ten of them the box lies in the middle, and is
     the largest one whose width by height is in `ratio`. This is the released code's way to draw, and torchvision's.
 
     Args:
@@ -103,7 +85,7 @@ def draw_crop(settings: RandomResizedCropSettings, *, height: int, width: int, s
     """
     _require_integer("height", height)
     _require_integer("width", width)
-    num_draws = 2 + 2 * settings.max_tries
+    num_draws = 2 + 2 * MAX_DRAWS
     vertical, horizontal, *sizes = draw_uniform(seed, [position], stream=Stream.CROP, num_draws=num_draws)[0].tolist()
     is_flipped = draw_uniform(seed, [position], stream=Stream.FLIP, num_draws=1).item() < settings.flip_probability
     drawn = _draw_size(settings, height, width, sizes)
@@ -116,9 +98,7 @@ def draw_crop(settings: RandomResizedCropSettings, *, height: int, width: int, s
     return Crop(top=top, left=left, height=box_height, width=box_width, is_flipped=is_flipped)
 
 
-def _draw_size(
-    settings: RandomResizedCropSettings, height: int, width: int, draws: list[float]
-) -> tuple[int, int] | None:
+def _draw_size(settings: CropSpec, height: int, width: int, draws: list[float]) -> tuple[int, int] | None:
     """Height and width of the first size that fits, from pairs of uniform draws; None if none does."""
     (smallest, largest), (narrowest, widest) = settings.scale, settings.ratio
     for area_draw, ratio_draw in zip(draws[::2], draws[1::2], strict=True):

@@ -6,9 +6,108 @@ plain stride.
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from ..core.settings import Settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class FrameSampling(Settings):
+    """Distance between the frames of a clip. The defaults are those of the released configurations.
+
+    Args:
+        frame_step: Length of a clip's window in frames, divided by the frames of the clip.
+        clip_duration: Length of the window in seconds, whatever the frame rate: stands for
+            `frame_step = int(clip_duration * fps / frames_per_clip)`. Where both are given, the duration counts, as in
+            the released configurations.
+    """
+
+    frame_step: PositiveInt | None = 4
+    clip_duration: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _require_length(self) -> "Self":
+        if self.frame_step is None and self.clip_duration is None:
+            raise ValueError(
+                "frame_step and clip_duration are both None, but one of them sets the length of a clip; "
+                "give frame_step (frames) or clip_duration (seconds)"
+            )
+        return self
+
+
+class ClipSpec(FrameSampling):
+    """Frames of a clip, and number of clips of a video.
+
+    Args:
+        frames_per_clip: Frames of a clip.
+        frame_step: Length of a clip's window in frames, divided by `frames_per_clip`.
+        clip_duration: Length of the window in seconds, in place of `frame_step`.
+        num_segments: Clips of a video, one in each of as many equal parts.
+    """
+
+    frames_per_clip: PositiveInt = 16
+    num_segments: PositiveInt = 1
+
+    @property
+    def processor_options(self) -> dict[str, Any]:
+        """The options of a `VJEPAVideoProcessor` that takes the same clips."""
+        name = "frame_step" if self.clip_duration is None else "clip_duration"
+        options = {"num_frames": self.frames_per_clip, "num_segments": self.num_segments}
+        return {**options, name: getattr(self, name)}
+
+    def frame_step_at(self, fps: float | None) -> int:
+        """Frames of the window for each frame of the clip.
+
+        Args:
+            fps: Frames of the video per second. Only read with `clip_duration`; None where it is not known.
+
+        Raises:
+            ValueError: `fps` is needed and not positive, or the duration has fewer than `frames_per_clip` frames.
+        """
+        if self.clip_duration is None:
+            assert self.frame_step is not None  # one of the two is given
+            return self.frame_step
+        if fps is None or not (math.isfinite(fps) and fps > 0):
+            raise ValueError(
+                f"fps is {fps}, but clip_duration needs the video's frames per second, a positive number; "
+                "give frame_step instead where the video does not state them"
+            )
+        frame_step = int(self.clip_duration * fps / self.frames_per_clip)
+        if frame_step < 1:
+            raise ValueError(
+                f"clip_duration of {self.clip_duration} s at {fps} fps is {self.clip_duration * fps:g} frames, but a "
+                f"clip needs at least frames_per_clip={self.frames_per_clip}; give a longer duration, or frame_step=1"
+            )
+        return frame_step
+
+    def sample_indices(
+        self,
+        num_video_frames: int,
+        *,
+        fps: float | None,
+        allow_clip_overlap: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> list[np.ndarray]:
+        """Sample the frames of the clips of one video; arguments, rule and errors as for `sample_clip_indices`."""
+        _require_positive(num_video_frames=num_video_frames)
+        num_clips, window = self.num_segments, self.frames_per_clip * self.frame_step_at(fps)
+        if num_video_frames // num_clips > window:
+            starts = _window_starts(num_video_frames, num_clips, window, generator)
+            num_spanned = window
+        elif allow_clip_overlap:
+            starts = _overlapping_starts(num_video_frames, num_clips, window)
+            num_spanned = min(window, num_video_frames) - 1
+        else:
+            starts = _partition_starts(num_video_frames, num_clips)
+            num_spanned = num_video_frames // num_clips
+        offsets = _spread_over_window(num_spanned, window, self.frames_per_clip)
+        return [start + offsets for start in starts]
 
 
 def sample_clip_indices(
@@ -58,19 +157,10 @@ def sample_clip_indices(
         ValueError: If a count, the step, the duration or (when it is needed) `fps` is not positive, if neither step
             nor duration is given, or if the duration holds fewer than `frames_per_clip` frames.
     """
-    _require_positive_integers(num_video_frames=num_video_frames, frames_per_clip=frames_per_clip, num_clips=num_clips)
-    window = frames_per_clip * _resolve_frame_step(fps, frames_per_clip, frame_step, clip_duration)
-    if num_video_frames // num_clips > window:
-        starts = _window_starts(num_video_frames, num_clips, window, generator)
-        num_spanned = window
-    elif allow_clip_overlap:
-        starts = _overlapping_starts(num_video_frames, num_clips, window)
-        num_spanned = min(window, num_video_frames) - 1
-    else:
-        starts = _partition_starts(num_video_frames, num_clips)
-        num_spanned = num_video_frames // num_clips
-    offsets = _spread_over_window(num_spanned, window, frames_per_clip)
-    return [start + offsets for start in starts]
+    clips = ClipSpec(
+        frames_per_clip=frames_per_clip, num_segments=num_clips, frame_step=frame_step, clip_duration=clip_duration
+    )
+    return clips.sample_indices(num_video_frames, fps=fps, allow_clip_overlap=allow_clip_overlap, generator=generator)
 
 
 def plan_windows(num_video_frames: int, *, frames_per_clip: int, window: int, stride: int) -> list[np.ndarray]:
@@ -95,9 +185,7 @@ def plan_windows(num_video_frames: int, *, frames_per_clip: int, window: int, st
     Raises:
         ValueError: If an argument is not a positive integer, or if the window has fewer frames than a clip.
     """
-    _require_positive_integers(
-        num_video_frames=num_video_frames, frames_per_clip=frames_per_clip, window=window, stride=stride
-    )
+    _require_positive(num_video_frames=num_video_frames, frames_per_clip=frames_per_clip, window=window, stride=stride)
     if window < frames_per_clip:
         raise ValueError(
             f"window is {window} frames, but a clip takes frames_per_clip={frames_per_clip} different frames from it; "
@@ -142,38 +230,7 @@ def _partition_starts(num_video_frames: int, num_clips: int) -> np.ndarray:
     return np.arange(num_clips) * (num_video_frames // num_clips)
 
 
-def _resolve_frame_step(
-    fps: float | None, frames_per_clip: int, frame_step: int | None, clip_duration: float | None
-) -> int:
-    if clip_duration is not None:
-        return _frame_step_of_duration(fps, frames_per_clip, clip_duration)
-    if frame_step is None:
-        raise ValueError(
-            "frame_step and clip_duration are both None, but one of them sets the length of a clip; "
-            "give frame_step (frames) or clip_duration (seconds)"
-        )
-    _require_positive_integers(frame_step=frame_step)
-    return frame_step
-
-
-def _frame_step_of_duration(fps: float | None, frames_per_clip: int, clip_duration: float) -> int:
-    if fps is None or not (math.isfinite(fps) and fps > 0):
-        raise ValueError(
-            f"fps is {fps}, but clip_duration needs the video's frames per second, a positive number; "
-            "give frame_step instead where the video does not state them"
-        )
-    if not (math.isfinite(clip_duration) and clip_duration > 0):
-        raise ValueError(f"clip_duration is {clip_duration}, but must be a positive number of seconds, such as 3.0")
-    frame_step = int(clip_duration * fps / frames_per_clip)
-    if frame_step < 1:
-        raise ValueError(
-            f"clip_duration of {clip_duration} s at {fps} fps is {clip_duration * fps:g} frames, but a clip needs at "
-            f"least frames_per_clip={frames_per_clip}; give a longer duration, or frame_step=1"
-        )
-    return frame_step
-
-
-def _require_positive_integers(**values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")
+def _require_positive(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}, but must be an integer of at least 1")

@@ -5,7 +5,6 @@ the video's frames, which box of them, whether mirrored, and which video stands 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypedDict
 
@@ -13,13 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .augmentation import Crop, RandomResizedCropSettings, draw_crop
+from .augmentation import Crop, CropSpec, draw_crop
 from .clip_order import ClipRequest
-from .clip_sampling import sample_clip_indices
+from .clip_sampling import ClipSpec
 from .frame_memory import open_memory
 from .quarantine import NoReadableVideoError, Quarantine
 from .random_streams import Stream, draw_uniform, generator_at
-from .records import ClipSource, FrameReader, VideoRecord
+from .records import ClipSource, VideoRecord
 from .video import VideoDecodingError, available_backends
 
 
@@ -45,68 +44,86 @@ class Clip(_Clip, total=False):
     label: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipSettings:
-    """Which frames and which box of a video make a clip. The defaults are those of the released pretraining.
+class ClipReader:
+    """Reads a clip from the first of several videos that can be read.
 
     Args:
-        frames_per_clip: Frames of a clip.
-        frame_step: See `sample_clip_indices`.
-        clip_duration: See `sample_clip_indices`; counts where both are given.
-        crop: What box may be drawn, and how often a clip is mirrored. None: whole frames, not mirrored.
+        clips: Frames of a clip. Of the `num_segments` clips of a video the first is read.
+        crop: Random-resized-crop and flip; None: whole frames, not flipped.
         seed: Seed of the run.
-        backend: The decoder, see `open_video`. None: PyAV where it is installed, which is the fastest for single
+        quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
+        max_tries: Videos that are tried for one clip.
+        backend: The decoder, as for `open_video`. None: PyAV where it is installed, which is the fastest for single
             clips, since it passes over frames that no other needs.
 
     Raises:
-        ValueError: If a count, the step or the duration is not positive, if neither of the latter is given, or if
-            the decoder cannot be imported.
+        ValueError: If `max_tries` is below 1, or if the decoder cannot be imported.
     """
 
-    frames_per_clip: int = 16
-    frame_step: int | None = 4
-    clip_duration: float | None = None
-    crop: RandomResizedCropSettings | None = field(default_factory=RandomResizedCropSettings)
-    seed: int = 0
-    backend: str | None = None
-
-    def __post_init__(self) -> None:
-        self.sample_indices(1, fps=1e9, position=0)
+    def __init__(
+        self,
+        clips: ClipSpec,
+        *,
+        crop: CropSpec | None,
+        seed: int = 0,
+        quarantine: Quarantine | None = None,
+        max_tries: int = 10,
+        backend: str | None = None,
+    ):
+        if max_tries < 1:
+            raise ValueError(
+                f"max_tries is {max_tries}, but at least the video itself has to be tried; give 1 or more"
+            )
         usable = available_backends()
         # Found out here, a decoder that is missing is an error; found out later, it would be each video's fault.
-        if not usable or self.backend not in (None, *usable):
+        if not usable or backend not in (None, *usable):
             raise ValueError(
-                f"backend is {self.backend!r}, but must be None or one that can be imported here: "
+                f"backend is {backend!r}, but must be None or one that can be imported here: "
                 f"{', '.join(usable) or 'none can'}; pip install av"
             )
+        self.clips, self.crop, self.seed, self.max_tries = clips, crop, seed, max_tries
+        self.quarantine = Quarantine() if quarantine is None else quarantine
+        self.backend = "pyav" if backend is None and "pyav" in usable else backend
 
-    @property
-    def decoder(self) -> str | None:
-        """The decoder that is used; None leaves the choice to `open_video`."""
-        return "pyav" if self.backend is None and "pyav" in available_backends() else self.backend
+    def read(self, record: VideoRecord, *, position: int) -> Clip:
+        """Read the clip at a position of the global order from a video.
+
+        Args:
+            record: The video.
+            position: Place of the clip in the global order.
+
+        Raises:
+            VideoDecodingError: the video cannot be read, or is shorter than `clip_duration` asks for at its rate.
+            ValueError: `clip_duration` for frames whose rate nothing tells.
+        """
+        with record.open(backend=self.backend) as reader:
+            fps = None if self.clips.clip_duration is None else reader.average_fps
+            try:
+                indices = self.sample_indices(reader.num_frames, fps=fps, position=position)
+            except ValueError as error:
+                if self.clips.clip_duration is None or fps is None:
+                    raise
+                raise VideoDecodingError(record.name, str(error), "leave the video out") from error
+            crop = self.draw_crop(reader.height, reader.width, position=position)
+            frames = reader.read_frames(indices, box=(crop.top, crop.left, crop.height, crop.width))
+        clip = Clip(frames=torch.from_numpy(frames), is_flipped=crop.is_flipped, position=position, num_failures=0)
+        if record.label is not None:
+            clip["label"] = record.label
+        return clip
 
     def sample_indices(self, num_video_frames: int, *, fps: float | None, position: int) -> np.ndarray:
-        """Draw the frames of the clip at a position, `(frames_per_clip,)`.
+        """Sample the frames of the clip at a position, `(frames_per_clip,)`; errors as for `ClipSpec.frame_step_at`.
 
         Args:
             num_video_frames: Frames of the video.
             fps: Its frames per second; only read with `clip_duration`.
             position: Place of the clip in the global order.
-
-        Raises:
-            ValueError: If `clip_duration` does not suit the video's `fps`.
         """
-        return sample_clip_indices(
-            num_video_frames,
-            fps=fps,
-            frames_per_clip=self.frames_per_clip,
-            frame_step=self.frame_step,
-            clip_duration=self.clip_duration,
-            generator=generator_at(self.seed, position, stream=Stream.CLIP),
-        )[0]
+        generator = generator_at(self.seed, position, stream=Stream.CLIP)
+        return self.clips.sample_indices(num_video_frames, fps=fps, generator=generator)[0]
 
     def draw_crop(self, height: int, width: int, *, position: int) -> Crop:
-        """Draw the box of the clip at a position, and whether it is mirrored.
+        """Sample the box and the flip of the clip at a position.
 
         Args:
             height: Pixels of the video's frames.
@@ -116,59 +133,6 @@ class ClipSettings:
         if self.crop is None:
             return Crop(top=0, left=0, height=height, width=width, is_flipped=False)
         return draw_crop(self.crop, height=height, width=width, seed=self.seed, position=position)
-
-
-def read_clip(record: VideoRecord, settings: ClipSettings, *, position: int) -> Clip:
-    """Read the clip at a position of the global order from a video.
-
-    Args:
-        record: The video.
-        settings: Which frames and which box.
-        position: Place of the clip in the global order.
-
-    Raises:
-        VideoDecodingError: the video cannot be read, or is shorter than `clip_duration` asks for at its rate.
-        ValueError: `clip_duration` for frames whose rate nothing tells.
-    """
-    with record.open(backend=settings.decoder) as reader:
-        indices = _choose_frames(reader, settings, position, record.name)
-        crop = settings.draw_crop(reader.height, reader.width, position=position)
-        frames = reader.read_frames(indices, box=(crop.top, crop.left, crop.height, crop.width))
-    clip = Clip(frames=torch.from_numpy(frames), is_flipped=crop.is_flipped, position=position, num_failures=0)
-    if record.label is not None:
-        clip["label"] = record.label
-    return clip
-
-
-def _choose_frames(reader: FrameReader, settings: ClipSettings, position: int, name: str) -> np.ndarray:
-    fps = None if settings.clip_duration is None else reader.average_fps
-    try:
-        return settings.sample_indices(reader.num_frames, fps=fps, position=position)
-    except ValueError as error:
-        if settings.clip_duration is None or fps is None:
-            raise
-        raise VideoDecodingError(name, str(error), "leave the video out") from error
-
-
-class ClipReader:
-    """Reads a clip from the first of several videos that can be read.
-
-    Args:
-        settings: Which frames and which box.
-        quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
-        max_tries: Videos that are tried for one clip.
-
-    Raises:
-        ValueError: If `max_tries` is below 1.
-    """
-
-    def __init__(self, settings: ClipSettings, *, quarantine: Quarantine | None = None, max_tries: int = 10):
-        if max_tries < 1:
-            raise ValueError(
-                f"max_tries is {max_tries}, but at least the video itself has to be tried; give 1 or more"
-            )
-        self.settings, self.max_tries = settings, max_tries
-        self.quarantine = Quarantine() if quarantine is None else quarantine
 
     def read_first(self, records: Iterable[VideoRecord], *, position: int) -> Clip:
         """Read the clip at a position from the first video that can be read, and count the ones before it.
@@ -186,7 +150,7 @@ class ClipReader:
         for record in islice(records, self.max_tries):
             if record.name not in self.quarantine:
                 try:
-                    clip = read_clip(record, self.settings, position=position)
+                    clip = self.read(record, position=position)
                 except VideoDecodingError as error:
                     self.quarantine.add(record.name, cause=error.cause, position=position)
                 else:
@@ -211,10 +175,8 @@ class VideoClipDataset(Dataset[Clip]):
 
     Args:
         source: The videos, see `open_source`.
-        frames_per_clip: Frames of a clip.
-        frame_step: Frames of the video from one of the clip to the next, about; see `sample_clip_indices`.
-        clip_duration: Length of a clip in seconds, instead; counts where both are given.
-        crop: What box may be drawn, and how often a clip is mirrored. None: whole frames, not mirrored.
+        clips: Frames of a clip; of several `num_segments` the first is read.
+        crop: Random-resized-crop and flip; None: whole frames, not flipped.
         seed: Seed of the run.
         quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
         max_tries: Videos that are tried for one clip.
@@ -223,17 +185,15 @@ class VideoClipDataset(Dataset[Clip]):
             a file that changes later is not read again; see `frame_memory`.
 
     Raises:
-        ValueError: If a count, the step or the duration is not positive, or if the decoder cannot be imported.
+        ValueError: If `max_tries` is below 1, or if the decoder cannot be imported.
     """
 
     def __init__(
         self,
         source: ClipSource,
+        clips: ClipSpec = ClipSpec(),  # noqa: B008 (it is frozen)
         *,
-        frames_per_clip: int = 16,
-        frame_step: int | None = 4,
-        clip_duration: float | None = None,
-        crop: RandomResizedCropSettings | None = RandomResizedCropSettings(),  # noqa: B008 (it is frozen)
+        crop: CropSpec | None = CropSpec(),  # noqa: B008
         seed: int = 0,
         quarantine: Quarantine | None = None,
         max_tries: int = 10,
@@ -241,18 +201,12 @@ class VideoClipDataset(Dataset[Clip]):
         max_memory: int = 0,
     ):
         self.source = source
-        self.settings = ClipSettings(
-            frames_per_clip=frames_per_clip,
-            frame_step=frame_step,
-            clip_duration=clip_duration,
-            crop=crop,
-            seed=seed,
-            backend=backend,
+        self.reader = ClipReader(
+            clips, crop=crop, seed=seed, quarantine=quarantine, max_tries=max_tries, backend=backend
         )
-        self.reader = ClipReader(self.settings, quarantine=quarantine, max_tries=max_tries)
         self.memory = None
         if max_memory > 0:
-            self.memory = open_memory(source, max_bytes=max_memory, backend=self.settings.decoder)
+            self.memory = open_memory(source, max_bytes=max_memory, backend=self.reader.backend)
 
     @property
     def weights(self) -> np.ndarray | None:
@@ -289,7 +243,7 @@ class VideoClipDataset(Dataset[Clip]):
         stand_ins = self.source.stand_ins(index)
         tried = [index - stand_ins.start]
         num_draws = min(self.reader.max_tries, len(stand_ins)) - 1
-        draws = draw_uniform(self.settings.seed, [position], stream=Stream.REPLACEMENT, num_draws=num_draws)[0]
+        draws = draw_uniform(self.reader.seed, [position], stream=Stream.REPLACEMENT, num_draws=num_draws)[0]
         for draw in draws.tolist():
             place = int(draw * (len(stand_ins) - len(tried)))  # among those not tried yet
             for earlier in sorted(tried):

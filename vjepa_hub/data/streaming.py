@@ -12,9 +12,10 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .augmentation import RandomResizedCropSettings
+from .augmentation import CropSpec
 from .clip_order import ClipOrder
-from .dataset import Clip, ClipReader, ClipSettings
+from .clip_sampling import ClipSpec
+from .dataset import Clip, ClipReader
 from .hugging_face import HuggingFaceShards
 from .quarantine import Quarantine
 from .records import RecordShards, VideoRecord
@@ -38,13 +39,11 @@ class ClipStream(IterableDataset[Clip]):
 
     Args:
         source: The shards, such as `TarShards` or `HuggingFaceShards`; `open_shards` makes them.
+        clips: Frames of a clip; of several `num_segments` the first is read.
         batch_size: Clips in a batch of one process.
         rank: Number of this process, from 0.
         num_processes: Processes of the run.
-        frames_per_clip: Frames of a clip.
-        frame_step: Frames of the video from one of the clip to the next, about; see `sample_clip_indices`.
-        clip_duration: Length of a clip in seconds, instead; counts where both are given.
-        crop: What box may be drawn, and how often a clip is mirrored. None: whole frames, not mirrored.
+        crop: Random-resized-crop and flip; None: whole frames, not flipped.
         seed: Seed of the run.
         quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
         max_tries: Videos that are tried for one clip.
@@ -58,21 +57,19 @@ class ClipStream(IterableDataset[Clip]):
             and workers, the clips are those of a run that did not stop.
 
     Raises:
-        ValueError: If a count, the step or the duration is not positive, the rank is not below `num_processes`, or
-            the start lies inside a batch.
+        ValueError: If a count is not positive, the rank is not below `num_processes`, or the start lies inside a
+            batch.
     """
 
     def __init__(
         self,
         source: RecordShards,
+        clips: ClipSpec = ClipSpec(),  # noqa: B008 (it is frozen)
         *,
         batch_size: int,
         rank: int = 0,
         num_processes: int = 1,
-        frames_per_clip: int = 16,
-        frame_step: int | None = 4,
-        clip_duration: float | None = None,
-        crop: RandomResizedCropSettings | None = RandomResizedCropSettings(),  # noqa: B008 (it is frozen)
+        crop: CropSpec | None = CropSpec(),  # noqa: B008
         seed: int = 0,
         quarantine: Quarantine | None = None,
         max_tries: int = 10,
@@ -85,15 +82,9 @@ class ClipStream(IterableDataset[Clip]):
                 "be at least 1, and the rank one of 0 to num_processes - 1"
             )
         self.source, self.batch_size, self.rank, self.num_processes = source, batch_size, rank, num_processes
-        self.settings = ClipSettings(
-            frames_per_clip=frames_per_clip,
-            frame_step=frame_step,
-            clip_duration=clip_duration,
-            crop=crop,
-            seed=seed,
-            backend=backend,
+        self.reader = ClipReader(
+            clips, crop=crop, seed=seed, quarantine=quarantine, max_tries=max_tries, backend=backend
         )
-        self.reader = ClipReader(self.settings, quarantine=quarantine, max_tries=max_tries)
         self.start_position = start_position
 
     @property
@@ -131,8 +122,8 @@ class ClipStream(IterableDataset[Clip]):
         """Yield the videos of one reader without end, after the first `num_before` of them."""
         reader, num_readers = self.rank * num_workers + worker, self.num_processes * num_workers
         if self.source.num_shards >= num_readers:
-            return _ShardRow(self.source, self.settings.seed, first=reader, step=num_readers).records(num_before)
-        row = _ShardRow(self.source, self.settings.seed, first=0, step=1)
+            return _ShardRow(self.source, self.reader.seed, first=reader, step=num_readers).records(num_before)
+        row = _ShardRow(self.source, self.reader.seed, first=0, step=1)
         return islice(row.records(reader + num_before * num_readers), 0, None, num_readers)
 
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as image_transforms
 
-from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, RandomResizedCropSettings, draw_crop
+from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, CropSpec, draw_crop
 from ..data.clip_order import ClipRequest
 from ..data.clip_sampling import sample_clip_indices
 from ..data.random_streams import Stream, draw_uniform, generator_at
@@ -291,9 +291,9 @@ class TrainingClips(_LabelledClips):
         return _rand_augment(self.augmentation.auto_augment, self.clip_format.crop_size)
 
     @cached_property
-    def _crop_settings(self) -> RandomResizedCropSettings:
+    def _crop_settings(self) -> CropSpec:
         augmentation = self.augmentation
-        return RandomResizedCropSettings(
+        return CropSpec(
             scale=augmentation.scale, ratio=augmentation.ratio, flip_probability=augmentation.flip_probability
         )
 

@@ -23,7 +23,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.augmentation import RandomResizedCropSettings
+from pydantic import NonNegativeFloat, PositiveInt
+
+from ..data.augmentation import CropSpec
+from ..data.clip_sampling import ClipSpec, FrameSampling
 from ..data.masking import (
     CAUSAL,
     LONG_RANGE,
@@ -62,51 +65,26 @@ _REFUSED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipRecipe:
-    """How clips are taken from videos and augmented. The defaults are those of the released configurations.
+class ClipRecipe(FrameSampling, CropSpec):
+    """Sampling, augmentation and reading of clips; how many frames they have is said by the model.
 
     Args:
         frame_step: Video frames from one frame of a clip to the next.
         clip_duration: Seconds that a clip spans, whatever the frame rate; in place of `frame_step`.
         scale: Smallest and largest area of the random crop, as a part of the frame's.
         ratio: Smallest and largest width of the random crop, divided by its height.
-        flip_probability: How often a clip is mirrored.
+        flip_probability: Probability of a horizontal flip.
         max_tries: Videos that are tried for a clip before the run stops.
         backend: decord, pyav or torchcodec; by default the first that is there.
         stream: Whether tar files are read from beginning to end, again and again, rather than by number.
         max_memory_gib: GiB of decoded frames that may be kept in memory, over all processes of this machine. If all
             videos fit, each is decoded once; 0 keeps none. It changes no clip.
-
-    Raises:
-        ValueError: A number lies outside its range.
     """
 
-    frame_step: int = 4
-    clip_duration: float | None = None
-    scale: tuple[float, float] = (0.3, 1.0)
-    ratio: tuple[float, float] = (0.75, 1.35)
-    flip_probability: float = 0.5
-    max_tries: int = 10
+    max_tries: PositiveInt = 10
     backend: str | None = None
     stream: bool = False
-    max_memory_gib: float = 3.0
-
-    def __post_init__(self) -> None:
-        for name in ("frame_step", "max_tries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"clips.{name} is {getattr(self, name)}, but must be an integer of at least 1")
-        if self.clip_duration is not None and not 0 < self.clip_duration < float("inf"):
-            raise ValueError(f"clips.clip_duration is {self.clip_duration}, but must be a number of seconds above 0")
-        if not 0 <= self.max_memory_gib < float("inf"):
-            raise ValueError(
-                f"clips.max_memory_gib is {self.max_memory_gib}, but must be a number of GiB, or 0 for none"
-            )
-        self.crop()
-
-    def crop(self) -> RandomResizedCropSettings:
-        """The settings of the augmentation."""
-        return RandomResizedCropSettings(scale=self.scale, ratio=self.ratio, flip_probability=self.flip_probability)
+    max_memory_gib: NonNegativeFloat = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +177,11 @@ class Recipe:
         """The tokens of a clip."""
         return TokenGrid.from_config(self.config())
 
+    def clip_spec(self) -> ClipSpec:
+        """The frames of a clip."""
+        sampling = {name: getattr(self.clips, name) for name in FrameSampling.model_fields}
+        return ClipSpec(frames_per_clip=self.config().frames_per_clip, **sampling)
+
     def arguments(self, output_dir: str | Path) -> VJEPATrainingArguments:
         """The arguments of the Trainer on this machine, for the processes that were started.
 
@@ -268,7 +251,7 @@ class Recipe:
             "initial": self.initial,
             "model": _plain(dict(self.model)),
             "masks": [_mask_to_dict(settings) for settings in self.masks],
-            "clips": _plain(dataclasses.asdict(self.clips)),
+            "clips": self.clips.to_tree(),
             "data": [dataclasses.asdict(share) for share in self.data],
             "synthetic": None if self.synthetic is None else _synthetic_to_dict(self.synthetic),
             "training": _plain(dict(self.training)),
@@ -331,7 +314,7 @@ def recipe_from_dict(tree: Any, *, name: str) -> Recipe:
         initial=checked("initial", tree.get("initial"), str | None),
         model=checked_fields("model", tree.get("model"), _model_fields()),
         masks=_masks(tree.get("masks") or "multi-block"),
-        clips=build_checked(ClipRecipe, tree.get("clips"), "clips"),
+        clips=ClipRecipe.from_tree(tree.get("clips") or {}),
         data=_data(tree.get("data")),
         synthetic=_synthetic(tree.get("synthetic")),
         training=_training(tree.get("training")),
@@ -475,7 +458,7 @@ def _split_override(text: str) -> tuple[str, Any]:
 def _section_fields(synthetic: SyntheticVideoSettings | None) -> dict[str, Iterable[str]]:
     sections: dict[str, Iterable[str]] = {
         "model": _model_fields(),
-        "clips": typing.get_type_hints(ClipRecipe),
+        "clips": ClipRecipe.model_fields,
         "training": [*_training_fields(), *_REFUSED],
     }
     if synthetic is not None:

@@ -304,10 +304,7 @@ def build_trainer(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, co
 
 def build_processor(recipe: Recipe) -> VJEPAVideoProcessor:
     """The processor of a recipe: takes clips from videos as the training does."""
-    config, clips = recipe.config(), recipe.clips
-    name = "frame_step" if clips.clip_duration is None else "clip_duration"
-    pace = {name: getattr(clips, name)}
-    return VJEPAVideoProcessor(crop_size=config.crop_size, num_frames=config.frames_per_clip, **pace)
+    return VJEPAVideoProcessor(crop_size=recipe.config().crop_size, **recipe.clip_spec().processor_options)
 
 
 def build_model(recipe: Recipe) -> VJEPAForPreTraining:

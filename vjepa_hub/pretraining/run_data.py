@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..data.augmentation import resize_cutouts
-from ..data.dataset import ClipSettings, VideoClipDataset, read_clip
+from ..data.dataset import ClipReader, VideoClipDataset
 from ..data.quarantine import Quarantine
 from ..data.records import ClipSource
 from ..data.sources import open_source
@@ -117,10 +117,8 @@ def _open_stream(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, pat
 
 def _clip_settings(recipe: Recipe, args: VJEPATrainingArguments, folder: Path) -> dict[str, Any]:
     return {
-        "frames_per_clip": recipe.config().frames_per_clip,
-        "frame_step": recipe.clips.frame_step,
-        "clip_duration": recipe.clips.clip_duration,
-        "crop": recipe.clips.crop(),
+        "clips": recipe.clip_spec(),
+        "crop": recipe.clips,
         "seed": args.data_draw_seed,
         "quarantine": Quarantine(folder / QUARANTINE),
         "max_tries": recipe.clips.max_tries,
@@ -220,23 +218,16 @@ def read_labelled_clips(
     Raises:
         ValueError: None of them can be read.
     """
-    config = recipe.config()
-    settings = ClipSettings(
-        frames_per_clip=config.frames_per_clip,
-        frame_step=recipe.clips.frame_step,
-        clip_duration=recipe.clips.clip_duration,
-        crop=None,
-        backend=recipe.clips.backend,
-    )
+    reader = ClipReader(recipe.clip_spec(), crop=None, backend=recipe.clips.backend)
     first = next(iter(tasks.values()))
     clips, kept = [], []
     for count, index in enumerate(indices, 1):
         try:
-            frames = read_clip(first.record(index), settings, position=index)["frames"]
+            frames = reader.read(first.record(index), position=index)["frames"]
         except VideoDecodingError as error:
             logger.warning("left out of the probe: %s", error)
         else:
-            clips.append(resize_cutouts([frames], config.crop_size))
+            clips.append(resize_cutouts([frames], recipe.config().crop_size))
             kept.append(index)
         if progress is not None:
             progress(count, len(indices))
