@@ -44,6 +44,7 @@ from rich.text import Text
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
+from vjepa_hub.core.files import write_whole
 from vjepa_hub.evaluation.encoders.opening import UNTRAINED_PREFIX
 from vjepa_hub.evaluation.encoders.pixel_encoder import PATCH_SIZE
 from vjepa_hub.evaluation.finetuning.run import FineTuneSettings, prepare_finetuning
@@ -58,7 +59,6 @@ from vjepa_hub.evaluation.made_tasks import (
     selected_accuracies,
 )
 from vjepa_hub.evaluation.protocols import Augmentation
-from vjepa_hub.evaluation.results import write_complete
 from vjepa_hub.pretraining.checkpoints import save_published
 from vjepa_hub.pretraining.console import ConsoleCallback, shown_progress
 from vjepa_hub.pretraining.interruption import InterruptedRunError
@@ -134,7 +134,7 @@ class Baselines:
             accuracies = self._measure(row, seed)
             text = json.dumps({"accuracies": accuracies, "made_with": self._made_with(row)})
             self._file(row, seed).parent.mkdir(exist_ok=True)
-            write_complete(self._file(row, seed), text.encode())
+            write_whole(self._file(row, seed), text)
 
     def read(self, row: str, seed: int) -> Mapping[str, float] | None:
         """Accuracies from 0 to 1 by task; None where they are not measured yet.
@@ -278,7 +278,7 @@ class Baselines:
             "rows": rows,
         }
         text = json.dumps(content, indent=1) + "\n"
-        return write_complete(self.folder / MODEL / EVALUATION_FILE, text.encode())
+        return write_whole(self.folder / MODEL / EVALUATION_FILE, text)
 
 
 def show(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:

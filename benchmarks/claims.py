@@ -47,11 +47,12 @@ from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from vjepa_hub import VJEPAForPreTraining, VJEPAModel
+from vjepa_hub.core.files import write_whole
 from vjepa_hub.data.masking import CAUSAL
 from vjepa_hub.data.synthetic.videos import make_videos
 from vjepa_hub.evaluation.label_efficiency import summarise
 from vjepa_hub.evaluation.made_tasks import ATTENTIVE_HEADS, TASKS, MadeTaskSettings, make_task_videos, probe_tasks
-from vjepa_hub.evaluation.results import to_plain, write_complete
+from vjepa_hub.evaluation.results import to_plain
 from vjepa_hub.model.modeling_vjepa import VJEPAForPreTrainingOutput, select_tokens
 from vjepa_hub.pretraining.arguments import CHECKPOINTING
 from vjepa_hub.pretraining.checkpoints import save_published
@@ -325,7 +326,7 @@ class Stopwatch(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         seconds = self._before + time.monotonic() - self._start
-        write_complete(self.file, json.dumps({**self._kept(), str(state.global_step): seconds}).encode())
+        write_whole(self.file, json.dumps({**self._kept(), str(state.global_step): seconds}))
 
     on_train_end = on_save
 
@@ -353,7 +354,7 @@ def train(variant: Variant, recipe: Recipe, folder: Path, *, videos: Path, conso
         run.trainer.model.__class__ = VJEPAWithoutStopGradient  # which has no state of its own
     run.train()
     found = _describe(variant, recipe, run.trainer, stopwatch.read(run.trainer.state.global_step))
-    write_complete(file, json.dumps(asdict(found), indent=1).encode())
+    write_whole(file, json.dumps(asdict(found), indent=1))
     return found
 
 
@@ -755,7 +756,7 @@ def write(study: Study, results: Results, command: str) -> None:
         "claims.png": draw(results, study.claims),
     }
     for name, content in files.items():
-        study.console.print(Text(f"wrote {write_complete(study.folder / name, content)}"), soft_wrap=True)
+        study.console.print(Text(f"wrote {write_whole(study.folder / name, content)}"), soft_wrap=True)
 
 
 def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..core.files import write_whole
 from .manifests import read_manifest_entries
 from .video import available_backends
 
@@ -541,7 +542,4 @@ def _with_path(line: str, path: str, ending: str, header: list[str]) -> str:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
-    os.replace(partial, path)
-    return path
+    return write_whole(path, "".join(f"{line}\n" for line in lines))

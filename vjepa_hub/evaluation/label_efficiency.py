@@ -9,7 +9,6 @@ no draw in training: those are below 1000, and that of a mask kind is 1000 plus 
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import write_whole, written_whole
 from ..data.manifests import parse_label, read_manifest_entries
 from ..data.random_streams import draw_uniform
 from ..heads.metrics import shorten_list
-from .results import write_complete
 
 SPLIT_STREAM = 2000
 SPLIT_FORMAT = 1
@@ -158,7 +157,7 @@ def write_split(
         "num_videos_of_all": len(labels),
         "counts": {str(label): count for label, count in _count_classes(labels[indices]).items()},
     }
-    write_complete(path.with_suffix(".json"), (json.dumps(description, indent=2) + "\n").encode())
+    write_whole(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
     return path
 
 
@@ -260,20 +259,16 @@ def _count_classes(labels: np.ndarray) -> dict[int, int]:
 
 
 def _write_manifest(path: Path, chosen: Sequence[tuple[str, str]]) -> None:
-    """Write the lines under a temporary name that is a manifest's too, and rename the file if it reads back."""
+    """Write the lines, if they read back."""
     for name, _ in chosen:
         if not _is_plain(name):
             raise ValueError(
                 f"the name {name!r} of a video cannot stand in a manifest: it is empty, has a line break, a character "
                 "that is not Unicode, or a space or quotation mark at one of its ends; rename the video"
             )
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.csv")
-    try:
-        partial.write_text("".join(f"{name} {label}\n" for name, label in chosen), encoding="utf-8", newline="\n")
-        _check_reads_back(partial, chosen)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_bytes("".join(f"{name} {label}\n" for name, label in chosen).encode())
+        _check_reads_back(temporary, chosen)
 
 
 def _is_plain(name: str) -> bool:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from ..core.files import write_whole
 from ..heads.metrics import ClassificationMetrics, compute_metrics
 from ..heads.pooling import AttentiveHead, HeadSettings, attach_head
 from ..hub.class_names import chosen_names
@@ -46,7 +47,6 @@ from .results import (
     HeadResult,
     read_results,
     to_plain,
-    write_complete,
     write_confusion_picture,
     write_per_class_csv,
     write_results,
@@ -209,7 +209,7 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, show_progress: Sh
     rows = summarise_outcomes(outcomes)
     if join_processes().is_main_process:
         text = json.dumps(to_plain([asdict(row) for row in rows], where="summary"), indent=1)
-        write_complete(output_dir / SUMMARY_NAME, text.encode())
+        write_whole(output_dir / SUMMARY_NAME, text)
     return rows
 
 
@@ -506,7 +506,7 @@ class _Record:
             self._refuse_or_delete(found, wanted)
             found = None
         if found is None and state.is_main_process:
-            write_complete(self.folder / RUN_NAME, json.dumps(wanted, indent=1).encode())
+            write_whole(self.folder / RUN_NAME, json.dumps(wanted, indent=1))
         state.wait_for_everyone()
         return found is not None and (self.folder / RESULTS_NAME).exists()
 

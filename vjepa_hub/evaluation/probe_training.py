@@ -10,7 +10,6 @@ one step ahead, no decay on biases and 1-D parameters, gradients of each head cl
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.files import written_whole
 from ..data.clip_order import ClipRequest
 from ..data.random_streams import Stream, generator_at
 from ..heads.pooling import HeadSettings, build_head
@@ -257,7 +257,7 @@ class ProbeTraining:
         return {"plan": asdict(self.plan), "heads": [asdict(head.settings) for head in self.heads]}
 
     def _save(self, folder: Path, num_epochs: int) -> None:
-        """Keep the heads; whole at once, so that a kill leaves the last complete ones."""
+        """Keep the heads."""
         state = join_processes()
         unreadable = sum(gather_object([self.num_unreadable]))
         if state.is_main_process:
@@ -269,10 +269,8 @@ class ProbeTraining:
                 "heads": [head.head.state_dict() for head in self.heads],
                 "optimizers": [head.optimizer.state_dict() for head in self.heads],
             }
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{CHECKPOINT}.incomplete"
-            torch.save(kept, temporary)
-            os.replace(temporary, folder / CHECKPOINT)
+            with written_whole(folder / CHECKPOINT) as temporary:
+                torch.save(kept, temporary)
         state.wait_for_everyone()
 
     def _restore(self, folder: Path) -> int:

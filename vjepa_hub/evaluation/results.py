@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..core.files import write_whole
 from ..heads.metrics import ClassificationMetrics
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def write_results(folder: str | Path, results: EvaluationResults) -> Path:
         TypeError: A mapping has a value that has no meaning in JSON.
     """
     text = json.dumps(results.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-    return write_complete(Path(folder) / RESULTS_NAME, (_join_numbers(text) + "\n").encode())
+    return write_whole(Path(folder) / RESULTS_NAME, _join_numbers(text) + "\n")
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -182,21 +183,6 @@ def read_results(folder: str | Path) -> dict[str, Any]:
             "with the version that wrote it, or evaluate again"
         )
     return content
-
-
-def write_complete(path: Path, content: bytes) -> Path:
-    """Write a file that has its name only when it is complete. Its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def to_plain(value: Any, *, where: str) -> Any:
@@ -276,7 +262,7 @@ def write_per_class_csv(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CLASS_COLUMNS)
     writer.writerows(_class_row(metrics, place, names) for place in range(metrics.num_classes))
-    return write_complete(Path(path), text.getvalue().encode())
+    return write_whole(path, text.getvalue())
 
 
 def _class_row(metrics: ClassificationMetrics, place: int, names: Sequence[str]) -> tuple[object, ...]:
@@ -337,7 +323,7 @@ def write_confusion_picture(
         _write_head(figure, confusion, num_without_prediction)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=DPI, metadata={"Title": "Confusion matrix", "Software": None})
-    return write_complete(Path(path), file.getvalue())
+    return write_whole(path, file.getvalue())
 
 
 @contextmanager

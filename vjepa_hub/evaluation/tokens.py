@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from ..core.files import write_whole, written_whole
 from ..data.clip_order import ClipRequest
 from .clips import EvaluationClips, LabelledClip, TrainingClips
 from .encoders.opening import FrozenEncoder
@@ -251,10 +251,10 @@ class CachedClips(TokenSource):
         size = len(self.labelled)
         self._require_room(2 * size * math.prod(shape))
         for name, dtype, whole in ((_TOKEN_FILE, np.float16, (size, *shape)), (_STATE_FILE, np.uint8, (size,))):
-            _make_once(self.folder / name, dtype, whole)
-        temporary = _temporary(self.folder / _KEY_FILE)
-        temporary.write_text(json.dumps(self.key, indent=1, sort_keys=True))
-        os.replace(temporary, self.folder / _KEY_FILE)
+            if not (self.folder / name).exists():  # the first of several processes wins: others may have rows in it
+                with written_whole(self.folder / name, replace=False) as file:
+                    np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=whole)
+        write_whole(self.folder / _KEY_FILE, json.dumps(self.key, indent=1, sort_keys=True))
 
     def _require_room(self, num_bytes: int) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -325,25 +325,6 @@ def cache_key(source: EncodedClips) -> dict[str, Any]:
         "mean": list(clip_format.mean),
         "std": list(clip_format.std),
     }
-
-
-def _make_once(file: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    """Make a file of zeros, whole at once: the first of several processes wins, and none writes over another's."""
-    if file.exists():
-        return
-    temporary = _temporary(file)
-    np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-    try:
-        os.link(temporary, file)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()
-
-
-def _temporary(file: Path) -> Path:
-    """A name that no process on any machine takes: those of several machines may have the same number."""
-    return file.with_name(f"{file.name}.{uuid.uuid4().hex}")
 
 
 def _write_rows(file: Path, rows: np.ndarray, values: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ import torch
 from safetensors import safe_open
 
 from .. import __version__
+from ..core.files import written_whole
 from ..data.clip_sampling import plan_windows
 from ..data.video import VideoReader, available_backends, open_video, read_image
 
@@ -319,8 +320,6 @@ def extract_features_to_file(
 ) -> VideoFeatures:
     """Features of one video, written as they come: one batch of frames and tokens is in memory at a time.
 
-    The file appears under its name when it is complete; until then it is `output` + ".partial".
-
     Args:
         path: Video or image file.
         output: The safetensors file to write; replaced if it exists.
@@ -348,7 +347,7 @@ def extract_features_to_file(
 
 
 def save_features(features: VideoFeatures, path: str | Path) -> None:
-    """Write features as safetensors, under a temporary name first; `load_features` gives them back bit by bit.
+    """Write features as safetensors; `load_features` gives them back bit by bit.
 
     Args:
         features: What to write.
@@ -398,11 +397,9 @@ class FeatureFileWriter:
     """
 
     def __init__(self, path: str | Path, layout: Layout, metadata: dict[str, str]) -> None:
-        self.path = Path(path)
-        self.partial_path = self.path.with_name(self.path.name + ".partial")
-        self.layout = layout
+        self.layout, self._stack = layout, ExitStack()
         header, self._starts = _safetensors_header(layout, metadata)
-        self._file = self.partial_path.open("wb")
+        self._file = self._stack.enter_context(self._stack.enter_context(written_whole(path)).open("wb"))
         self._file.write(header)
 
     def write_rows(self, name: str, first_row: int, rows: torch.Tensor) -> None:
@@ -433,12 +430,7 @@ class FeatureFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if kind is None:
-            os.replace(self.partial_path, self.path)
-        else:
-            with suppress(FileNotFoundError):
-                self.partial_path.unlink()
+        self._stack.__exit__(kind, error, trace)
 
 
 def _safetensors_header(layout: Layout, metadata: dict[str, str]) -> tuple[bytes, dict[str, int]]:

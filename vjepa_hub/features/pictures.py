@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
+from ..core.files import written_whole
 from .extraction import FeatureExtractionError, VideoFeatures, encode_clips, load_features, open_frames
 from .shifted_windows import Detail, ShiftedMaps, choose_detail
 
@@ -625,7 +625,7 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 
 
 def save_png(image: Image.Image, path: Path, metadata: dict[str, str]) -> Path:
-    """Write a PNG with the metadata as text chunks, under a temporary name first.
+    """Write a PNG with the metadata as text chunks.
 
     Args:
         image: The picture.
@@ -638,14 +638,13 @@ def save_png(image: Image.Image, path: Path, metadata: dict[str, str]) -> Path:
     chunks = PngImagePlugin.PngInfo()
     for name, text in metadata.items():
         chunks.add_itxt(name, text)
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG", pnginfo=chunks)
-    os.replace(partial, path)
+    with written_whole(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)
     return path
 
 
 def save_gif(images: Sequence[Image.Image], seconds: Sequence[float], path: Path, metadata: dict[str, str]) -> Path:
-    """Write an animation that plays at the speed of the video and loops, under a temporary name first.
+    """Write an animation that plays at the speed of the video and loops.
 
     Args:
         images: One for each step, of equal size.
@@ -657,17 +656,16 @@ def save_gif(images: Sequence[Image.Image], seconds: Sequence[float], path: Path
         `path`.
     """
     first, *others = (_with_palette(image) for image in images)
-    partial, comment = path.with_name(path.name + ".partial"), _gif_comment(metadata)
-    first.save(
-        partial,
-        format="GIF",
-        save_all=True,
-        append_images=others,
-        duration=step_durations(seconds),
-        loop=0,
-        comment=comment,
-    )
-    os.replace(partial, path)
+    with written_whole(path) as temporary:
+        first.save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=others,
+            duration=step_durations(seconds),
+            loop=0,
+            comment=_gif_comment(metadata),
+        )
     return path
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.distributed import Processes, share_out
+from ..core.files import write_whole
 from ..data.video import VideoDecodingError
 from .extraction import (
     ExtractionSettings,
@@ -152,17 +152,8 @@ def _plan_set(
             mismatches.append(f"{output} ({'; '.join(differing)})")
     if mismatches:
         raise OutputMismatchError(_mismatch_sentence(mismatches, len(tasks)))
-    for task in tasks:
-        _prepare_folder(task.output)
     folder.mkdir(parents=True, exist_ok=True)
     return tasks
-
-
-def _prepare_folder(output: Path) -> None:
-    """Make the folder of an output, and remove what a run that was killed left there."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for ending in OUTPUT_ENDINGS:
-        output.with_name(f"{output.stem}{ending}.partial").unlink(missing_ok=True)
 
 
 def _differences(source: Path, output: Path, wanted: dict[str, str]) -> list[str] | None:
@@ -249,9 +240,7 @@ def _list_failures(reports: list[VideoReport], folder: Path) -> None:
     if not lines:
         file.unlink(missing_ok=True)
         return
-    partial = file.with_name(f"{FAILED_VIDEOS}.partial")
-    partial.write_text("".join(f"{line}\n" for line in lines))
-    os.replace(partial, file)
+    write_whole(file, "".join(f"{line}\n" for line in lines))
 
 
 def _failed_video(line: str) -> str | None:

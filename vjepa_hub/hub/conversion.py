@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import torch
 
+from ..core.files import written_whole
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import (
     VJEPAForPreTraining,
@@ -386,14 +387,9 @@ def _with_prefix(prefix: str, tensors: Tensors) -> Tensors:
     return {prefix + key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def _save(checkpoint: dict, file: Path) -> None:
-    """Write under a temporary name and rename, so that a kill leaves no broken file behind the final name."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
+def _save(checkpoint: dict, file: str | Path) -> None:
+    with written_whole(file) as temporary:
         torch.save(checkpoint, temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ is what a server that is not the Hub needs: bounded retries, and errors that say
 
 import io
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import http_backoff
 
+from ..core.files import put_in_place
 from .registry import BASE_ADDRESS_VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def download_file(address: str, file: Path) -> None:
         if size is not None and incomplete.is_file() and incomplete.stat().st_size > size:
             incomplete.unlink()
         _fetch(address, incomplete, size, file.name)
-        os.replace(incomplete, file)
+        put_in_place(incomplete, file)
 
 
 def _require_online(address: str) -> None:

@@ -14,8 +14,6 @@ converter has another version converts again, from a kept file or from a new dow
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
+from ..core.files import folder_written_whole, put_in_place
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import (
     VJEPAForVideoClassification,
@@ -451,15 +450,8 @@ def _sole_maker(name: str, snapshot: Path) -> Iterator[bool]:
 @contextmanager
 def _written_at_once(snapshot: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is written; what a kill leaves has another name."""
-    temporary = snapshot.parents[1] / "converting"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed: the lock is ours
-    (temporary / snapshot.name).mkdir(parents=True)
-    try:
-        yield temporary / snapshot.name
-        snapshot.parent.mkdir(exist_ok=True)
-        os.replace(temporary / snapshot.name, snapshot)
-    finally:
-        shutil.rmtree(temporary)
+    with folder_written_whole(snapshot, snapshot.parents[1] / "converting") as temporary:  # the lock is ours
+        yield temporary
     # As in a repository's folder: without it `hf cache prune` takes the conversion for an abandoned one
     reference = snapshot.parents[1] / "refs" / "main"
     reference.parent.mkdir(exist_ok=True)
@@ -502,6 +494,6 @@ def _dispose(file: Path, name: str, keep_download: bool) -> None:
     kept = _kept_file(name, file.name)
     if keep_download:
         kept.parent.mkdir(exist_ok=True)
-        os.replace(file, kept)
+        put_in_place(file, kept)
     elif file != kept:
         file.unlink()

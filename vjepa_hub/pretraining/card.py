@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ..core.files import write_whole
 from ..data.masking import MaskKind, RandomTubeMasking
 from ..hub.registry import MODELS
 from ..publishing.card_text import FEATURES_LIMITS, fact_table
@@ -34,8 +35,7 @@ def write_card(folder: Path, trainer: Any) -> None:
     if path.exists() and not is_ours(path.read_text(encoding="utf-8")):
         logger.warning("%s was written or changed by a person, and stays as it is", path)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(card_text(folder, trainer), encoding="utf-8")
+    write_whole(path, card_text(folder, trainer))
 
 
 def card_text(folder: Path, trainer: Any) -> str:

@@ -1,9 +1,6 @@
 """Checkpoints that are whole or not there, and the form in which a pretrained model is published."""
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,44 +14,6 @@ Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
 
 # The underscore keeps it out of uploads, and the name out of the search for the last checkpoint
 INCOMPLETE = "_incomplete"
-
-
-@contextmanager
-def complete_or_absent(folder: Path, *, is_writer: bool, wait) -> Iterator[Path]:
-    """A folder to write a checkpoint into, which gets its name when all processes have written.
-
-    Args:
-        folder: Where the checkpoint will be. One that is there already is replaced.
-        is_writer: Whether this process cleans up and renames: one process on each file system.
-        wait: Returns when every process has called it.
-
-    Yields:
-        The folder to write in. What a kill leaves of it is removed by the next checkpoint.
-    """
-    temporary = folder.parent / INCOMPLETE / folder.name
-    if is_writer:
-        shutil.rmtree(temporary.parent, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    wait()
-    yield temporary
-    wait()
-    if is_writer:
-        _flush(temporary)
-        if folder.exists():
-            os.replace(folder, temporary.parent / "replaced")
-        os.replace(temporary, folder)
-        shutil.rmtree(temporary.parent)
-    wait()
-
-
-def _flush(folder: Path) -> None:
-    """Have the system write all files of a folder, so that its name never stands for less than its content."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def find_checkpoint(output_dir: str | Path) -> Path:

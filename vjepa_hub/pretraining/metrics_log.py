@@ -6,11 +6,12 @@ checkpoint, none twice, and equals that of a run that was never interrupted.
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..core.files import write_whole
 
 Value = int | float | str
 FIRST_COLUMNS = ("step", "epoch")
@@ -20,7 +21,7 @@ class MetricsCSVCallback(TrainerCallback):
     """Writes each logged dictionary as a row, on the first process. The file is complete after every row.
 
     Columns are "step", "epoch" and the logged names in the order in which they came. Where a new one comes, and where
-    training starts or is resumed, the file is written anew under a temporary name and then renamed.
+    training starts or is resumed, the file is written anew.
 
     Args:
         path: The file; its folder is made. A file of an earlier run is replaced.
@@ -57,11 +58,8 @@ class MetricsCSVCallback(TrainerCallback):
         rows = list(history)
         names = dict.fromkeys(name for row in rows for name in row)
         self._columns = [*FIRST_COLUMNS, *(name for name in names if name not in FIRST_COLUMNS)]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
         header = dict(zip(self._columns, self._columns, strict=True))
-        partial.write_text(_format_rows([header, *rows], self._columns), encoding="utf-8", newline="")
-        os.replace(partial, self.path)
+        write_whole(self.path, _format_rows([header, *rows], self._columns))
 
 
 def _format_rows(rows: Iterable[Mapping[str, Value]], columns: list[str]) -> str:

@@ -8,7 +8,6 @@ import base64
 import html
 import io
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.files import write_whole
 from .health import PREFIX, RULES, HealthMeasurement, HealthWarning, diagnose
 from .metrics_log import read_metrics
 
@@ -620,12 +620,4 @@ def write_report(
     with _style():
         picture = _draw_page(panels, series, warnings, title, verdict)
         page = _write_page(panels, series, warnings, title, verdict, settings or {})
-    folder.mkdir(parents=True, exist_ok=True)
-    return _write(folder / "report.png", picture), _write(folder / "report.html", page.encode())
-
-
-def _write(path: Path, content: bytes) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-    return path
+    return write_whole(folder / "report.png", picture), write_whole(folder / "report.html", page)

@@ -28,6 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..core.files import write_whole
 from ..hub.conversion import convert_original_checkpoint
 from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
 from ..hub.registry import find_bundled
@@ -218,8 +219,7 @@ def prepare_run(
     for fact in describe_run(recipe, trainer):
         console.print(Text(fact.text, style="bold yellow" if fact.is_warning else ""), soft_wrap=True)
     if args.process_index == 0:  # not before: what could not be prepared is no run
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        write_whole(folder / RECIPE, recipe.to_yaml())
     newest = get_last_checkpoint(str(folder)) if resume else None
     checkpoint = None if newest is None else Path(newest)
     return PretrainingRun(recipe=recipe, folder=folder, trainer=trainer, console=console, checkpoint=checkpoint)

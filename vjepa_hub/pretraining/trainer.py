@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint, rotate_checkpoints
 
+from ..core.files import folder_written_whole
 from ..data.augmentation import finish_clips
 from ..data.clip_order import ClipOrder, ClipRequest
 from ..data.collation import MaskCollator
@@ -38,7 +39,7 @@ from .arguments import CHECKPOINTING, VJEPATrainingArguments
 from .batches import ProcessBatches, with_positions
 from .callbacks import HealthCallback
 from .card import write_card
-from .checkpoints import complete_or_absent, find_checkpoint, save_published, trained_origin
+from .checkpoints import INCOMPLETE, find_checkpoint, save_published, trained_origin
 from .ema import TargetEncoderCallback
 from .estimate import step_flops
 from .finite import FiniteWatch, NonFiniteLossError
@@ -393,7 +394,8 @@ class VJEPATrainer(Trainer):
         self.require_finite()
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         wait = self.accelerator.wait_for_everyone
-        with complete_or_absent(folder, is_writer=self.args.should_save, wait=wait) as temporary:
+        workplace = folder.with_name(INCOMPLETE)
+        with folder_written_whole(folder, workplace, is_writer=self.args.should_save, wait=wait) as temporary:
             with self._writing_below(temporary.parent):
                 super()._save_checkpoint(model, trial)
             self._failures_file(temporary).write_text(json.dumps(self._failures.state_dict()))

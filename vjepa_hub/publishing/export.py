@@ -14,16 +14,13 @@ its weights, while V-JEPA's differ from place to place. (`tests/hub/test_export.
 
 import copy
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from ..core.files import written_whole
 from ..model.modeling_vjepa import VJEPAEncoder, VJEPAForVideoClassification, VJEPAPreTrainedModel
 
 CONFIG_KEY = "config.json"
@@ -86,7 +83,7 @@ def export_program(model: VJEPAPreTrainedModel, file: str | os.PathLike) -> Path
     """
     file = _checked(file, ".pt2")
     program = _trace(_twin(model, "sdpa", model.dtype))
-    with _written_whole(file) as temporary:
+    with written_whole(file) as temporary:
         torch.export.save(program, temporary, extra_files={CONFIG_KEY: model.config.to_json_string()})
     return file
 
@@ -127,7 +124,7 @@ def export_onnx(model: VJEPAPreTrainedModel, file: str | os.PathLike) -> Path:
     for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
         value.shape[0] = BATCH_NAME  # torch 2.6 calls it "2", after the clips that it was traced with
     exported.model.metadata_props[CONFIG_KEY] = model.config.to_json_string()
-    with _written_whole(file) as temporary:
+    with written_whole(file) as temporary:
         exported.save(temporary, external_data=_num_bytes(module) >= _MAX_ONNX_BYTES)
     return file
 
@@ -180,17 +177,3 @@ def _require_onnx() -> None:
             "pip install 'vjepa-hub[onnx]'"
         ) from error
     del onnx, onnxscript
-
-
-@contextmanager
-def _written_whole(file: Path) -> Iterator[Path]:
-    """A file of the same name in a folder of its own, whose content replaces what is there when all is written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{file.name}.", dir=file.parent))
-    try:
-        yield folder / file.name
-        # The file itself comes last: it refers to the others
-        for part in sorted(folder.iterdir(), key=lambda path: path.name == file.name):
-            os.replace(part, file.parent / part.name)
-    finally:
-        shutil.rmtree(folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..evaluation.results import write_complete
+from ..core.files import write_whole
 from ..publishing.run_facts import REPRODUCTION_FILE
 
 _FORMAT = 1
@@ -120,7 +120,7 @@ def write_record(folder: str | Path, record: ReproductionRecord) -> Path:
         record: What is written.
     """
     text = json.dumps({"format": _FORMAT, **asdict(record)}, indent=1) + "\n"
-    return write_complete(Path(folder) / REPRODUCTION_FILE, text.encode())
+    return write_whole(Path(folder) / REPRODUCTION_FILE, text)
 
 
 def read_record(folder: str | Path) -> ReproductionRecord:

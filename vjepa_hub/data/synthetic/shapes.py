@@ -27,6 +27,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ...core.files import write_whole, written_whole
+
 MOTIONS = ("right", "left", "up", "down", "clockwise", "counter-clockwise", "expand", "shrink")
 SPLITS = ("train", "test")
 
@@ -548,7 +550,7 @@ def _claim_folder(folder: Path, record: FolderRecord) -> None:
     if not file.exists():
         if any(folder.glob("video-*.mp4")):
             raise ValueError(f"the folder {folder} holds videos, but no {record.name} of theirs: name another folder")
-        _write_text(file, json.dumps(record.settings, indent=2) + "\n")
+        write_whole(file, json.dumps(record.settings, indent=2) + "\n")
         return
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -571,27 +573,30 @@ def _write_manifests(
 ) -> Path:
     names = [_video_name(index) for index in range(len(labels))]
     classes = dict(zip(_LABELS, map(list, class_names), strict=True))
-    _write_text(folder / _CLASSES_FILE, json.dumps(classes, indent=2) + "\n")
+    write_whole(folder / _CLASSES_FILE, json.dumps(classes, indent=2) + "\n")
     for place, label_name in enumerate(_LABELS):
         lines = [f"{name} {pair[place]}\n" for name, pair in zip(names, labels, strict=True)]
-        _write_text(folder / f"{label_name}.csv", "".join(lines))
+        write_whole(folder / f"{label_name}.csv", "".join(lines))
     appearances, motions = class_names
     rows = [
         f"{name},{appearances[appearance]},{motions[motion]}\n"
         for name, (appearance, motion) in zip(names, labels, strict=True)
     ]
-    return _write_text(folder / MANIFEST, "".join(["path,appearance,motion\n", *rows]))
+    return write_whole(folder / MANIFEST, "".join(["path,appearance,motion\n", *rows]))
 
 
 def _write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Encode frames, one thread and no date, so that equal frames give equal files; complete, then named."""
+    """Encode frames, one thread and no date, so that equal frames give equal files."""
     av = importlib.import_module("av")
-    partial = _partial(path)
     codec, options = "mpeg4", {"qmin": "2", "qmax": "2"}
     if "libx264" in av.codecs_available:
         # Without mbtree: with it x264 codes equal frames of this size now in one way, now in another.
         codec, options = "libx264", {"crf": "16", "preset": "veryfast", "x264-params": "mbtree=0"}
-    with av.open(os.fspath(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    file_options = {"fflags": "+bitexact"}
+    with (
+        written_whole(path) as temporary,
+        av.open(os.fspath(temporary), "w", format="mp4", options=file_options) as container,
+    ):
         stream = container.add_stream(codec, rate=fps, options={"threads": "1", **options})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.codec_context.time_base = Fraction(1, fps)
@@ -600,16 +605,3 @@ def _write_video(path: Path, frames: np.ndarray, fps: int) -> None:
             frame.pts, frame.time_base = number, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    os.replace(partial, path)
-
-
-def _write_text(path: Path, text: str) -> Path:
-    partial = _partial(path)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
-
-
-def _partial(path: Path) -> Path:
-    """A hidden name, of this process alone, for a file that is being written."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")

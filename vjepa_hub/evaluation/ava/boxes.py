@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...core.files import written_whole
+
 # The 60 of the 80 actions that the evaluation of AVA v2.2 counts: those with 25 examples or more to validate on
 EVALUATED_CLASS_IDS = (
     *(1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 20, 22, 24, 26, 27, 28, 29, 30, 34, 36, 37, 38, 41, 43, 45),
@@ -198,20 +200,17 @@ def read_label_map(path: str | Path) -> LabelMap:
 
 
 def write_detections(path: str | Path, detections: KeyFrameBoxes) -> None:
-    """Write results in the form that AVA's evaluation takes; the file is there complete or not at all.
+    """Write results in the form that AVA's evaluation takes.
 
     Args:
         path: The file; one that is there is replaced.
         detections: They are rounded to six digits.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     columns = (detections.frame_indices, detections.boxes, detections.class_ids, detections.scores)
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         for index, box, class_id, score in zip(*(column.tolist() for column in columns), strict=True):
             numbers = ",".join(f"{value:.6g}" for value in box)
             file.write(f"{detections.key_frames[index]},{numbers},{class_id},{score:.6g}\n")
-    os.replace(partial, path)
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

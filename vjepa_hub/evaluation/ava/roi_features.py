@@ -22,9 +22,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.ops import roi_align
 
+from ...core.files import write_whole
 from ...model.modeling_vjepa import VJEPAModel
 from ..encoders.frozen_encoder import hash_weights
-from ..results import write_complete
 from .key_frames import KeyFrame, KeyFrameDataset, KeyFrameItem
 from .protocol import LocalisationProtocol
 
@@ -317,7 +317,7 @@ class _Store:
     def save(self) -> None:
         self._values.flush()
         state = {"settings": self._settings, "num_done": self.num_done, "failures": self._failures}
-        write_complete(self._folder / STATE_FILE, json.dumps(state).encode())
+        write_whole(self._folder / STATE_FILE, json.dumps(state))
         self._num_saved = self.num_done
 
     def finish(self, key_frames: Sequence[KeyFrame]) -> BoxFeatures:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from ... import __version__
+from ...core.files import write_whole
 from ...hub.loading import OpenedModel, open_model
-from ..results import write_complete
 from .boxes import (
     EVALUATED_CLASS_IDS,
     LabelMap,
@@ -145,7 +145,7 @@ def run_localisation(
         "val": _count(inputs.val_frames, val_features),
     }
     content = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    write_complete(output_dir / RESULTS_FILE, content.encode())
+    write_whole(output_dir / RESULTS_FILE, content)
     return output_dir / RESULTS_FILE
 
 

@@ -6,7 +6,6 @@ The first half is in `key_frames.py` and `roi_features.py`, the whole in `locali
 """
 
 import hashlib
-import io
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..results import write_complete
+from ...core.files import written_whole
 from .boxes import EVALUATED_CLASS_IDS, KeyFrameBoxes, read_detections, write_detections
 from .key_frames import KeyFrame
 from .metrics import MAX_DETECTIONS, AvaResult, evaluate_detections, highest_per_frame
@@ -191,9 +190,8 @@ class _TrainingRun:
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        content = io.BytesIO()
-        torch.save(state, content)
-        write_complete(self.path, content.getvalue())
+        with written_whole(self.path) as temporary:
+            torch.save(state, temporary)
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location="cpu", weights_only=True)

@@ -28,6 +28,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ...core.files import write_whole
 from ...hub.class_names import chosen_names
 from ...hub.loading import OpenedModel, load_folder, open_model
 from ...model.modeling_vjepa import VJEPAForVideoClassification
@@ -303,9 +304,7 @@ class FineTuning:
         trainer, folder = self.trainer, self.folder
         trainer.accelerator.wait_for_everyone()  # all have looked into the folder
         if trainer.is_world_process_zero():
-            folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self.description, indent=2) + "\n"
-            (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+            write_whole(folder / SETTINGS_FILE, json.dumps(self.description, indent=2) + "\n")
         trainer.train(resume_from_checkpoint=self.checkpoint)
         save_classifier(trainer, folder, self.settings)
         return next((row for row in reversed(trainer.state.log_history) if "eval_top1" in row), {})
@@ -441,7 +440,7 @@ def save_classifier(trainer: Trainer, folder: Path, settings: FineTuneSettings) 
         model = model.merge_and_unload()
     model.save_pretrained(folder)
     cast(VJEPAVideoProcessor, trainer.processing_class).save_pretrained(folder)
-    (folder / METRICS_FILE).write_text(json.dumps(trainer.state.log_history, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / METRICS_FILE, json.dumps(trainer.state.log_history, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

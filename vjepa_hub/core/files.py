@@ -1,0 +1,221 @@
+"""Files and folders that are whole or not there.
+
+A file is written in a hidden folder beside its place, flushed to the disk, and moved there last. A kill at any moment
+leaves the file that was there before, and a folder that the next process to write there recognises and removes.
+"""
+
+import errno
+import functools
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_NUMBERS = itertools.count()
+_TEMPORARY = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+\.partial", re.DOTALL)
+_SECONDS_OF_A_DAY = 86_400
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class WriteError(OSError):
+    """A file cannot be written. The message has the path, the cause and the remedy."""
+
+
+def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
+    """Write a file, whole or not at all. Its folder is made.
+
+    Args:
+        path: The file; replaced if it exists.
+        content: Bytes, or text: UTF-8, its line ends as they are, undecodable bytes of file names as they were.
+
+    Returns:
+        `path`.
+
+    Raises:
+        WriteError: The disk is full or read-only, or the folder cannot be made.
+    """
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogateescape"))
+    return Path(path)
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike, *, replace: bool = True) -> Iterator[Path]:
+    """A file to write to, which replaces the one at `path` when the block ends without an error.
+
+    It has the same name, in a hidden folder of its own: encoders choose the container by the ending. Files that a
+    writer puts beside it (weights of a large ONNX file) are moved along.
+
+    Args:
+        path: The file. Its folder is made.
+        replace: Whether a file that has appeared at `path` meanwhile is replaced. Otherwise the first of several
+            processes wins.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        WriteError: The disk is full or read-only, or the folder cannot be made.
+    """
+    path = Path(path)
+    folder = path.with_name(f".{_shortened(path.stem)}.{_machine()}-{os.getpid()}-{next(_NUMBERS)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent.absolute())
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        yield folder / path.name
+        companions = {part.name for part in folder.iterdir()} - {path.name}
+        for name in (*companions, path.name):  # the file itself comes last: it refers to the others
+            _set_ordinary_mode(folder / name, folder)
+            (put_in_place if replace else _link_once)(folder / name, path.with_name(name))
+    except OSError as error:
+        if _is_of_writing(error, path, folder):
+            raise _write_error(error, path) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def folder_written_whole(
+    folder: Path, workplace: Path, *, is_writer: bool = True, wait: Callable[[], object] = lambda: None
+) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all processes have written.
+
+    Args:
+        folder: Its place. A folder that is there already is replaced.
+        workplace: A folder on the same file system for what is unfinished, of this writer alone. It is removed at the
+            end, and at the start where a kill has left it.
+        is_writer: Whether this process cleans up and renames: one process on each file system.
+        wait: Returns when every process has called it.
+
+    Yields:
+        The folder to write in, of the same name.
+
+    Raises:
+        WriteError: The disk is full or read-only.
+    """
+    temporary = workplace / folder.name
+    try:
+        if is_writer:
+            shutil.rmtree(workplace, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        wait()
+        yield temporary
+        wait()
+        if is_writer:
+            for path in [*temporary.rglob("*"), temporary]:
+                if path.is_file():
+                    _set_ordinary_mode(path, temporary)
+                _flush(path)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                os.replace(folder, workplace / "replaced")
+            os.replace(temporary, folder)
+    except OSError as error:
+        if _is_of_writing(error, folder, workplace):
+            raise _write_error(error, folder) from error
+        raise
+    finally:
+        if is_writer:
+            shutil.rmtree(workplace, ignore_errors=True)
+    wait()
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Give a finished file its name, once the disk has its content.
+
+    Args:
+        finished: The file, on the file system of `path`.
+        path: Its place; a file that is there is replaced.
+    """
+    _flush(finished)
+    os.replace(finished, path)
+
+
+def _link_once(finished: Path, path: Path) -> None:
+    """Give a finished file its name unless another process was first."""
+    _flush(finished)
+    with suppress(FileExistsError):
+        os.link(finished, path)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder, so that its name never stands for less than its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _set_ordinary_mode(file: Path, folder: Path) -> None:
+    """The mode that the umask gives a new file, as the new folder has it; some writers make files private."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
+
+
+# ------------------------------------------------------------------------------------------- leftovers of killed runs
+
+
+def _shortened(stem: str) -> str:
+    """At most 100 bytes of a name, for a longer one that stays below the 255 of a file system."""
+    return os.fsencode(stem)[:100].decode(errors="ignore")
+
+
+@functools.cache
+def _machine() -> str:
+    """This machine and its space of process numbers, since containers may share a host's name."""
+    space = Path("/proc/self/ns/pid")
+    identity = f"{socket.gethostname()} {space.stat().st_ino if space.exists() else ''}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+
+@functools.lru_cache(maxsize=1024)
+def _remove_leftovers(folder: Path) -> None:
+    """Remove from a folder what killed processes have left, once in each process that writes there."""
+    for place in folder.glob(".*.partial"):
+        name = _TEMPORARY.fullmatch(place.name)
+        if name and _is_abandoned(place, name["machine"], int(name["process"])):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_abandoned(place: Path, machine: str, process: int) -> bool:
+    """Whether its process has ended: known on this machine, of others taken for granted after a day of rest."""
+    import psutil
+
+    if machine == _machine() and not psutil.pid_exists(process):
+        return True
+    times = [path.stat().st_mtime for path in (place, *place.glob("*")) if path.exists()]
+    return bool(times) and time.time() - max(times) > _SECONDS_OF_A_DAY
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def _is_of_writing(error: OSError, path: Path, folder: Path) -> bool:
+    """Whether an error is about the place of an output, and not about something else that its writer reads."""
+    if error.errno in _DISK_IS_FULL:
+        return True
+    if error.errno is None or error.filename is None:
+        return False
+    place = Path(os.fsdecode(error.filename))
+    return place in (path, folder) or folder in place.parents or place in path.parents
+
+
+def _write_error(error: OSError, path: Path) -> WriteError:
+    remedy = (
+        "make room there" if error.errno in _DISK_IS_FULL else "name a folder that is there and that you may write to"
+    )
+    explained = WriteError(f"{path} could not be written: {error.strerror}; {remedy}, and run again")
+    explained.errno = error.errno
+    return explained
