@@ -9,7 +9,6 @@ width); D features.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from safetensors import safe_open
 
 from .. import __version__
 from ..core.files import written_whole
+from ..core.fingerprints import hash_weights
 from ..data.clip_sampling import plan_windows
 from ..data.video import VideoReader, available_backends, open_video, read_image
 
@@ -494,6 +494,7 @@ def describe_model(opened: OpenedModel) -> dict[str, str]:
     """
     config, processor = opened.model.config, opened.processor
     height, width = _crop(opened)
+    encoder = {name: value for name, value in opened.model.state_dict().items() if "predictor." not in name}
     options = processor.to_dict()
     preprocessing = {name: options[name] for name in ("size", "crop_size", "resample", "image_mean", "image_std")}
     return {
@@ -501,7 +502,8 @@ def describe_model(opened: OpenedModel) -> dict[str, str]:
         "package": f"vjepa_hub {__version__}",
         "model": opened.name,
         "weights": opened.weights,
-        "encoder_sha256": _encoder_digest(opened),
+        "encoder_sha256": hash_weights(encoder),
+        "encoder_details": f"{config.num_attention_heads} heads, {config.hidden_act}, {config.layer_norm_eps}",
         "is_trained": str(opened.is_trained).lower(),
         "frames_per_clip": str(config.frames_per_clip),
         "crop": f"{height}x{width}",
@@ -510,30 +512,6 @@ def describe_model(opened: OpenedModel) -> dict[str, str]:
         "dtype": str(next(opened.model.parameters()).dtype).removeprefix("torch."),
         "preprocessing": json.dumps(preprocessing),
     }
-
-
-def _encoder_digest(opened: OpenedModel) -> str:
-    """SHA-256 of the encoder's tensors, and of what its shapes do not tell."""
-    config = opened.model.config
-    digest = hashlib.sha256(f"{config.num_attention_heads} {config.hidden_act} {config.layer_norm_eps}".encode())
-    for name, value in sorted(opened.model.state_dict().items()):
-        if "predictor." not in name:
-            digest.update(name.encode())
-            _digest_value(value, digest)
-    return digest.hexdigest()
-
-
-def _digest_value(value: object, digest: hashlib._Hash) -> None:
-    """A tensor, or what quantised layers keep instead: packed tuples of tensors, dtypes and None."""
-    if isinstance(value, tuple | list):
-        for part in value:
-            _digest_value(part, digest)
-    elif isinstance(value, torch.Tensor):
-        tensor = value.dequantize() if value.is_quantized else value
-        digest.update(f"{value.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    else:
-        digest.update(repr(value).encode())
 
 
 def read_header(path: str | Path) -> dict[str, dict] | None:

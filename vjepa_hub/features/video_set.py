@@ -41,6 +41,7 @@ _IDENTITY = (
     "source_bytes",
     "source_mtime_ns",
     "encoder_sha256",
+    "encoder_details",  # what shapes do not tell
     "frames_per_clip",
     "patch_size",
     "tubelet_size",

@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..evaluation.encoders.frozen_encoder import hash_weights
+from ..core.fingerprints import hash_weights
 from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..pretraining.checkpoints import save_both_encoders, trained_origin
 from ..pretraining.metrics_log import read_metrics

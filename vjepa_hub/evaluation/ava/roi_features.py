@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.ops import roi_align
 
 from ...core.files import write_whole
+from ...core.fingerprints import hash_weights
 from ...model.modeling_vjepa import VJEPAModel
-from ..encoders.frozen_encoder import hash_weights
 from .key_frames import KeyFrame, KeyFrameDataset, KeyFrameItem
 from .protocol import LocalisationProtocol
 

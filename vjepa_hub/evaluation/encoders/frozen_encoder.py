@@ -8,14 +8,15 @@ A token stands for a place: a tubelet of a clip, a patch of a frame, a cell of a
 stand for none and are left out, so that all models are read by the same rule; `description` says where this was done.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from ...core.fingerprints import hash_weights
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -255,17 +256,3 @@ def check_multiple(name: str, value: int, divisor: int, model: str) -> None:
         raise ValueError(
             f"{name} is {value}, but {model} takes multiples of {divisor}, such as {lower} or {lower + divisor}"
         )
-
-
-def hash_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """A sha256 of weights: names, number formats, shapes and bytes, in the order of the names.
-
-    Args:
-        state_dict: The weights, on any device.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
