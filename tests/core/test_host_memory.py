@@ -63,6 +63,6 @@ def test_a_library_without_glibcs_name_is_left_alone(monkeypatch):
 
 def test_commands_keep_what_they_free(monkeypatch):
     calls = []
-    monkeypatch.setattr(cli, "reuse_freed_memory", lambda: calls.append("told"))
+    monkeypatch.setattr("vjepa_hub.cli.commands.reuse_freed_memory", lambda: calls.append("told"))
     assert CliRunner().invoke(cli.app, ["list", "--json"]).exit_code == 0
     assert calls == ["told"]

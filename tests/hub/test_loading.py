@@ -115,6 +115,19 @@ def test_folder_opens_with_its_own_processor(small_config, tmp_path, caplog):
     assert not opened.model.training
 
 
+def test_processor_of_a_name_or_a_folder_is_that_of_its_model(server, small_config, tmp_path):
+    VJEPAModel(small_config).save_pretrained(tmp_path)
+    VJEPAVideoProcessor(crop_size=32, num_frames=4, frame_step=3).save_pretrained(tmp_path)
+    for name in ("vjepa-vit-tiny", tmp_path):
+        assert vjepa_hub.load_processor(name).to_dict() == open_model(name).processor.to_dict()
+    before = vjepa_hub.load_processor(TINY).to_dict()
+    assert not server.requests
+    after = open_model(TINY).processor.to_dict()
+    assert vjepa_hub.load_processor(TINY).to_dict() == after == {**before, "auto_map": after["auto_map"]}
+    with pytest.raises(KeyError, match=r"'vjepa-tiny' is neither.*vjepa-vit-tiny"):
+        vjepa_hub.load_processor("vjepa-tiny")
+
+
 def test_pretraining_folder_opens_as_its_target_encoder(small_config, tmp_path):
     model = VJEPAForPreTraining(small_config)
     model.target_encoder.layernorm.weight.data.fill_(2)

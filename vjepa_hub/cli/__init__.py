@@ -1,5 +1,5 @@
 """The `vjepa-hub` command."""
 
-from .app import app, main
+from .commands import app, main
 
 __all__ = ["app", "main"]

@@ -44,7 +44,7 @@ from .conversion import (
     write_folder,
 )
 from .download import DownloadError, download_file
-from .registry import MODELS, RELEASE_LICENSE, ModelEntry, download_address, find_model
+from .registry import MODELS, RELEASE_LICENSE, ModelEntry, download_address, find_bundled, find_model
 from .safety import CONFIG_FILE, RefusedModelError, check_folder, check_size, fetch_repository, read_config
 
 logger = logging.getLogger(__name__)
@@ -134,15 +134,43 @@ def open_model(
         opened = _open_pretrained(str(name_or_path), "folder")
     elif str(name_or_path) in MODELS:
         opened = _open_registered(MODELS[str(name_or_path)], keep_download)
-    elif str(name_or_path).count("/") == 1 and path.suffix not in CHECKPOINT_ENDINGS:
+    elif _is_hub_name(str(name_or_path)):
         opened = _open_pretrained(str(name_or_path), "Hub repository")
     else:
-        raise KeyError(
-            f"'{name_or_path}' is neither a folder, nor a file, nor a Hub name (owner/name), nor a registered model; "
-            f"registered: {', '.join(MODELS)}"
-        )
+        raise _unknown_name(str(name_or_path))
     _place(opened.model, device, dtype)
     return opened
+
+
+def load_processor(name_or_path: str | Path) -> VJEPAVideoProcessor:
+    """Load the video processor that belongs to a model: its crop size, and how it takes frames from a video.
+
+    For a released model nothing is downloaded; of a Hub repository all is fetched that `load` needs of it.
+
+    Args:
+        name_or_path: As for `load`: a name of the registry, a folder, a released file, or a name on the Hub.
+
+    Raises:
+        KeyError: No such name, folder or file.
+        ValueError: The folder's processor is damaged, or the released file fits no configuration.
+        OSError: There is no such repository.
+
+    Example:
+        >>> import vjepa_hub
+        >>> processor = vjepa_hub.load_processor("vjepa-vitl16")
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.is_file():
+        return VJEPAVideoProcessor(crop_size=resolve_config(path, None).crop_size)
+    if name in MODELS and not path.is_dir():
+        folder = find_bundled(name) or find_cached(name)
+        if folder is None:
+            return VJEPAVideoProcessor(crop_size=MODELS[name].config().crop_size)
+    elif path.is_dir() or _is_hub_name(name):
+        folder = path if path.is_dir() else fetch_repository(name)
+    else:
+        raise _unknown_name(name)
+    return _find_processor(folder, name, check_folder(folder))
 
 
 def load_classifier(
@@ -218,6 +246,17 @@ def find_cached(name: str, dataset: str | None = None) -> Path | None:
     """
     snapshot = _snapshot(_cache_name(find_model(name), dataset))
     return snapshot if snapshot.is_dir() else None
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and Path(name).suffix not in CHECKPOINT_ENDINGS
+
+
+def _unknown_name(name: str) -> KeyError:
+    return KeyError(
+        f"'{name}' is neither a folder, nor a file, nor a Hub name (owner/name), nor a registered model; "
+        f"registered: {', '.join(MODELS)}"
+    )
 
 
 def _place(model: Model, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Model:
