@@ -204,7 +204,6 @@ class Baselines:
             self._label_settings(seed),
             training_arguments={"eval_strategy": "no", "logging_strategy": "epoch", "disable_tqdm": True},
             callbacks=[ConsoleCallback(self.console)],
-            resume=True,
         )
         run.trainer.remove_callback(PrinterCallback)
         run.train()

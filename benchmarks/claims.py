@@ -32,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -498,7 +498,7 @@ class Study:
         """Train heads on a frozen encoder, all on one cache of its tokens, which is removed afterwards."""
         folder = self.folder / "probes" / f"{encoder}-seed-{seed}"
         poolings = ("attentive", "average") if encoder == REFERENCE else ("attentive",)
-        heads = [replace(head, pooling=pooling) for pooling in poolings for head in ATTENTIVE_HEADS]
+        heads = [head.with_values(pooling=pooling) for pooling in poolings for head in ATTENTIVE_HEADS]
         videos, options = self.folder / "tasks", {"seeds": (0,), "show_progress": self._show_progress}
         rows = probe_tasks([spec], videos, folder, self.tasks, heads=heads, **options)
         tables = [(pooling, (1.0,), rows) for pooling in poolings]
@@ -746,7 +746,7 @@ def write(study: Study, results: Results, command: str) -> None:
         "command": command,
         "machine": machine,
         "recipe": study.recipe.to_dict(),
-        "tasks": {name: value for name, value in asdict(study.tasks).items() if name != "pictures"},
+        "tasks": {name: value for name, value in study.tasks.to_tree().items() if name != "pictures"},
         **asdict(results),
         "claims": {name: {"verdict": overall(found), "comparisons": found} for name, found in verdicts.items()},
     }

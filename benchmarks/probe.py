@@ -13,7 +13,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ def main() -> None:
         labelled = open_labelled(make_synthetic_videos(Path(folder, "videos"), settings).with_name("motion.csv"))
         encoding = EncodingSettings(num_workers=arguments.num_workers)
         drawn = EncodedClips(encoder, TrainingClips(labelled, protocol, clip_format), encoding)
-        plain = replace(protocol, augmentation=None)
+        plain = protocol.with_values(augmentation=None)
         cached = CachedClips(folder, EncodedClips(encoder, EvaluationClips(labelled, plain, clip_format), encoding))
         cached.fill()
         times: dict[str, list[float]] = {"together": [], "one by one": [], "from the cache": []}

@@ -38,7 +38,8 @@ def main() -> None:
         allow_missing_classes=settings.allow_missing_classes,
     )
     model, processor = build_classifier(options.model, train, settings)
-    print(set_trainable(model, settings.mode, num_blocks=settings.num_blocks))
+    set_trainable(model, settings.mode, num_blocks=settings.num_blocks)
+    print(f"{model.num_parameters(only_trainable=True):,} of {model.num_parameters():,} parameters are trained")
     groups = layerwise_parameter_groups(model, learning_rate=options.learning_rate, weight_decay=0.05, decay=0.75)
     trainer = Trainer(
         model,
@@ -51,7 +52,7 @@ def main() -> None:
             dataloader_num_workers=2,
             report_to="none",
         ),
-        data_collator=FineTuningCollator(train.num_classes, mixup=0.8, cutmix=1.0, label_smoothing=0.1),
+        data_collator=FineTuningCollator(train.num_classes, settings),
         train_dataset=build_clips(model, processor, train, settings, "training"),
         eval_dataset=build_clips(model, processor, validation, settings, "validation"),
         processing_class=processor,

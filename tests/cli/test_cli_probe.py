@@ -57,10 +57,10 @@ def test_trained_classifier_is_evaluated_as_it_is_and_unreadable_videos_are_told
         (["MODEL", "--protocol", "k600"], "unknown protocol 'k600'; available: k400"),
         (["MODEL", "--protocol", "ava"], "vjepa-hub localise"),
         (["MODEL", "--set", "epochs=3"], "the nearest is 'num_epochs'"),
-        (["MODEL", "--dtype", "int8"], "--dtype is 'int8'"),
-        (["MODEL", "MODEL"], "stands twice"),
+        (["MODEL", "--dtype", "int8"], "dtype is 'int8'"),
+        (["MODEL", "MODEL"], "twice; name each once"),
         (["missing-model"], "neither a folder, nor a file"),
-        (["MODEL", "--label-fraction", "1.5"], "fraction is 1.5"),
+        (["MODEL", "--label-fraction", "1.5"], "label_fractions.0 is 1.5"),
         (["MODEL", "--class-names", "names.txt"], "names.txt"),
     ],
 )

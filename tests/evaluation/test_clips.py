@@ -4,7 +4,6 @@ import logging
 import pickle
 import random
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +29,7 @@ SIZE, NUM_FRAMES = 32, 4
 FORMAT = ClipFormat(crop_size=SIZE, frames_per_clip=NUM_FRAMES)
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (FORMAT.mean, FORMAT.std))
 UNCHANGED = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), auto_augment=None, erase_probability=0.0)
-WITHOUT_ERASING = replace(find_protocol("k400").augmentation, erase_probability=0.0)
+WITHOUT_ERASING = find_protocol("k400").augmentation.with_values(erase_probability=0.0)
 
 
 def protocol_of(media="video", **fields) -> Protocol:
@@ -180,7 +179,7 @@ def test_validation_images_are_those_of_torchvision(image_folder, index):
 
 @pytest.fixture(scope="module")
 def drawn_videos(video_folder):
-    protocol = protocol_of(num_segments=2, augmentation=replace(WITHOUT_ERASING, erase_probability=0.5))
+    protocol = protocol_of(num_segments=2, augmentation=WITHOUT_ERASING.with_values(erase_probability=0.5))
     return TrainingClips(open_labelled(video_folder / "set.csv"), protocol, FORMAT, seed=3)
 
 
@@ -275,7 +274,7 @@ def test_colours_and_shapes_change_alike_in_all_frames(position):
 
 
 def test_the_policy_changes_colours():
-    clips = training([still_video(smooth_picture())], replace(UNCHANGED, auto_augment="rand-m7-n4-mstd0.5-inc1"))
+    clips = training([still_video(smooth_picture())], UNCHANGED.with_values(auto_augment="rand-m7-n4-mstd0.5-inc1"))
     plain = pixels_at(training([still_video(smooth_picture())]), 0)
     changed = [not torch.equal(pixels_at(clips, position), plain) for position in range(10)]
     assert sum(changed) >= 8
@@ -283,7 +282,7 @@ def test_the_policy_changes_colours():
 
 def test_a_clip_is_the_drawn_box_resized_without_antialiasing():
     video = noise_video(NUM_FRAMES, 60, 80)
-    augmentation = replace(UNCHANGED, scale=(0.1, 0.9), ratio=(0.5, 2.0), flip_probability=0.5)
+    augmentation = UNCHANGED.with_values(scale=(0.1, 0.9), ratio=(0.5, 2.0), flip_probability=0.5)
     clips = training([still_video(video[0])], augmentation, num_segments=2, seed=5)
     settings = CropSpec(scale=(0.1, 0.9), ratio=(0.5, 2.0), flip_probability=0.5)
     flips = set()
@@ -331,10 +330,10 @@ def test_one_segment_is_seen_in_training_where_each_is_classified_by_itself():
 
 @pytest.mark.parametrize("name", ["k400", "ssv2", "plain"])
 def test_no_clip_of_a_video_protocol_is_mirrored(name):
-    augmentation = replace(find_protocol(name).augmentation, auto_augment=None, erase_probability=0.0)
+    augmentation = find_protocol(name).augmentation.with_values(auto_augment=None, erase_probability=0.0)
     video = still_video(smooth_picture())
     assert not any(mirrored_clips(training([video], augmentation, num_segments=1)))
-    assert any(mirrored_clips(training([video], replace(augmentation, flip_probability=0.5), num_segments=1)))
+    assert any(mirrored_clips(training([video], augmentation.with_values(flip_probability=0.5), num_segments=1)))
 
 
 def mirrored_clips(clips) -> list[bool]:
@@ -345,7 +344,7 @@ def mirrored_clips(clips) -> list[bool]:
 
 def test_one_box_is_erased_in_all_frames_with_noise_of_its_own_in_each():
     grey = np.full((NUM_FRAMES, SIZE, SIZE, 3), 90, dtype=np.uint8)
-    clips = training([grey], replace(UNCHANGED, erase_probability=1.0), num_segments=2)
+    clips = training([grey], UNCHANGED.with_values(erase_probability=1.0), num_segments=2)
     plain = pixels_at(training([grey], num_segments=2), 0)
     boxes = []
     for position in range(4):
@@ -364,7 +363,7 @@ def test_one_box_is_erased_in_all_frames_with_noise_of_its_own_in_each():
 def test_a_quarter_of_the_clips_is_erased():
     grey = np.full((NUM_FRAMES, 8, 8, 3), 90, dtype=np.uint8)
     clip_format = ClipFormat(crop_size=8, frames_per_clip=NUM_FRAMES)
-    augmentation = replace(UNCHANGED, erase_probability=0.25)
+    augmentation = UNCHANGED.with_values(erase_probability=0.25)
     clips = training([grey], augmentation, num_segments=1, clip_format=clip_format)
     plain = pixels_at(training([grey], num_segments=1, clip_format=clip_format), 0)
     erased = sum(not torch.equal(pixels_at(clips, position), plain) for position in range(400))
@@ -464,12 +463,12 @@ def test_videos_that_state_no_rate_stop_a_run_that_needs_one():
 @pytest.mark.parametrize("policy", ["bogus", "rand-q5", "rand-m9xx", "random", "original"])
 def test_an_unknown_policy_for_videos_is_refused_at_once(policy):
     with pytest.raises(ValueError, match=f"auto_augment is '{policy}'"):
-        training([noise_video()], replace(UNCHANGED, auto_augment=policy))
+        training([noise_video()], UNCHANGED.with_values(auto_augment=policy))
 
 
 @pytest.mark.parametrize("policy", ["bogus", "rand-q5", "rand-m9xx", "original-x5"])
 def test_an_unknown_policy_for_images_is_refused_at_once(image_folder, policy):
-    protocol = protocol_of("image", augmentation=replace(UNCHANGED, auto_augment=policy))
+    protocol = protocol_of("image", augmentation=UNCHANGED.with_values(auto_augment=policy))
     with pytest.raises(ValueError, match=f"auto_augment is '{policy}', which timm does not know"):
         TrainingClips(open_labelled(image_folder, media="image"), protocol, FORMAT)
 

@@ -9,7 +9,7 @@ from vjepa_hub.evaluation.neighbours import (
     Neighbours,
     count_times,
     describe_set,
-    describe_source,
+    describe_token_source,
     describe_tokens,
     precision_at_k,
     search,
@@ -63,18 +63,18 @@ def test_tokens_that_cannot_be_described_are_refused(shape, descriptor, num_time
 
 def test_videos_that_cannot_be_read_are_left_out_and_counted():
     source = FakeTokens(20, unreadable=(0, 13))
-    described = describe_source(source, "mean", batch_size=3)
+    described = describe_token_source(source, "mean", batch_size=3)
     kept = [index for index in range(20) if index not in (0, 13)]
     assert described.indices.tolist() == kept
     assert described.num_unreadable == 2
     assert torch.allclose(described.features, source.tokens[kept].half().float().flatten(1, 3).mean(1), atol=1e-6)
     with pytest.raises(ValueError, match="none of 3 videos"):
-        describe_source(FakeTokens(3, unreadable=(0, 1, 2)))
+        describe_token_source(FakeTokens(3, unreadable=(0, 1, 2)))
 
 
 def test_progress_ends_with_all_videos():
     calls = []
-    describe_source(FakeTokens(10), batch_size=4, progress=lambda done, total: calls.append((done, total)))
+    describe_token_source(FakeTokens(10), batch_size=4, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(4, 10), (8, 10), (10, 10)]
 
 

@@ -156,7 +156,7 @@ def test_encoding_draws_no_global_random_number(labelled):
 
 def test_a_number_format_is_that_of_the_computation(labelled):
     (exact,), (rounded,) = (
-        encoded(labelled, dtype=dtype).batches(requests_for([0, 1])) for dtype in (torch.float32, torch.bfloat16)
+        encoded(labelled, dtype=dtype).batches(requests_for([0, 1])) for dtype in ("float32", "bfloat16")
     )
     assert rounded.tokens.dtype == torch.float16
     assert not torch.equal(exact.tokens, rounded.tokens)
@@ -180,12 +180,6 @@ def test_training_clips_have_one_view_drawn_from_their_position(labelled):
     assert first.tokens.shape == (2, 1, 2, NUM_TOKENS, WIDTH)
     assert_equal(first, again)
     assert not torch.equal(first.tokens[0], first.tokens[1])
-
-
-@pytest.mark.parametrize("values", [{"clips_per_pass": 0}, {"num_workers": -1}])
-def test_counts_that_cannot_be_are_refused(values):
-    with pytest.raises(ValueError, match="at least 1 clip, and no negative number of workers"):
-        EncodingSettings(**values)
 
 
 # --- cache ---
@@ -348,15 +342,15 @@ def test_training_clips_are_not_cached(labelled, tmp_path):
         {"encoder": lambda: TinyEncoder(seed=1)},
         {"encoder": lambda: TinyEncoder(num_heads=3)},
         {"encoder": lambda: TinyEncoder().place(dtype=torch.bfloat16)},
-        {"dtype": torch.bfloat16},
+        {"dtype": "bfloat16"},
         {"protocol": PROTOCOL.with_values(num_segments=1)},
         {"protocol": PROTOCOL.with_values(num_views=1)},
         {"protocol": PROTOCOL.with_values(frame_step=1)},
         {"protocol": PROTOCOL.with_values(clip_duration=1.0)},
-        {"clip_format": replace(FORMAT, crop_size=32)},
-        {"clip_format": replace(FORMAT, frames_per_clip=2)},
-        {"clip_format": replace(FORMAT, mean=(0.5, 0.5, 0.5))},
-        {"clip_format": replace(FORMAT, std=(0.5, 0.5, 0.5))},
+        {"clip_format": FORMAT.with_values(crop_size=32)},
+        {"clip_format": FORMAT.with_values(frames_per_clip=2)},
+        {"clip_format": FORMAT.with_values(mean=(0.5, 0.5, 0.5))},
+        {"clip_format": FORMAT.with_values(std=(0.5, 0.5, 0.5))},
     ],
 )
 def test_whatever_changes_the_tokens_gives_another_cache(labelled, tmp_path, changes):
@@ -378,7 +372,7 @@ def test_weights_that_are_changed_in_place_give_another_cache(labelled, tmp_path
     "changes",
     [
         {"protocol": PROTOCOL.with_values(name="other", learning_rate=1.0, num_epochs=1, augmentation=None)},
-        {"dtype": torch.float32},
+        {"dtype": "float32"},
         {"clips_per_pass": 3, "num_workers": 2},
     ],
 )

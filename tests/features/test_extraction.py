@@ -122,10 +122,10 @@ def test_pooled_features_are_the_mean_over_tokens(opened, video):
     torch.testing.assert_close(features.pooled, features.dense.flatten(1, 3).mean(1))
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 100])
-def test_batch_size_never_changes_features(opened, video, batch_size):
+@pytest.mark.parametrize("clips_per_pass", [2, 3, 100])
+def test_clips_per_pass_never_changes_features(opened, video, clips_per_pass):
     one = extract_features(video, opened, ExtractionSettings(window=8))
-    many = extract_features(video, opened, ExtractionSettings(window=8, batch_size=batch_size))
+    many = extract_features(video, opened, ExtractionSettings(window=8, clips_per_pass=clips_per_pass))
     torch.testing.assert_close(many.dense, one.dense, atol=1e-5, rtol=1e-5)
     assert torch.equal(many.timestamps, one.timestamps)
 
@@ -170,7 +170,7 @@ def test_saved_features_come_back_bit_by_bit(tmp_path, dtype, pooled, dense):
     assert [path.name for path in tmp_path.iterdir()] == ["features.safetensors"]
 
 
-@pytest.mark.parametrize("settings", [ExtractionSettings(window=12), ExtractionSettings(window=12, batch_size=3)])
+@pytest.mark.parametrize("settings", [ExtractionSettings(window=12), ExtractionSettings(window=12, clips_per_pass=3)])
 def test_streamed_file_equals_features_in_memory(opened, video, tmp_path, settings):
     output = tmp_path / "features.safetensors"
     streamed = extract_features_to_file(video, output, opened, settings)
@@ -253,7 +253,7 @@ def test_progress_counts_every_clip_once(opened, video):
     extract_features(
         video,
         opened,
-        ExtractionSettings(window=8, batch_size=4),
+        ExtractionSettings(window=8, clips_per_pass=4),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(0, 6), (4, 6), (6, 6)]
@@ -306,10 +306,8 @@ def test_processor_with_several_views_is_refused(opened, video):
     ("options", "message"),
     [
         ({"stride": 0}, "stride is 0"),
-        ({"batch_size": -1}, "batch_size is -1"),
         ({"pooled": False, "dense": False}, "both off"),
         ({"backend": "decorb"}, "backend is 'decorb'; available here: "),
-        ({"dense_dtype": "int8"}, "available: model, float16"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

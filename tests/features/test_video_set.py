@@ -118,8 +118,8 @@ def test_overwriting_keeps_what_already_fits(opened, videos, tmp_path):
     assert times(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("settings", [ExtractionSettings(window=8, batch_size=2, backend="pyav")])
-def test_batch_size_decoder_and_name_of_the_model_never_make_features_anew(opened, videos, tmp_path, settings):
+@pytest.mark.parametrize("settings", [ExtractionSettings(window=8, clips_per_pass=2, backend="pyav")])
+def test_clips_per_pass_decoder_and_name_of_the_model_never_make_features_anew(opened, videos, tmp_path, settings):
     run(videos, tmp_path / "out", opened)
     renamed = OpenedModel("./tiny", opened.model, opened.processor, "from elsewhere", opened.is_trained)
     assert all(report.is_done_before for report in run(videos, tmp_path / "out", renamed, settings))

@@ -77,9 +77,8 @@ def test_probe_for_another_width_is_refused(small_config):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"pooling": "max"}, "pooling is 'max'; available: attentive, average"),
+        ({"pooling": "max"}, "pooling is 'max', but must be 'attentive' or 'average'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
-        ({"weight_decay": -1.0}, "weight_decay -1.0"),
     ],
 )
 def test_impossible_heads_are_refused(values, message):

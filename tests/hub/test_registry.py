@@ -32,7 +32,7 @@ def test_released_addresses_name_checkpoint_and_five_probes():
     entry = find_model("vjepa-vith16-384")
     assert entry.checkpoint == "https://dl.fbaipublicfiles.com/jepa/vith16-384/vith16-384.pth.tar"
     assert entry.probes["k400"] == "https://dl.fbaipublicfiles.com/jepa/vith16-384/k400-probe.pth.tar"
-    assert set(entry.probes) == {"k400", "ssv2", "in1k", "places", "inat"}
+    assert set(entry.probes) == {"k400", "ssv2", "in1k", "places205", "inat21"}
 
 
 def test_unknown_name_lists_the_known_ones():

@@ -150,7 +150,7 @@ def results_of_a_probe(**changes) -> dict:
             "final_learning_rate": 0.0,
             "final_weight_decay": 1e-6,
             "augmentation": None,
-            "sources": {"*": "as ssv2", "num_epochs": "set by the caller"},
+            "changes": {"num_epochs": 3, "augmentation.scale": [0.5, 1.0]},
         },
         "encoder": {"name": "/home/me/run", "description": "V-JEPA", "frames_per_clip": 4, "crop_size": 32},
         "data": {
@@ -185,7 +185,7 @@ def test_a_probe_states_the_results_of_the_head_that_is_sent_with_protocol_and_c
     ]
     assert "attentive probe; 2 segments x 1 views of 4 frames at 32 pixels" in metrics[0]["args"]["protocol"]
     assert metrics[0]["args"]["command"].startswith("vjepa-hub probe run --protocol plain --train train.csv")
-    assert "--set num_epochs=3" in metrics[0]["args"]["command"]
+    assert "--set num_epochs=3 --set augmentation.scale=0.5,1.0" in metrics[0]["args"]["command"]
 
 
 def test_results_of_an_evaluation_are_stated_for_features_and_sent(features, hub_server, send, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -133,17 +133,14 @@ def read_names(file: Path | None) -> list[str] | None:
     return None if file is None else read_class_names(file)
 
 
-def compute_dtype(name: str, device: str | None) -> Any:
-    """What the encoder computes in; "auto" is bfloat16 on a GPU that has it, and float32 elsewhere."""
+def compute_dtype(name: str, device: str | None) -> str:
+    """Number format of an encoder; "auto" is bfloat16 on a GPU that has it, and float32 elsewhere."""
+    if name != "auto":
+        return name
     import torch
 
-    if name == "auto":
-        is_gpu = torch.cuda.is_available() and (device is None or device.startswith("cuda"))
-        return torch.bfloat16 if is_gpu and torch.cuda.is_bf16_supported() else torch.float32
-    known = ("float32", "bfloat16", "float16")
-    if name not in known:
-        raise ValueError(f"--dtype is '{name}', but must be auto, {', '.join(known)}")
-    return getattr(torch, name)
+    is_gpu = torch.cuda.is_available() and (device is None or device.startswith("cuda"))
+    return "bfloat16" if is_gpu and torch.cuda.is_bf16_supported() else "float32"
 
 
 def warn_of_unreadable(number: int) -> None:

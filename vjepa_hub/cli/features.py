@@ -99,7 +99,7 @@ Window = Annotated[int | None, typer.Option(help="Video frames that a clip spans
 Stride = Annotated[int | None, typer.Option(help="Video frames from one clip to the next. Default: the window.")]
 
 
-BatchSize = Annotated[int, typer.Option(help="Clips that go through the model together.")]
+ClipsPerPass = Annotated[int, typer.Option(min=1, help="Clips that the model takes at once.")]
 
 
 ModelDtype = Annotated[Dtype | None, typer.Option(help="Number format of the model. Default: as stored.")]
@@ -156,7 +156,7 @@ def features(
     interpolation: Annotated[Interpolation, typer.Option(help="How maps are enlarged.")] = Interpolation.auto,
     baseline: PictureBaseline = Baseline.auto,
     detail: MapDetail = None,
-    batch_size: BatchSize = 1,
+    clips_per_pass: ClipsPerPass = 1,
     device: Device = None,
     dtype: ModelDtype = None,
     backend: FrugalBackend = None,
@@ -184,7 +184,7 @@ def features(
         settings = ExtractionSettings(
             window=window,
             stride=stride,
-            batch_size=batch_size,
+            clips_per_pass=clips_per_pass,
             pooled=pooled,
             dense=dense,
             dense_dtype=dense_dtype.value,

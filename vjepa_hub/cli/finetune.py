@@ -72,13 +72,12 @@ def finetune(
     ] = False,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode, beside each that trains.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of the head, the order and the augmentation.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
 ) -> None:
     """Tune a model to classify your own videos, with transformers' Trainer.
 
     The folder gets the classifier with its processor, for from_pretrained and pipeline("video-classification"),
     checkpoints, and metrics.json with the accuracies after each epoch. Videos that cannot be read are replaced in
-    training, and count as wrong in validation. On several GPUs:
+    training, and count as wrong in validation. The same command again goes on where it was stopped. On several GPUs:
     [bold]torchrun --nproc-per-node 8 -m vjepa_hub finetune ...[/bold]
     """
     from ..data.quarantine import NoReadableVideoError
@@ -110,12 +109,12 @@ def finetune(
                 output_dir,
                 settings,
                 training_arguments=parse_arguments(argument or []),
-                resume=resume,
             )
         except ImportError as error:
             raise typer.BadParameter(str(error)) from error
     console = Console(quiet=not is_first())
-    counts = f"{run.counts.num_trained:,} of {run.counts.num_total:,} parameters are trained"
+    num_parameters = run.trainer.model.num_parameters
+    counts = f"{num_parameters(only_trainable=True):,} of {num_parameters():,} parameters are trained"
     console.print(Text(f"{model}: {counts}, on {len(training_set):,} videos of {training_set.num_classes} classes"))
     try:
         measured = run.train()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -62,6 +62,7 @@ def localise(
     """
     from ..evaluation.ava.protocol import LocalisationProtocol
     from ..evaluation.ava.run import run_localisation
+    from ..evaluation.tokens import EncodingSettings
 
     with usage_errors(), _stages() as show_stage:
         file = run_localisation(
@@ -74,24 +75,18 @@ def localise(
             val_proposals=val_proposals,
             label_map=label_map,
             excluded_key_frames=excluded,
-            protocol=LocalisationProtocol().with_values(**_assigned(set_value or [])),
+            protocol=LocalisationProtocol().with_overrides(set_value or []),
             start_second=start_second,
             seed=seed,
             device=_default_device(device),
-            compute_dtype=compute_dtype(dtype, device),
-            clip_batch_size=clips_per_pass,
-            num_workers=num_workers,
+            encoding=EncodingSettings(
+                dtype=compute_dtype(dtype, device), clips_per_pass=clips_per_pass, num_workers=num_workers
+            ),
             on_progress=show_stage,
         )
     found = json.loads(file.read_text())
     Console().print(Text(f"mean average precision {found['mean_average_precision']:.4f}"))
     typer.echo(f"wrote {file}")
-
-
-def _assigned(assignments: list[str]) -> dict[str, Any]:
-    from ..evaluation.protocols import parse_value, split_assignments
-
-    return {name: parse_value(text) for name, text in split_assignments(assignments, example="num_epochs=5")}
 
 
 def _default_device(device: str | None) -> str:

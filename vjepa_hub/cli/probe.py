@@ -173,7 +173,7 @@ def _heads(
     from ..heads.pooling import HeadSettings
 
     return [
-        HeadSettings(pooling=kind, learning_rate=rate, weight_decay=decay)  # type: ignore[arg-type]  # it checks
+        HeadSettings(pooling=kind, learning_rate=rate, weight_decay=decay)
         for kind in pooling or ["attentive"]
         for rate in rates or [protocol.learning_rate]
         for decay in decays or [protocol.weight_decay]
@@ -199,10 +199,7 @@ def _open_classifier(settings: ProbeSettings) -> tuple[VJEPAForVideoClassificati
     name = settings.encoders[0]
     if name not in MODELS:
         return open_classifier(name)
-    released = settings.protocol.released_probe
-    if released is None:
-        raise ValueError(f"there is no released probe for the protocol '{settings.protocol.name}'; train one")
-    model = load_classifier(name, released)
+    model = load_classifier(name, settings.protocol.name)
     return model, VJEPAVideoProcessor(crop_size=model.config.crop_size)
 
 

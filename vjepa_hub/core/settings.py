@@ -147,6 +147,17 @@ class Settings(BaseModel):
         """All values by their keys with dots, such as `training.learning_rate`."""
         return _flatten(self.to_tree())
 
+    def changes_from(self, other: "Self") -> dict[str, Any]:
+        """Values that differ from those of other settings of the same class, by their keys with dots."""
+        changes: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            own, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(own, Settings) and type(own) is type(theirs):
+                changes |= {f"{name}.{key}": value for key, value in own.changes_from(theirs).items()}
+            elif own != theirs:
+                changes[name] = _plain(own.model_dump() if isinstance(own, Settings) else own)
+        return changes
+
     def sections(self) -> dict[str, list[str]]:
         """Names of the fields of each field that is itself made of settings; where keys without dots are sought."""
         return {
@@ -214,6 +225,10 @@ def _meaning(value: Any, annotation: Any) -> Any:
         return None
     if Any in options:
         return _yaml_scalar(value) if isinstance(value, PlainText) else value
+    literals = [option for option in options if typing.get_origin(option) is typing.Literal]
+    for choice in (choice for literal in literals for choice in typing.get_args(literal)):
+        if str(choice) == value.strip():  # numbers too: a literal takes no text for them
+            return choice
     item = _item_annotation(options)
     if item is not None and str not in options:
         text = value.strip()

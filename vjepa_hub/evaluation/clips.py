@@ -15,13 +15,13 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import PositiveFloat, PositiveInt
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
@@ -29,11 +29,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as image_transforms
 
-from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, CropSpec, draw_crop
+from ..core.settings import Settings
+from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, draw_crop
 from ..data.clip_order import ClipRequest
-from ..data.clip_sampling import sample_clip_indices
 from ..data.random_streams import Stream, draw_uniform, generator_at
-from ..data.records import FrameReader
 from ..data.video import VideoDecodingError, available_backends
 from ..model.video_processing_vjepa import RESIZE_OVER_CROP, VJEPAVideoProcessor
 from .labelled import ImageSource, LabelledSet, VideoSource
@@ -62,25 +61,26 @@ class LabelledClip(TypedDict):
     is_readable: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipFormat:
-    """What an encoder sees.
+class ClipFormat(Settings):
+    """Input of an encoder.
 
-    Attributes:
+    Args:
         crop_size: Side of the square crop in pixels.
         frames_per_clip: Frames of a clip.
         mean: Of each channel, for pixels from 0 to 1.
         std: Of each channel, for pixels from 0 to 1.
     """
 
-    crop_size: int
-    frames_per_clip: int = 16
+    crop_size: PositiveInt
+    frames_per_clip: PositiveInt = 16
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
 
 
 class _LabelledClips(Dataset[LabelledClip]):
-    """What both data sets share: reading, and what becomes of videos that cannot be read."""
+    """Reading, and zeros for videos that cannot be read."""
+
+    is_training: bool
 
     def __init__(self, labelled: LabelledSet, protocol: Protocol, clip_format: ClipFormat):
         found = "image" if isinstance(labelled.source, ImageSource) else "video"
@@ -90,6 +90,7 @@ class _LabelledClips(Dataset[LabelledClip]):
                 f"with media='{protocol.media}', or take another protocol"
             )
         self.labelled, self.protocol, self.clip_format = labelled, protocol, clip_format
+        self.clip_spec = protocol.clip_spec(clip_format.frames_per_clip, is_training=self.is_training)
 
     def __len__(self) -> int:
         """Number of videos or images."""
@@ -109,40 +110,27 @@ class _LabelledClips(Dataset[LabelledClip]):
         label = int(self.labelled.labels[index])
         return LabelledClip(pixel_values_videos=pixels, label=label, index=index, is_readable=is_readable)
 
-    def _frames(self, index: int, num_segments: int, generator: torch.Generator | None) -> np.ndarray:
-        """(S * T, H, W, 3) uint8 frames of a video."""
+    def _segments(self, index: int, generator: torch.Generator | None) -> list[np.ndarray]:
+        """(T, H, W, 3) uint8 frames of each clip of a video."""
         source = cast(VideoSource, self.labelled.source)
         record = source.record(int(self.labelled.indices[index]))
         with record.open(backend=self._backend) as reader:
-            indices = self._clip_indices(reader, record.name, num_segments, generator)
-            return reader.read_frames(np.concatenate(indices))
+            fps = None if self.clip_spec.clip_duration is None else reader.average_fps
+            try:
+                indices = self.clip_spec.sample_indices(
+                    reader.num_frames, fps=fps, allow_clip_overlap=True, generator=generator
+                )
+            except ValueError as error:
+                if fps is None:  # in memory, where no video has a rate: another setting is needed
+                    raise
+                # The settings are checked, so it is this video that is too slow
+                raise VideoDecodingError(record.name, str(error), "leave the video out") from error
+            return np.split(reader.read_frames(np.concatenate(indices)), len(indices))
 
     @cached_property
     def _backend(self) -> str | None:
         """The decoder: PyAV passes over frames that no other needs. Looked for once: imports that fail take long."""
         return "pyav" if "pyav" in available_backends() else None
-
-    def _clip_indices(
-        self, reader: FrameReader, name: str, num_segments: int, generator: torch.Generator | None
-    ) -> list[np.ndarray]:
-        duration = self.protocol.clip_duration
-        fps = None if duration is None else reader.average_fps
-        try:
-            return sample_clip_indices(
-                reader.num_frames,
-                fps=fps,
-                frames_per_clip=self.clip_format.frames_per_clip,
-                num_clips=num_segments,
-                frame_step=self.protocol.frame_step,
-                clip_duration=duration,
-                allow_clip_overlap=True,
-                generator=generator,
-            )
-        except ValueError as error:
-            if fps is None:
-                raise
-            # The protocol has checked its own values, so it is this video that is too slow, or says no rate
-            raise VideoDecodingError(name, str(error), "leave the video out") from error
 
     def _image(self, index: int) -> Image.Image:
         return cast(ImageSource, self.labelled.source).read(int(self.labelled.indices[index]))
@@ -162,18 +150,19 @@ class EvaluationClips(_LabelledClips):
     Args:
         labelled: The videos or images.
         protocol: Which clips and views of them.
-        clip_format: What the encoder sees.
+        clip_format: Input of the encoder.
 
     Raises:
         ValueError: The set holds no media of the protocol's kind.
     """
 
+    is_training = False
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the pixels of an item."""
         size = self.clip_format.crop_size
-        protocol = self.protocol
-        return (protocol.num_views, protocol.num_segments, self._num_frames, 3, size, size)
+        return (self.protocol.num_views, self.clip_spec.num_segments, self._num_frames, 3, size, size)
 
     def __getitem__(self, request: ClipRequest | int) -> LabelledClip:
         """Read a video or image.
@@ -196,10 +185,9 @@ class EvaluationClips(_LabelledClips):
         )
 
     def _read_video(self, index: int) -> torch.Tensor:
-        frames = self._frames(index, self.protocol.num_segments, None)
-        segments = np.split(frames, self.protocol.num_segments)
+        segments = self._segments(index, None)
         pixels = self._processor(segments, do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
-        return pixels.unflatten(0, (self.protocol.num_segments, -1)).transpose(0, 1).contiguous()  # (V, S, T, C, H, W)
+        return pixels.unflatten(0, (len(segments), -1)).transpose(0, 1).contiguous()  # (V, S, T, C, H, W)
 
     def _read_image(self, index: int) -> torch.Tensor:
         size = self.clip_format.crop_size
@@ -214,13 +202,15 @@ class TrainingClips(_LabelledClips):
     Args:
         labelled: The videos or images.
         protocol: Which clips, and how they are augmented.
-        clip_format: What the encoder sees.
+        clip_format: Input of the encoder.
         seed: Seed of the run.
 
     Raises:
         ValueError: The protocol has no augmentation (then `EvaluationClips` gives the training clips too), or one
             that timm does not know; or the set holds no media of its kind.
     """
+
+    is_training = True
 
     def __init__(self, labelled: LabelledSet, protocol: Protocol, clip_format: ClipFormat, *, seed: int = 0):
         super().__init__(labelled, protocol, clip_format)
@@ -236,7 +226,7 @@ class TrainingClips(_LabelledClips):
     def shape(self) -> tuple[int, ...]:
         """Shape of the pixels of an item."""
         size = self.clip_format.crop_size
-        return (self.protocol.num_training_segments, self._num_frames, 3, size, size)
+        return (self.clip_spec.num_segments, self._num_frames, 3, size, size)
 
     def __getitem__(self, request: ClipRequest | int) -> LabelledClip:
         """Read a video or image.
@@ -250,23 +240,16 @@ class TrainingClips(_LabelledClips):
         return self._item(index, lambda: read(index, position))
 
     def _read_video(self, index: int, position: int) -> torch.Tensor:
-        num_segments = self.protocol.num_training_segments
-        generator = generator_at(self.seed, position, stream=Stream.CLIP)
-        segments = np.split(self._frames(index, num_segments, generator), num_segments)
-        clips = [self._augment(clip, position * num_segments + place) for place, clip in enumerate(segments)]
+        segments = self._segments(index, generator_at(self.seed, position, stream=Stream.CLIP))
+        clips = [self._augment(clip, position * len(segments) + place) for place, clip in enumerate(segments)]
         return torch.stack(clips)  # (S, T, C, H, W)
 
     def _augment(self, frames: np.ndarray, position: int) -> torch.Tensor:
         """(T, C, H, W) normalised pixels of the frames (T, h, w, 3) of one segment."""
         colour_seed, erase_seed = self._seeds(position)
         frames = _augment_frames(frames, self._policy, colour_seed)
-        crop = draw_crop(
-            self._crop_settings,
-            height=frames.shape[1],
-            width=frames.shape[2],
-            seed=self.seed,
-            position=position,
-        )
+        height, width = frames.shape[1:3]
+        crop = draw_crop(self.augmentation, height=height, width=width, seed=self.seed, position=position)
         box = torch.from_numpy(np.ascontiguousarray(frames[:, crop.rows, crop.columns])).movedim(-1, 1).float()
         size = self.clip_format.crop_size
         pixels = F.interpolate(box, size=(size, size), mode="bilinear", align_corners=False, antialias=False)
@@ -289,13 +272,6 @@ class TrainingClips(_LabelledClips):
     @cached_property
     def _policy(self) -> Callable[[Image.Image], Image.Image] | None:
         return _rand_augment(self.augmentation.auto_augment, self.clip_format.crop_size)
-
-    @cached_property
-    def _crop_settings(self) -> CropSpec:
-        augmentation = self.augmentation
-        return CropSpec(
-            scale=augmentation.scale, ratio=augmentation.ratio, flip_probability=augmentation.flip_probability
-        )
 
     def _read_image(self, index: int, position: int) -> torch.Tensor:
         image = self._image(index)

@@ -5,9 +5,11 @@ Training and test videos share neither pictures, nor textures, nor backgrounds.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import PositiveInt
+
+from ..core.settings import Settings
 from ..data.synthetic.moving_pictures import FASHION_MNIST_CLASSES, MovingPictureSettings
 from ..data.synthetic.shapes import MOTIONS, SyntheticVideoSettings
 from ..data.synthetic.videos import make_videos
@@ -26,9 +28,8 @@ TRAIN, TEST = "train", "test"
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class MadeTaskSettings:
-    """Which videos, and how long heads are trained on them.
+class MadeTaskSettings(Settings):
+    """Videos of the tasks, and the training of heads on them.
 
     Args:
         num_train: Videos that heads learn from.
@@ -42,18 +43,18 @@ class MadeTaskSettings:
         pictures: Folder of the IDX files of Fashion-MNIST; None: that of Debian's package.
     """
 
-    num_train: int = 1000
-    num_test: int = 1000
-    size: int = 64
-    num_frames: int = 32
-    frame_step: int = 2
-    num_epochs: int = 20
+    num_train: PositiveInt = 1000
+    num_test: PositiveInt = 1000
+    size: PositiveInt = 64
+    num_frames: PositiveInt = 32
+    frame_step: PositiveInt = 2
+    num_epochs: PositiveInt = 20
     has_pictures: bool = True
     scene: str = "textured"
     pictures: Path | None = None
 
     def videos(self, split: str, num_videos: int) -> SyntheticVideoSettings:
-        """What is made for a split."""
+        """Settings of the videos of a split."""
         if self.has_pictures:
             return MovingPictureSettings(
                 num_videos=num_videos, size=self.size, num_frames=self.num_frames, split=split, scene=self.scene

@@ -21,7 +21,7 @@ import torch
 from ..data.clip_order import ClipRequest
 from ..heads.metrics import INTERVAL_PERCENTILES
 from .clips import EvaluationClips
-from .encoders.opening import FrozenEncoder, ImageEncoder, VJEPAEncoder
+from .encoders.opening import FrozenEncoder, ImageEncoder, VJEPAClipEncoder
 from .labelled import LabelledSet
 from .probe_run import clip_format_of
 from .protocols import Protocol
@@ -94,7 +94,7 @@ def count_times(encoder: FrozenEncoder) -> int:
     """
     if isinstance(encoder, ImageEncoder):
         return encoder.frames_per_clip
-    if isinstance(encoder, VJEPAEncoder):
+    if isinstance(encoder, VJEPAClipEncoder):
         return encoder.frames_per_clip // int(encoder.model.config.tubelet_size)
     return 1
 
@@ -144,7 +144,7 @@ def describe_set(
     num_times = _require_times(encoder, protocol) if descriptor == "temporal" else 1
     clips = EvaluationClips(labelled, protocol, clip_format_of(encoder))
     source = EncodedClips(encoder, clips, encoding or EncodingSettings())
-    return describe_source(source, descriptor, num_times=num_times, progress=progress)
+    return describe_token_source(source, descriptor, num_times=num_times, progress=progress)
 
 
 def _require_times(encoder: FrozenEncoder, protocol: Protocol) -> int:
@@ -158,7 +158,7 @@ def _require_times(encoder: FrozenEncoder, protocol: Protocol) -> int:
     return num_times
 
 
-def describe_source(
+def describe_token_source(
     source: TokenSource,
     descriptor: str = "mean-std",
     *,

@@ -16,18 +16,21 @@ and the run's folder has `summary.json` with the table over all jobs. Which vide
 import copy
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 from safetensors.torch import save_file
 
 from ..core.files import write_whole
+from ..core.settings import Settings, Share
 from ..heads.metrics import ClassificationMetrics, compute_metrics
 from ..heads.pooling import AttentiveHead, HeadSettings, attach_head
 from ..hub.class_names import chosen_names
@@ -35,7 +38,7 @@ from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .clips import ClipFormat, EvaluationClips, TrainingClips
 from .encoders.frozen_encoder import FrozenEncoder
-from .encoders.opening import VJEPAEncoder, open_encoder
+from .encoders.opening import VJEPAClipEncoder, open_encoder
 from .label_efficiency import SplitSummary, stratified_split, summarise, write_split
 from .labelled import LabelledSet, check_training_classes, open_labelled
 from .probe_training import CHECKPOINT, Predictions, ProbeTraining, Progress, predict
@@ -53,20 +56,21 @@ from .results import (
 )
 from .tokens import CachedClips, EncodedClips, EncodingSettings, SubsetTokens, TokenSource
 
+logger = logging.getLogger(__name__)
+
 RUN_NAME, SUMMARY_NAME, CLASSIFIER, HEAD_NAME = "run.json", "summary.json", "classifier", "head.safetensors"
 SELECTION_RULE = "the head with the highest top-1 accuracy on the validation set itself; the first of equal ones"
 ONLY_RULE = "the only head"
 ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeSettings:
-    """What is evaluated, on what, and how.
+class ProbeSettings(Settings):
+    """Frozen evaluation: encoders, protocol, sets and heads.
 
     Args:
         encoders: Names as `open_encoder` takes them.
-        protocol: How; its frames and crop are those of each encoder.
-        train: Training set, as `open_labelled` takes it.
+        protocol: Its frames and crop are those of each encoder.
+        train: Training set, as `open_labelled` takes it; None where a trained classifier is evaluated.
         validation: Validation set.
         heads: Heads that are trained side by side; empty: the protocol's attentive probe.
         seeds: A job for each: first weights, order and augmentation.
@@ -82,44 +86,40 @@ class ProbeSettings:
         overwrite: Delete jobs that were run with other settings, instead of refusing.
 
     Raises:
-        ValueError: No encoder or seed, or a head twice.
+        SettingsError: A value out of its range, no encoder or seed, or a value twice in a list.
     """
 
-    encoders: Sequence[str]
+    encoders: tuple[str, ...] = Field(min_length=1)
     protocol: Protocol
     train: Any
     validation: Any
-    heads: Sequence[HeadSettings] = ()
-    seeds: Sequence[int] = (0,)
-    label_fractions: Sequence[float] = ()
-    num_splits: int = 1
-    num_classes: int | None = None
-    class_names: Sequence[str] | None = None
-    cache: str | Path | None = None
-    encoding: EncodingSettings = field(default_factory=EncodingSettings)
+    heads: tuple[HeadSettings, ...] = ()
+    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
+    label_fractions: tuple[Share, ...] = ()
+    num_splits: PositiveInt = 1
+    num_classes: PositiveInt | None = None
+    class_names: tuple[str, ...] | None = None
+    cache: Path | None = None
+    encoding: EncodingSettings = Field(default_factory=EncodingSettings)
     device: str | None = None
-    crop_size: int | None = None
-    frames_per_clip: int | None = None
+    crop_size: PositiveInt | None = None
+    frames_per_clip: PositiveInt | None = None
     overwrite: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("encoders", "seeds", "heads", "label_fractions"):
-            values = list(getattr(self, name))
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} are {', '.join(map(str, values))}: one of them stands twice; name each once")
-            if not values and name in ("encoders", "seeds"):
-                raise ValueError(f"{name} is empty; give at least one")
-        if self.num_splits < 1:
-            raise ValueError(f"num_splits is {self.num_splits}, but each share of the labels is drawn at least once")
+    @field_validator("encoders", "heads", "seeds", "label_fractions")
+    @classmethod
+    def _require_each_once(cls, values: tuple, info: ValidationInfo) -> tuple:
+        for place, value in enumerate(values):
+            if value in values[:place]:
+                raise ValueError(f"{info.field_name} has '{value}' twice; name each once")
+        return values
 
     @property
     def all_heads(self) -> list[HeadSettings]:
         """The heads, those of the protocol where none are given."""
         protocol = self.protocol
-        own = HeadSettings(
-            pooling="attentive", learning_rate=protocol.learning_rate, weight_decay=protocol.weight_decay
-        )
-        return list(self.heads) or [own]
+        own = {"learning_rate": protocol.learning_rate, "weight_decay": protocol.weight_decay}
+        return list(self.heads) or [HeadSettings(pooling="attentive", **own)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +237,7 @@ def evaluate_classifier(
         settings.validation, media=settings.protocol.media, num_classes=model.num_labels, class_names=names
     )
     device = _device(settings.device)
-    encoder = VJEPAEncoder.of_model(
+    encoder = VJEPAClipEncoder.of_model(
         model,
         processor,
         name=settings.encoders[0],
@@ -413,7 +413,7 @@ class _EncoderEvaluation:
         if protocol.augmentation is not None:
             clips = TrainingClips(train, protocol, self.format, seed=job.seed)
             return EncodedClips(self.encoder, clips, self.settings.encoding)
-        plain = replace(protocol, num_views=1, num_segments=protocol.num_training_segments)
+        plain = protocol.with_values(num_views=1, num_segments=protocol.num_training_segments)
         if chosen is None or self.settings.cache is None:
             return self._source(train, plain, job)
         return SubsetTokens(self._source(self.train, plain, job), chosen, train)  # one cache for all shares
@@ -467,7 +467,7 @@ class _EncoderEvaluation:
         state = heads[_best(metrics)].state_dict()
         save_file({name: value.cpu().contiguous() for name, value in state.items()}, job.folder / HEAD_NAME)
         probes = [place for place, head in enumerate(heads) if isinstance(head, AttentiveHead)]
-        if not (probes and isinstance(self.encoder, VJEPAEncoder)):
+        if not (probes and isinstance(self.encoder, VJEPAClipEncoder)):
             return
         probe = heads[max(probes, key=lambda place: (metrics[place].top1, -place))]
         config = copy.deepcopy(cast(Any, self.encoder.model.config))
@@ -476,8 +476,20 @@ class _EncoderEvaluation:
         )
         model = attach_head(cast(AttentiveHead, probe), self.encoder.model, config, self.validation.class_names)
         model.save_pretrained(job.folder / CLASSIFIER)
+        clips = self.settings.protocol.clip_spec(self.encoder.frames_per_clip, is_training=True)
+        if clips.frames_per_clip != config.frames_per_clip:
+            logger.warning(
+                "clips of %d frames were evaluated, but the model's own have %d, which pipelines take: give them "
+                "num_frames=%d",
+                clips.frames_per_clip,
+                config.frames_per_clip,
+                clips.frames_per_clip,
+            )
         processor = VJEPAVideoProcessor(
-            crop_size=self.encoder.crop_size, image_mean=list(self.encoder.mean), image_std=list(self.encoder.std)
+            crop_size=self.encoder.crop_size,
+            image_mean=list(self.encoder.mean),
+            image_std=list(self.encoder.std),
+            **clips.processor_options,
         )
         processor.save_pretrained(job.folder / CLASSIFIER)
 
@@ -530,10 +542,10 @@ class _Record:
         encoder, encoding = self.encoder, self.settings.encoding
         return {
             "encoder": encoder.fingerprint(),
-            "clip": asdict(clip_format_of(encoder)),
-            "dtype": str(encoding.dtype or torch.float32),
-            "protocol": self.settings.protocol.to_dict(),
-            "heads": [asdict(head) for head in self.settings.all_heads],
+            "clip": clip_format_of(encoder).to_tree(),
+            "dtype": encoding.dtype,
+            "protocol": self.settings.protocol.to_tree(),
+            "heads": [head.to_tree() for head in self.settings.all_heads],
             "data": self.data,
             "seed": job.seed,
         }
@@ -549,7 +561,7 @@ class _Record:
         training: dict[str, Any] | None = None,
     ) -> None:
         """Write the table, the picture and, last, the results."""
-        selected = _best(metrics)
+        selected, protocol = _best(metrics), self.settings.protocol
         best = metrics[selected]
         write_per_class_csv(self.folder / "per_class.csv", best, validation.class_names)
         write_confusion_picture(
@@ -560,11 +572,11 @@ class _Record:
         )
         rule = SELECTION_RULE if len(heads) > 1 else ONLY_RULE
         results = EvaluationResults(
-            protocol=self.settings.protocol.to_dict(),
+            protocol={**protocol.to_tree(), "sources": protocol.sources, "changes": protocol.changes},
             encoder=self._describe_encoder(),
             data={**self.data, **({"training": training} if training else {})},
             seeds=[seed],
-            heads=[HeadResult(metrics=found, **asdict(head)) for head, found in zip(heads, metrics, strict=True)],
+            heads=[HeadResult(metrics=found, **head.to_tree()) for head, found in zip(heads, metrics, strict=True)],
             selected=selected,
             selection_rule=rule if is_trained_here else "the classifier's own probe; nothing was trained",
         )
@@ -577,6 +589,6 @@ class _Record:
             "description": encoder.description,
             "is_trained": encoder.is_trained,
             "fingerprint": encoder.fingerprint(),
-            "dtype": str(self.settings.encoding.dtype or torch.float32),
-            **asdict(clip_format_of(encoder)),
+            "dtype": self.settings.encoding.dtype,
+            **clip_format_of(encoder).to_tree(),
         }

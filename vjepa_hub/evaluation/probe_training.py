@@ -254,7 +254,7 @@ class ProbeTraining:
             head.add(tokens, batch.labels, batch.is_readable)
 
     def _settings(self) -> dict[str, Any]:
-        return {"plan": asdict(self.plan), "heads": [asdict(head.settings) for head in self.heads]}
+        return {"plan": asdict(self.plan), "heads": [head.settings.to_tree() for head in self.heads]}
 
     def _save(self, folder: Path, num_epochs: int) -> None:
         """Keep the heads."""

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..hub.class_names import chosen_names
 from ..hub.loading import open_classifier
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
 from .clips import EvaluationClips
-from .encoders.opening import VJEPAEncoder
+from .encoders.opening import VJEPAClipEncoder
 from .labelled import open_labelled
 from .probe_run import clip_format_of
 from .probe_training import predict
@@ -45,8 +44,7 @@ def find_stated_protocol(folder: str | Path) -> Protocol:
     num_segments = processor.num_segments or 1
     if (folder / TUNING_FILE).is_file():
         num_segments = json.loads((folder / TUNING_FILE).read_text(encoding="utf-8"))["num_segments"]
-    return replace(
-        find_protocol("plain"),
+    return find_protocol("plain").with_values(
         frame_step=None if processor.clip_duration else processor.frame_step or DEFAULT_FRAME_STEP,
         clip_duration=processor.clip_duration,
         num_segments=num_segments,
@@ -56,8 +54,7 @@ def find_stated_protocol(folder: str | Path) -> Protocol:
 
 def _protocol_of_results(stated: Mapping[str, Any]) -> Protocol:
     name = stated["name"] if stated["name"] in PROTOCOLS else "plain"
-    known = {entry.name for entry in fields(Protocol)}
-    return replace(find_protocol(name), **{key: stated[key] for key in _VIEWING if key in stated and key in known})
+    return find_protocol(name).with_values(**{key: stated[key] for key in _VIEWING if key in stated})
 
 
 def evaluate_slice(
@@ -91,7 +88,7 @@ def evaluate_slice(
     if len(labelled) > limit:
         chosen = np.sort(np.random.default_rng(0).permutation(len(labelled))[:limit])
         labelled = labelled.subset(chosen, f"{limit} drawn at random")
-    encoder = VJEPAEncoder.of_model(model, processor, name=str(folder), description="a published model").place(
+    encoder = VJEPAClipEncoder.of_model(model, processor, name=str(folder), description="a published model").place(
         torch.device(device)
     )
     head: torch.nn.Module = AttentiveHead.of_classifier(model)

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, default_collate
 
 from ..core.files import write_whole, written_whole
+from ..core.settings import Settings
 from ..data.clip_order import ClipRequest
 from .clips import EvaluationClips, LabelledClip, TrainingClips
 from .encoders.opening import FrozenEncoder
@@ -66,29 +68,21 @@ class TokenSource(ABC):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodingSettings:
-    """How clips are encoded.
+class EncodingSettings(Settings):
+    """Encoding of clips by a frozen encoder.
 
     Args:
-        dtype: Number format that the encoder computes in (autocast); None: float32.
+        dtype: Number format that the encoder computes in (autocast).
         clips_per_pass: Clips that the encoder takes at once.
         num_workers: Processes that decode.
 
     Raises:
-        ValueError: A count that cannot be.
+        SettingsError: An unknown number format, or a count out of its range.
     """
 
-    dtype: torch.dtype | None = None
-    clips_per_pass: int = 16
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.clips_per_pass < 1 or self.num_workers < 0:
-            raise ValueError(
-                f"clips_per_pass is {self.clips_per_pass} and num_workers {self.num_workers}, but there must be at "
-                "least 1 clip, and no negative number of workers"
-            )
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    clips_per_pass: PositiveInt = 16
+    num_workers: NonNegativeInt = 0
 
 
 class EncodedClips(TokenSource):
@@ -146,7 +140,7 @@ class EncodedClips(TokenSource):
 
     def _autocast(self, device: torch.device) -> Any:
         dtype = self.settings.dtype
-        return nullcontext() if dtype in (None, torch.float32) else torch.autocast(device.type, dtype=dtype)
+        return nullcontext() if dtype == "float32" else torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 def _collate(items: list[LabelledClip]) -> dict[str, torch.Tensor] | None:
@@ -301,29 +295,23 @@ class SubsetTokens(TokenSource):
 
 
 def cache_key(source: EncodedClips) -> dict[str, Any]:
-    """Everything that the tokens of a source depend on, as plain values."""
+    """Plain values of all that the tokens of a source depend on."""
     clips = source.clips
     names = hashlib.sha256()
     for index, name in zip(clips.labelled.indices, clips.labelled.names, strict=True):
         names.update(f"{name}\0{clips.labelled.source.stamp(int(index))}\0".encode(errors="surrogateescape"))
-    protocol, clip_format = clips.protocol, clips.clip_format
     return {
         "format": CACHE_FORMAT,
         "encoder": source.encoder.fingerprint(),
         "kind": f"{type(source.encoder).__name__} with {source.encoder.num_attention_heads} heads",
         "weights_dtype": str(source.encoder.dtype),
-        "dtype": str(source.settings.dtype or torch.float32),
+        "dtype": source.settings.dtype,
         "videos": names.hexdigest(),
         "num_videos": len(clips.labelled),
-        "media": protocol.media,
-        "frame_step": protocol.frame_step,
-        "clip_duration": protocol.clip_duration,
-        "num_segments": protocol.num_segments,
-        "num_views": protocol.num_views,
-        "crop_size": clip_format.crop_size,
-        "frames_per_clip": clip_format.frames_per_clip,
-        "mean": list(clip_format.mean),
-        "std": list(clip_format.std),
+        "media": clips.protocol.media,
+        "num_views": clips.protocol.num_views,
+        **clips.clip_spec.to_tree(),
+        **clips.clip_format.to_tree(),
     }
 
 

@@ -21,15 +21,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from pydantic import PositiveInt, field_validator, model_validator
 from safetensors import safe_open
 
 from .. import __version__
 from ..core.files import written_whole
 from ..core.fingerprints import hash_weights
+from ..core.settings import Settings
 from ..data.clip_sampling import plan_windows
 from ..data.video import VideoReader, available_backends, open_video, read_image
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ..hub.loading import OpenedModel
 
 logger = logging.getLogger(__name__)
@@ -55,49 +59,48 @@ class FeatureExtractionError(ValueError):
     """A video that was decoded, but whose features cannot be used."""
 
 
-@dataclass(frozen=True)
-class ExtractionSettings:
-    """What to compute for each video.
+class ExtractionSettings(Settings):
+    """Features of each video: windows, and what is kept.
 
     Attributes:
         window: Number of video frames that one clip spans; None: 4 for each frame of the clip, as in the release.
         stride: Number of video frames from one clip's start to the next; None: the window, so that clips tile the
             video.
-        batch_size: Clips that go through the model together.
-        pooled: Whether to keep one vector per clip, the mean over its tokens (float32).
-        dense: Whether to keep every token.
+        clips_per_pass: Clips that the model takes at once.
+        pooled: Keeps one vector per clip, the mean over its tokens (float32).
+        dense: Keeps every token.
         dense_dtype: "model" stores dense features as the model computes them, "float16" in half precision.
         backend: Video decoder, as for `open_video`; None takes PyAV, whose memory stays bounded on long videos.
 
     Raises:
-        ValueError: a number below 1, an unknown `dense_dtype`, a decoder that is not installed, or neither pooled nor
-            dense features wanted.
+        SettingsError: A value out of its range, a decoder that is not installed, or neither pooled nor dense features.
     """
 
-    window: int | None = None
-    stride: int | None = None
-    batch_size: int = 1
+    window: PositiveInt | None = None
+    stride: PositiveInt | None = None
+    clips_per_pass: PositiveInt = 1
     pooled: bool = True
     dense: bool = True
     dense_dtype: Literal["model", "float16"] = "model"
     backend: str | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("window", "stride", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it counts frames or clips and must be at least 1")
-        if self.dense_dtype not in ("model", "float16"):
-            raise ValueError(f"dense_dtype is '{self.dense_dtype}'; available: model, float16")
-        if self.backend is not None and self.backend not in available_backends():
-            raise ValueError(f"backend is '{self.backend}'; available here: {', '.join(available_backends())}")
+    @field_validator("backend")
+    @classmethod
+    def _require_decoder(cls, backend: str | None) -> str | None:
+        if backend is not None and backend not in available_backends():
+            raise ValueError(f"backend is '{backend}'; available here: {', '.join(available_backends())}")
+        return backend
+
+    @model_validator(mode="after")
+    def _require_features(self) -> Self:
         if not (self.pooled or self.dense):
             raise ValueError("pooled and dense are both off, so nothing would be computed: turn one on")
+        return self
 
     def describe(self, frames_per_clip: int) -> dict[str, str]:
-        """What makes the features of a video, as text: the settings that change what is stored.
+        """Settings that change what is stored of a video, as text.
 
-        Batch size and decoder are none of them: they change features by rounding at most.
+        Clips at once and decoder are none of them: they change features by rounding at most.
 
         Args:
             frames_per_clip: Frames in a clip of the model.
@@ -552,8 +555,8 @@ def _iterate_batches(
     total = len(plan.windows)
     if progress is not None:
         progress(0, total)
-    for first in range(0, total, settings.batch_size):
-        windows = plan.windows[first : first + settings.batch_size]
+    for first in range(0, total, settings.clips_per_pass):
+        windows = plan.windows[first : first + settings.clips_per_pass]
         tokens = encode_clips([video.read_frames(window) for window in windows], opened)
         yield first, _kept(tokens, opened.name, settings)
         if progress is not None:

@@ -1,4 +1,4 @@
-"""What is trained on frozen features: the paper's attentive probe, and average pooling with a linear layer.
+"""Heads on frozen features: the paper's attentive probe, and average pooling with a linear layer.
 
 Both take the tokens of a video, of all its segments one after the other, and are in float32. They start from the
 model's own rules of initialisation, under which the depth rescaling of the probe's MLP is in effect (as released).
@@ -7,20 +7,20 @@ Shapes: B videos, N tokens, D features.
 """
 
 import copy
-from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
+from ..core.settings import Settings
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAAttentivePooler, VJEPAForVideoClassification, VJEPAPreTrainedModel
 
 Pooling = Literal["attentive", "average"]
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
-class HeadSettings:
+class HeadSettings(Settings):
     """One of the heads that are trained side by side.
 
     Args:
@@ -29,21 +29,12 @@ class HeadSettings:
         weight_decay: At the first step.
 
     Raises:
-        ValueError: An unknown pooling, a rate that is not positive, or a negative decay.
+        SettingsError: An unknown pooling, a rate that is not positive, or a negative decay.
     """
 
     pooling: Pooling
-    learning_rate: float
-    weight_decay: float
-
-    def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            raise ValueError(f"pooling is '{self.pooling}'; available: {', '.join(get_args(Pooling))}")
-        if not self.learning_rate > 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}, but the rate must be "
-                "positive and the decay not negative"
-            )
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat
 
     def __str__(self) -> str:
         return f"{self.pooling}, learning rate {self.learning_rate:g}, weight decay {self.weight_decay:g}"

@@ -188,7 +188,7 @@ def load_classifier(
 
     Args:
         name: A released model of the registry, such as `vjepa-vitl16`.
-        dataset: What the probe was trained on: k400, ssv2, in1k, places or inat.
+        dataset: What the probe was trained on: k400, ssv2, in1k, places205 or inat21.
         device: Where the model goes; the CPU by default.
         dtype: Number format of the weights, such as "bfloat16"; by default as stored.
         keep_download: As for `open_model`, for the probe and, if it is fetched, for the encoder.

@@ -30,14 +30,14 @@ class EvaluationSet:
         name: The data set's own name.
         task: The Hub's name of the task.
         num_classes: Its classes.
-        protocol: The evaluation protocol that the published numbers follow (`vjepa-hub probe --protocol`).
+        probe: Name of the released probe's file, without its ending.
         clips: What of an item the probe sees, in words.
     """
 
     name: str
     task: str
     num_classes: int
-    protocol: str
+    probe: str
     clips: str
 
 
@@ -48,27 +48,27 @@ EVALUATION_SETS: Mapping[str, EvaluationSet] = {
         name="Kinetics-400",
         task="video-classification",
         num_classes=400,
-        protocol="k400",
+        probe="k400-probe",
         clips="8 segments x 3 views, segments attended together, views averaged",
     ),
     "ssv2": EvaluationSet(
         name="Something-Something v2",
         task="video-classification",
         num_classes=174,
-        protocol="ssv2",
+        probe="ssv2-probe",
         clips="2 segments x 3 views, segments attended together, views averaged",
     ),
     "in1k": EvaluationSet(
-        name="ImageNet-1k", task="image-classification", num_classes=1000, protocol="in1k", clips=_IMAGE_CLIP
+        name="ImageNet-1k", task="image-classification", num_classes=1000, probe="in1k-probe", clips=_IMAGE_CLIP
     ),
-    "places": EvaluationSet(
-        name="Places205", task="image-classification", num_classes=205, protocol="places205", clips=_IMAGE_CLIP
+    "places205": EvaluationSet(
+        name="Places205", task="image-classification", num_classes=205, probe="places-probe", clips=_IMAGE_CLIP
     ),
-    "inat": EvaluationSet(
-        name="iNaturalist 2021", task="image-classification", num_classes=10_000, protocol="inat21", clips=_IMAGE_CLIP
+    "inat21": EvaluationSet(
+        name="iNaturalist 2021", task="image-classification", num_classes=10_000, probe="inat-probe", clips=_IMAGE_CLIP
     ),
 }
-"""By the name of the released probe."""
+"""By the name of the evaluation protocol (`vjepa-hub probe --protocol`) and of the released probe."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _released(
         description=description,
         fields=fields,
         checkpoint=f"{RELEASE_ADDRESS}{folder}/{folder}.pth.tar",
-        probes={probe: f"{RELEASE_ADDRESS}{folder}/{probe}-probe.pth.tar" for probe in EVALUATION_SETS},
+        probes={name: f"{RELEASE_ADDRESS}{folder}/{found.probe}.pth.tar" for name, found in EVALUATION_SETS.items()},
         torch_hub_entry=entry,
         recipe=folder,
         datasets=_VIDEOMIX2M,

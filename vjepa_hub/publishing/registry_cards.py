@@ -84,7 +84,7 @@ def _published_result(entry: ModelEntry, dataset: str) -> CardResult:
         protocol=f"attentive probe on the frozen encoder; {found.clips}",
         source=PUBLISHED,
         source_address=PAPER,
-        command=f"vjepa-hub probe {entry.name} --protocol {found.protocol} --eval-only --val {dataset}-val.csv",
+        command=f"vjepa-hub probe {entry.name} --protocol {dataset} --eval-only --val {dataset}-val.csv",
     )
 
 

@@ -34,7 +34,6 @@ _METRICS = {
     "top5": "top-5 accuracy (%)",
     "mean_class_accuracy": "mean accuracy of the classes (%)",
 }
-_SET_BY_CALLER = "set by the caller"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +213,9 @@ def _percent(name: str, share: float, common: Mapping[str, Any]) -> CardResult:
 
 def _dataset_name(protocol: str, validation: Mapping[str, Any]) -> str:
     """The data set's own name where the protocol belongs to one, and has its number of classes; else the file's."""
-    for known in EVALUATION_SETS.values():
-        if known.protocol == protocol and known.num_classes == validation["num_classes"]:
-            return known.name
+    known = EVALUATION_SETS.get(protocol)
+    if known is not None and known.num_classes == validation["num_classes"]:
+        return known.name
     return shorten_machine_paths(str(validation["description"]))
 
 
@@ -226,7 +225,7 @@ def _describe_set(labelled: Mapping[str, Any]) -> str:
 
 def _describe_protocol(found: Mapping[str, Any], head: Mapping[str, Any]) -> str:
     protocol, validation, encoder = found["protocol"], found["data"]["validation"], found["encoder"]
-    changed = ", ".join(f"{name}={protocol[name]}" for name in _changed_fields(protocol))
+    changed = ", ".join(f"{name}={_as_option(value)}" for name, value in protocol["changes"].items())
     parts = [
         f"protocol {protocol['name']}" + (f" with {changed}" if changed else ""),
         f"frozen encoder, {head['pooling']} probe",
@@ -238,11 +237,6 @@ def _describe_protocol(found: Mapping[str, Any], head: Mapping[str, Any]) -> str
     return "; ".join(parts)
 
 
-def _changed_fields(protocol: Mapping[str, Any]) -> list[str]:
-    sources = protocol.get("sources") or {}
-    return [name for name, source in sources.items() if source == _SET_BY_CALLER and name in protocol]
-
-
 def _probe_command(found: Mapping[str, Any], head: Mapping[str, Any]) -> str:
     """The command that repeats the evaluation, with the names of the files in place of their paths."""
     protocol, data = found["protocol"], found["data"]
@@ -251,7 +245,7 @@ def _probe_command(found: Mapping[str, Any], head: Mapping[str, Any]) -> str:
         if part in data:
             words.append(f"{option} {data[part]['description']}")
     words += [] if "train" in data else ["--eval-only"]
-    words += [f"--set {name}={_as_option(protocol[name])}" for name in _changed_fields(protocol)]
+    words += [f"--set {name}={_as_option(value)}" for name, value in protocol["changes"].items()]
     if "train" in data:
         words.append(f"--pooling {head['pooling']} --learning-rate {head['learning_rate']:g}")
         words.append(f"--weight-decay {head['weight_decay']:g}")
@@ -260,6 +254,8 @@ def _probe_command(found: Mapping[str, Any], head: Mapping[str, Any]) -> str:
 
 
 def _as_option(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_as_option, value))
     return "none" if value is None else str(value)
 
 

@@ -12,7 +12,6 @@ What a folder gets:
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,7 @@ def tasks_of(recipe: Recipe, *, num_train: int = 1000, num_test: int = 1000, num
         num_frames=made.num_frames,
         frame_step=clips.frame_step,
         has_pictures=isinstance(made, MovingPictureSettings),
-        scene=made.scene if isinstance(made, MovingPictureSettings) else MadeTaskSettings.scene,
+        **({"scene": made.scene} if isinstance(made, MovingPictureSettings) else {}),
     )
 
 
@@ -260,4 +259,4 @@ def _accuracies(
 
 def _plain(tasks: MadeTaskSettings) -> dict[str, Any]:
     """Settings as JSON has them; where the pictures lie on this machine is none of them."""
-    return {name: value for name, value in asdict(tasks).items() if name != "pictures"}
+    return {name: value for name, value in tasks.to_tree().items() if name != "pictures"}

@@ -13,6 +13,7 @@ from vjepa_hub.evaluation.finetuning.data import (
     UNREADABLE,
     FineTuningClips,
     FineTuningCollator,
+    MixingSettings,
     check_sets,
     classification_loss,
     classification_metrics,
@@ -99,7 +100,9 @@ def _constant_clips(values, num_segments: int = 0) -> torch.Tensor:
 def test_mixup_weighs_labels_as_it_weighs_pixels(num_clips, num_segments):
     np.random.seed(0)
     labels = list(range(num_clips))  # the clip of class i is the number i everywhere: pixels tell the mixture
-    batch = FineTuningCollator(num_clips, mixup=1.0)(_items(_constant_clips(labels, num_segments), labels))
+    batch = FineTuningCollator(num_clips, MixingSettings(mixup=1.0))(
+        _items(_constant_clips(labels, num_segments), labels)
+    )
     assert batch["labels"].shape == (num_clips, num_clips)
     assert batch["pixel_values_videos"].shape == _constant_clips(labels, num_segments).shape
     expected = batch["labels"] @ torch.arange(float(num_clips))
@@ -113,7 +116,7 @@ def test_mixup_weighs_labels_as_it_weighs_pixels(num_clips, num_segments):
 def test_cutmix_takes_the_same_box_in_all_frames(num_clips):
     np.random.seed(0)
     labels = list(range(num_clips))
-    batch = FineTuningCollator(num_clips, cutmix=1.0)(_items(_constant_clips(labels), labels))
+    batch = FineTuningCollator(num_clips, MixingSettings(cutmix=1.0))(_items(_constant_clips(labels), labels))
     clips = batch["pixel_values_videos"]  # (B, T, 3, H, W)
     assert torch.equal(clips, clips[:, :1, :1].expand_as(clips))
     is_own = clips[0, 0, 0] == 0
@@ -123,14 +126,14 @@ def test_cutmix_takes_the_same_box_in_all_frames(num_clips):
 
 def test_smoothing_without_mixing_leaves_the_pixels():
     pixels = torch.randn(3, NUM_FRAMES, 3, SIZE, SIZE)
-    batch = FineTuningCollator(4, label_smoothing=0.2)(_items(pixels, [0, 1, 2]))
+    batch = FineTuningCollator(4, MixingSettings(label_smoothing=0.2))(_items(pixels, [0, 1, 2]))
     assert torch.equal(batch["pixel_values_videos"], pixels)
     assert batch["labels"][0].tolist() == pytest.approx([0.85, 0.05, 0.05, 0.05])
 
 
 def test_validation_is_never_mixed():
     pixels = torch.randn(4, NUM_FRAMES, 3, SIZE, SIZE)
-    collate = FineTuningCollator(3, mixup=1.0, cutmix=1.0, label_smoothing=0.1)
+    collate = FineTuningCollator(3, MixingSettings(mixup=1.0, cutmix=1.0, label_smoothing=0.1))
     batch = collate(_items(pixels, [0, 1, 2, UNREADABLE], is_training=False))
     assert torch.equal(batch["pixel_values_videos"], pixels)
     assert batch["labels"].tolist() == [0, 1, 2, UNREADABLE]
@@ -142,7 +145,7 @@ def test_validation_is_never_mixed():
 )
 def test_impossible_mixing_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}"):
-        FineTuningCollator(3, **{name: value})
+        MixingSettings(**{name: value})
 
 
 # --- loss ---

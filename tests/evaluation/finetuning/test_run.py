@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForVideoClassification, Trainer, TrainerCallback, pipeline
 
 from tests.evaluation.finetuning_sets import (
+    NUM_FRAMES,
     SIZE,
     drifting_stripes,
     labelled_set,
@@ -17,12 +18,13 @@ from tests.evaluation.finetuning_sets import (
     tiny_config,
 )
 from vjepa_hub import VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.core.settings import SettingsError
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.evaluation.finetuning.run import (
     FineTuneSettings,
     build_arguments,
     build_classifier,
-    build_trainer,
+    build_finetuning_trainer,
     finetune,
     newest_checkpoint,
     parse_arguments,
@@ -104,7 +106,8 @@ def test_saved_classifier_loads_by_its_auto_class(tuned, features):
 
 def test_saved_processor_takes_clips_as_the_tuning_did(tuned):
     processor = VJEPAVideoProcessor.from_pretrained(tuned)
-    assert (processor.crop_size["height"], processor.num_segments, processor.frame_step) == (SIZE, 2, 1)
+    assert (processor.crop_size["height"], processor.num_frames) == (SIZE, NUM_FRAMES)
+    assert (processor.num_segments, processor.frame_step) == (2, 1)
 
 
 def test_saved_classifier_is_a_model_for_features_too(tuned):
@@ -170,7 +173,7 @@ def test_kept_adapter_is_the_merged_model_on_its_base(features, few_videos, tmp_
 def _trained(features, sets, folder, settings, **arguments) -> Trainer:
     model, processor = build_classifier(features, sets[0], settings)
     args = build_arguments(settings, folder, {**QUIET, "eval_strategy": "no", **arguments})
-    trainer = build_trainer(model, processor, *sets, settings=settings, args=args)
+    trainer = build_finetuning_trainer(model, processor, *sets, settings=settings, args=args)
     trainer.train()
     return trainer
 
@@ -200,7 +203,7 @@ def test_scheduler_keeps_the_proportions_of_the_layers(features, few_videos, tmp
 
     model, processor = build_classifier(features, few_videos[0], settings)
     args = build_arguments(settings, tmp_path, {**QUIET, "eval_strategy": "no"})
-    trainer = build_trainer(model, processor, *few_videos, settings=settings, args=args)
+    trainer = build_finetuning_trainer(model, processor, *few_videos, settings=settings, args=args)
     trainer.add_callback(Watch())
     trainer.train()
     rates = np.array(seen)
@@ -237,7 +240,7 @@ def test_resumed_run_equals_an_uninterrupted_one(features, few_videos, tmp_path,
     finetune(features, *few_videos, folder, settings, callbacks=[StopAfterEpoch()], **run)
     # Cloned: older transformers map the file, which the resumed run writes anew
     stopped = VJEPAForVideoClassification.from_pretrained(folder).classifier.weight.detach().clone()
-    finetune(features, *few_videos, folder, settings, resume=True, **run)
+    finetune(features, *few_videos, folder, settings, **run)
     expected = VJEPAForVideoClassification.from_pretrained(whole)
     resumed = VJEPAForVideoClassification.from_pretrained(folder)
     assert not torch.equal(stopped, expected.classifier.weight)
@@ -259,16 +262,16 @@ def test_resuming_a_complete_run_trains_no_step(tuned, features, few_videos):
         num_epochs=2, batch_size=3, num_workers=0, frame_step=1, num_segments=2, drop_path_rate=0.2
     )
     before = VJEPAForVideoClassification.from_pretrained(tuned).state_dict()
-    finetune(features, *few_videos, tuned, settings, training_arguments=SAVING, resume=True)
+    finetune(features, *few_videos, tuned, settings, training_arguments=SAVING)
     after = VJEPAForVideoClassification.from_pretrained(tuned).state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_a_folder_with_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tuned, features, few_videos):
-    with pytest.raises(FileExistsError, match="has a model or a run already"):
-        finetune(features, *few_videos, tuned, plain_settings())
+def test_a_folder_with_another_model_or_run_is_left_as_it_is(tuned, features, few_videos):
+    with pytest.raises(FileExistsError, match="has another model already"):
+        finetune(features, *few_videos, features, plain_settings())
     with pytest.raises(ValueError, match=r"other settings, differing in .*num_epochs"):
-        finetune(features, *few_videos, tuned, plain_settings(), resume=True)
+        finetune(features, *few_videos, tuned, plain_settings())
 
 
 # --- what is refused ---
@@ -281,18 +284,12 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_resumed_with_other_setti
         ({"mode": "last-k"}, "num_blocks is None"),
         ({"num_blocks": 2}, "num_blocks is 2"),
         ({"keep_adapter": True}, "only lora has an adapter"),
-        ({"num_epochs": 0}, "num_epochs is 0"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"layer_decay": 2.0}, "layer_decay is 2.0"),
-        ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
         ({"mixup": -1.0}, "mixup is -1.0"),
-        ({"mixup": "much"}, "mixup is much"),
-        ({"num_epochs": 1.5}, "num_epochs is 1.5"),
-        ({"augmentation": None}, "augmentation is None"),
     ],
 )
 def test_impossible_settings_are_named(values, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingsError, match=message):
         FineTuneSettings(**values)
 
 
@@ -301,24 +298,19 @@ def test_settings_can_be_written_as_on_a_command_line():
     assert (found.mixup, found.augmentation.scale, found.mode, found.layer_decay) == (0, (0.5, 1), "head", None)
 
 
-@pytest.mark.parametrize(
-    ("assignment", "message"),
-    [
-        ("mixup", "'mixup' sets nothing"),
-        ("mixed=1", "no setting 'mixed'; the nearest is 'mixup'"),
-        ("augmentation.scal=1", "the nearest is 'augmentation.scale'"),
-        ("num_epochs=ten", "num_epochs is ten"),
-    ],
-)
-def test_wrong_assignments_are_named(assignment, message):
-    with pytest.raises(ValueError, match=message):
-        FineTuneSettings().with_overrides([assignment])
-
-
-def test_arguments_can_be_written_as_on_a_command_line():
-    assert parse_arguments(["save_total_limit=1", "report_to=none"]) == {"save_total_limit": 1, "report_to": ["none"]}
-    with pytest.raises(ValueError, match="no argument 'save_limit'; the nearest is"):
+def test_arguments_of_the_trainer_are_typed_by_its_own_fields():
+    given = ["save_total_limit=1", "report_to=none", "bf16=no", "eval_strategy=no", "lr_scheduler_kwargs=none"]
+    assert parse_arguments(given) == {
+        "save_total_limit": 1,
+        "report_to": ["none"],
+        "bf16": False,
+        "eval_strategy": "no",
+        "lr_scheduler_kwargs": None,
+    }
+    with pytest.raises(SettingsError, match="'save_limit'; the nearest is 'save_total_limit'"):
         parse_arguments(["save_limit=1"])
+    with pytest.raises(SettingsError, match="save_total_limit is 'two'"):
+        parse_arguments(["save_total_limit=two"])
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "label_smoothing_factor", "dataloader_drop_last"])
@@ -363,4 +355,4 @@ def test_a_failed_start_leaves_the_folder_free_and_resuming_it_begins(features, 
     with pytest.raises(KeyError, match="no-such-model"):
         finetune("no-such-model", *few_videos, tmp_path / "run", plain_settings())
     assert not (tmp_path / "run").exists()
-    finetune(features, *few_videos, tmp_path / "run", plain_settings(), training_arguments=QUIET, resume=True)
+    finetune(features, *few_videos, tmp_path / "run", plain_settings(), training_arguments=QUIET)

@@ -6,10 +6,11 @@ the optimisation, and for the rest follows Feichtenhofer et al. 2021 (arXiv 2104
 the three states is this package's choice, and `sources` calls it "ours".
 """
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from ...core.settings import Probability, Settings
 
 _PAPER = "Bardes et al. 2024, appendix D.2"
 _SLOWFAST = "Feichtenhofer et al. 2019 (SlowFast), whose protocol the paper follows"
@@ -47,12 +48,14 @@ _SOURCES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocalisationProtocol:
-    """The protocol "ava": a linear classifier of boxes on features of a frozen encoder.
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LocalisationProtocol(Settings):
+    """Protocol "ava": a linear classifier of boxes on features of a frozen encoder.
 
     Args:
-        name: What it is called.
+        name: Its name.
         description: One line.
         frames_per_clip: Frames of the clip around a key frame.
         frame_step: From one frame of the clip to the next, at `clip_fps`. The key frame is the clip's middle one.
@@ -65,7 +68,7 @@ class LocalisationProtocol:
         proposal_score_threshold: Boxes that the detector of persons was less sure of are not used.
         proposal_min_overlap: Training proposals get the actions of an annotated box that they overlap as much.
         roi_size: Side of the grid that RoIAlign samples in a box.
-        flip_probability: How often a key frame is seen mirrored in training.
+        flip_probability: Probability of mirroring a key frame in training.
         batch_size: Key frames in an optimiser step.
         num_epochs: Passes over the training set.
         num_warmup_epochs: Of these with a linearly growing learning rate.
@@ -75,74 +78,54 @@ class LocalisationProtocol:
         weight_decay: Of AdamW, on weights.
         betas: Of AdamW.
         epsilon: Of AdamW.
-        metric: What is reported.
-        sources: Where the value of each field comes from, and choices that are no field.
+        metric: The reported number.
 
     Raises:
-        ValueError: A value that cannot be; the message names it.
+        SettingsError: A value out of its range, or a warm-up longer than the run.
     """
 
     name: str = "ava"
     description: str = "AVA v2.2, actions of persons in boxes: 16 frames round the key frame, linear head"
-    frames_per_clip: int = 16
-    frame_step: int = 4
-    clip_fps: float = 30.0
-    num_classes: int = 80
-    layers: tuple[int, ...] | None = None
-    num_layers: int = 4
-    layer_distance: int = 2
-    proposal_score_threshold: float = 0.8
-    proposal_min_overlap: float = 0.9
-    roi_size: int = 7
-    flip_probability: float = 0.5
-    batch_size: int = 64
-    num_epochs: int = 30
-    num_warmup_epochs: float = 2
-    learning_rate: float = 1e-4
-    warmup_learning_rate: float = 1e-6
-    final_learning_rate: float = 1e-6
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
+    frames_per_clip: PositiveInt = 16
+    frame_step: PositiveInt = 4
+    clip_fps: PositiveFloat = 30.0
+    num_classes: PositiveInt = 80
+    layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    num_layers: PositiveInt = 4
+    layer_distance: PositiveInt = 2
+    proposal_score_threshold: Probability = 0.8
+    proposal_min_overlap: Probability = 0.9
+    roi_size: PositiveInt = 7
+    flip_probability: Probability = 0.5
+    batch_size: PositiveInt = 64
+    num_epochs: PositiveInt = 30
+    num_warmup_epochs: NonNegativeFloat = 2
+    learning_rate: PositiveFloat = 1e-4
+    warmup_learning_rate: NonNegativeFloat = 1e-6
+    final_learning_rate: NonNegativeFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.05
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1e-8
     metric: str = "mean average precision at an overlap of 0.5"
-    sources: Mapping[str, str] = field(default_factory=lambda: dict(_SOURCES))
 
-    def __post_init__(self) -> None:
-        counts = ("frames_per_clip", "frame_step", "num_classes", "num_layers", "layer_distance", "roi_size")
-        for name in (*counts, "batch_size", "num_epochs"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")
-        for name in ("flip_probability", "proposal_score_threshold", "proposal_min_overlap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must lie between 0 and 1")
-        if not self.clip_fps > 0:
-            raise ValueError(f"clip_fps is {self.clip_fps}, but must be above 0")
-        if not 0 <= self.num_warmup_epochs <= self.num_epochs:
+    @model_validator(mode="after")
+    def _require_warmup_within_run(self) -> "LocalisationProtocol":
+        if self.num_warmup_epochs > self.num_epochs:
             raise ValueError(
-                f"num_warmup_epochs is {self.num_warmup_epochs}, but must lie between 0 and num_epochs = "
-                f"{self.num_epochs}; shorten the warm-up or train for longer"
+                f"num_warmup_epochs is {self.num_warmup_epochs}, but must be at most num_epochs = {self.num_epochs}; "
+                "shorten the warm-up or train for longer"
             )
+        return self
 
-    def with_values(self, **values: Any) -> "LocalisationProtocol":
-        """A protocol with other values, which are marked as the caller's own in `sources`.
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Values that differ from those of the paper's protocol."""
+        return self.changes_from(LocalisationProtocol())
 
-        Args:
-            values: Fields by their names.
-
-        Raises:
-            ValueError: A name that is no field, or a value that cannot be.
-        """
-        known = [entry.name for entry in fields(self)]
-        for name in values:
-            if name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise ValueError(f"a protocol has no field '{name}'; the nearest is '{nearest}'")
-        return replace(self, **values, sources={**self.sources, **dict.fromkeys(values, "set by the caller")})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields as plain values, for a file of results."""
-        return asdict(self)
+    @property
+    def sources(self) -> dict[str, str]:
+        """Origin of the value of each field, and of choices that are no field."""
+        return {**_SOURCES, **dict.fromkeys(self.changes, "set by the caller")}
 
     def choose_layers(self, num_hidden_layers: int) -> tuple[int, ...]:
         """The blocks of an encoder whose outputs are used, ascending, numbered from 1.
@@ -156,7 +139,7 @@ class LocalisationProtocol:
         if self.layers is None:
             distances = range(0, self.num_layers * self.layer_distance, self.layer_distance)
             return tuple(num_hidden_layers - distance for distance in distances if distance < num_hidden_layers)[::-1]
-        if not self.layers or not all(1 <= layer <= num_hidden_layers for layer in self.layers):
+        if max(self.layers) > num_hidden_layers:
             raise ValueError(
                 f"layers is {self.layers}, but must name blocks of the encoder, from 1 to {num_hidden_layers}"
             )

@@ -21,6 +21,7 @@ import torch
 from ... import __version__
 from ...core.files import write_whole
 from ...hub.loading import OpenedModel, open_model
+from ..tokens import EncodingSettings
 from .boxes import (
     EVALUATED_CLASS_IDS,
     LabelMap,
@@ -56,9 +57,7 @@ def run_localisation(
     start_second: float = 0.0,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    compute_dtype: torch.dtype = torch.float32,
-    clip_batch_size: int = 8,
-    num_workers: int = 0,
+    encoding: EncodingSettings | None = None,
     backend: str | None = "pyav",
     on_progress: Progress | None = None,
 ) -> Path:
@@ -79,9 +78,7 @@ def run_localisation(
         start_second: The second of the film at which the files begin: 900 for files of the annotated part alone.
         seed: Of the head's weights, the order and the mirroring.
         device: Where encoder and head run.
-        compute_dtype: float32, or a half precision in which the encoder runs under autocast.
-        clip_batch_size: Clips that the encoder sees at a time.
-        num_workers: Processes that read videos.
+        encoding: How clips are encoded.
         backend: Of the decoder; None: chosen for each file.
         on_progress: Called with (stage, done, total); the stages are "features-train", "features-val" and "train".
 
@@ -107,9 +104,7 @@ def run_localisation(
         output_dir=output_dir,
         start_second=start_second,
         device=device,
-        compute_dtype=compute_dtype,
-        clip_batch_size=clip_batch_size,
-        num_workers=num_workers,
+        encoding=encoding or EncodingSettings(),
         backend=backend,
         on_progress=on_progress,
     )
@@ -199,9 +194,7 @@ class _Extraction:
     output_dir: Path
     start_second: float
     device: str | torch.device
-    compute_dtype: torch.dtype
-    clip_batch_size: int
-    num_workers: int
+    encoding: EncodingSettings
     backend: str | None
     on_progress: Progress | None
 
@@ -223,10 +216,10 @@ class _Extraction:
             dataset,
             self.output_dir / stage,
             has_mirrored=has_mirrored,
-            batch_size=self.clip_batch_size,
-            num_workers=self.num_workers,
+            batch_size=self.encoding.clips_per_pass,
+            num_workers=self.encoding.num_workers,
             device=self.device,
-            compute_dtype=self.compute_dtype,
+            compute_dtype=getattr(torch, self.encoding.dtype),
             stage=stage,
             on_progress=self.on_progress,
         )
@@ -264,9 +257,9 @@ def _describe_settings(extraction: _Extraction) -> dict[str, Any]:
     return {
         "encoder": {"name": opened.name, "weights": opened.weights, "is_trained": opened.is_trained},
         "layers": list(extraction.encoder.layers),
-        "compute_dtype": str(extraction.compute_dtype).removeprefix("torch."),
+        "compute_dtype": extraction.encoding.dtype,
         "start_second": extraction.start_second,
-        "protocol": extraction.protocol.to_dict(),
+        "protocol": {**extraction.protocol.to_tree(), "sources": extraction.protocol.sources},
     }
 
 
@@ -281,10 +274,9 @@ def _describe_comparison(extraction: _Extraction, inputs: _Inputs, val_features:
         differences.append(
             f"{len(val_features.failures)} key frames could not be read; their boxes count as not found"
         )
-    default = LocalisationProtocol().to_dict()
-    for name, value in extraction.protocol.to_dict().items():
-        if name != "sources" and value != default[name]:
-            differences.append(f"{name} is {value}; the protocol has {default[name]}")
+    default = LocalisationProtocol()
+    for name, value in extraction.protocol.changes.items():
+        differences.append(f"{name} is {value}; the protocol has {getattr(default, name)}")
     return {"published": PUBLISHED_RESULTS.get(extraction.opened.name), "differences": differences}
 
 

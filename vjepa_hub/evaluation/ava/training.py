@@ -148,8 +148,8 @@ class _TrainingRun:
     @property
     def settings(self) -> dict[str, Any]:
         """What the head depends on, as a file gives it back."""
-        protocol = self.protocol.to_dict()
-        del protocol["sources"], protocol["description"]
+        protocol = self.protocol.to_tree()
+        del protocol["description"]
         labels = hashlib.sha256(np.packbits(self.labels).tobytes()).hexdigest()
         settings = {"features": self.features.fingerprint, "labels": labels, "seed": self.seed, **protocol}
         return json.loads(json.dumps(settings))

@@ -33,7 +33,7 @@ from .pixel_encoder import open_pixels
 from .timm_encoders import open_timm
 from .transformers_encoders import open_transformers
 
-__all__ = ["ClipEncoder", "EncoderFacts", "FrozenEncoder", "ImageEncoder", "VJEPAEncoder", "open_encoder"]
+__all__ = ["ClipEncoder", "EncoderFacts", "FrozenEncoder", "ImageEncoder", "VJEPAClipEncoder", "open_encoder"]
 
 UNTRAINED_PREFIX = "untrained:"
 TIMM, TRANSFORMERS, PIXELS = "timm", "hf", "pixels"
@@ -43,7 +43,7 @@ FORMS = (
 )
 
 
-class VJEPAEncoder(ClipEncoder):
+class VJEPAClipEncoder(ClipEncoder):
     """V-JEPA's target encoder. Positions are interpolated at another number of frames or size than its own."""
 
     def encode_clips(self, clips: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class VJEPAEncoder(ClipEncoder):
         is_trained: bool = True,
         frames_per_clip: int | None = None,
         crop_size: int | None = None,
-    ) -> "VJEPAEncoder":
+    ) -> "VJEPAClipEncoder":
         """The encoder of a model that is open; the weights are shared, and frozen in place.
 
         Args:
@@ -172,9 +172,9 @@ def _find_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def _open_vjepa(
     name: str, *, frames_per_clip: int | None, crop_size: int | None, is_pretrained: bool, seed: int
-) -> VJEPAEncoder:
+) -> VJEPAClipEncoder:
     opened = open_model(name) if is_pretrained else build_untrained(name, seed)
-    return VJEPAEncoder.of_model(
+    return VJEPAClipEncoder.of_model(
         opened.model,
         opened.processor,
         name=name if is_pretrained else UNTRAINED_PREFIX + name,

@@ -6,15 +6,17 @@ metrics count it as wrong. A training video that cannot be read is replaced by a
 
 import logging
 from collections.abc import Sequence
-from typing import Any, TypedDict, cast
+from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat
 from timm.data.mixup import Mixup
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import EvalPrediction
 
+from ...core.settings import Probability, Settings
 from ...data.clip_order import ClipRequest
 from ...data.quarantine import NoReadableVideoError
 from ...heads.metrics import compute_metrics, shorten_list
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 UNREADABLE = -100
 # Positions are drawn from so many that no two of a run are likely to be the same
 _NUM_POSITIONS = 2**62
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FineTuningClip(TypedDict):
@@ -111,45 +114,47 @@ class FineTuningClips(Dataset[FineTuningClip]):
         )
 
 
+class MixingSettings(Settings):
+    """Mixing of training clips with each other, and softening of their labels.
+
+    Args:
+        mixup: Both parameters of the beta distribution of the mixing factor (Zhang et al. 2018); 0: no mixup.
+        cutmix: The same for the share of a box that comes from another clip (Yun et al. 2019); 0: no cutmix.
+        mix_probability: Probability of mixing a batch.
+        switch_probability: Probability of cutmix for a mixed batch, where there are both.
+        label_smoothing: Share of a label that is spread over all classes.
+    """
+
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    mix_probability: Probability = 1.0
+    switch_probability: Probability = 0.5
+    label_smoothing: ShareBelowOne = 0.0
+
+
 class FineTuningCollator:
     """Makes batches; training clips are mixed with each other (mixup, cutmix), and labels become distributions.
 
-    One factor or one box is drawn for a batch and is the same in all frames and segments (timm's `Mixup` in its mode
+    One factor or one box is sampled for a batch and is the same in all frames and segments (timm's `Mixup` in its mode
     "batch"). A batch of odd size is mixed too. Validation clips are left as they are, with class numbers as labels.
 
     Args:
         num_classes: Number of classes.
-        mixup: Both parameters of the beta distribution of the mixing factor (Zhang et al. 2018); 0: no mixup.
-        cutmix: The same for the share of a box that comes from another clip (Yun et al. 2019); 0: no cutmix.
-        mix_probability: How often a batch is mixed.
-        switch_probability: How often it is cutmix, where there are both.
-        label_smoothing: Share of a label that is spread over all classes.
-
-    Raises:
-        ValueError: A number is out of its range.
+        mixing: Of training clips; None: no mixing and no smoothing.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_probability: float = 1.0,
-        switch_probability: float = 0.5,
-        label_smoothing: float = 0.0,
-    ):
-        check_mixing(mixup, cutmix, mix_probability, switch_probability, label_smoothing)
+    def __init__(self, num_classes: int, mixing: MixingSettings | None = None):
+        mixing = mixing or MixingSettings()
         self.mixer = Mixup(
-            mixup_alpha=mixup,
-            cutmix_alpha=cutmix,
-            prob=mix_probability,
-            switch_prob=switch_probability,
-            label_smoothing=label_smoothing,
+            mixup_alpha=mixing.mixup,
+            cutmix_alpha=mixing.cutmix,
+            prob=mixing.mix_probability,
+            switch_prob=mixing.switch_probability,
+            label_smoothing=mixing.label_smoothing,
             num_classes=num_classes,
         )
-        self.mixer.mixup_enabled = mixup > 0 or cutmix > 0
-        self.has_soft_labels = self.mixer.mixup_enabled or label_smoothing > 0
+        self.mixer.mixup_enabled = mixing.mixup > 0 or mixing.cutmix > 0
+        self.has_soft_labels = self.mixer.mixup_enabled or mixing.label_smoothing > 0
 
     def __call__(self, items: Sequence[FineTuningClip]) -> dict[str, torch.Tensor]:
         """Make a batch.
@@ -174,24 +179,6 @@ class FineTuningCollator:
             frames, labels = torch.cat([frames, frames[-1:]]), torch.cat([labels, labels[-1:]])
         mixed, soft_labels = self.mixer(frames, labels)
         return mixed[:num_clips].unflatten(1, shape[:-2]), soft_labels[:num_clips]
-
-
-def check_mixing(
-    mixup: float, cutmix: float, mix_probability: float, switch_probability: float, label_smoothing: float
-) -> None:
-    """Make sure that the numbers of `FineTuningCollator` are in their ranges.
-
-    Raises:
-        ValueError: One is not.
-    """
-    for name, value in (("mixup", mixup), ("cutmix", cutmix)):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} is {value}, but must be 0, for none, or a positive number such as 0.8")
-    for name, value in (("mix_probability", mix_probability), ("switch_probability", switch_probability)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}, but a probability lies within 0 and 1")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}, but must be at least 0 and below 1")
 
 
 def classification_loss(

@@ -7,8 +7,7 @@ et al. 2022, BEiT) multiplies the rate once for each step downwards.
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from torch import nn
 
@@ -17,7 +16,7 @@ from ...model.modeling_vjepa import VJEPAForVideoClassification, VJEPALayer
 if TYPE_CHECKING:
     from peft import PeftModel
 
-MODES = ("full", "last-k", "head", "lora")
+Mode = Literal["full", "last-k", "head", "lora"]
 # The plain linear layers of the encoder's attention; the pooler has none of this name
 LORA_TARGETS = r"encoder\.layer\.\d+\.attention\.(qkv|proj)"
 TRAINED_WHOLE = ("pooler", "classifier")
@@ -26,27 +25,7 @@ _BLOCK = re.compile(r"(?:^|\.)encoder\.layer\.(\d+)\.")
 _EMBEDDINGS = re.compile(r"(?:^|\.)encoder\.embeddings\.")
 
 
-@dataclass(frozen=True)
-class ParameterCounts:
-    """Numbers of a model's parameters.
-
-    Attributes:
-        num_trained: Those that the optimiser moves.
-        num_total: All, adapters among them.
-    """
-
-    num_trained: int
-    num_total: int
-
-
-def count_parameters(model: nn.Module) -> ParameterCounts:
-    """How many parameters a model has, and how many of them take gradients."""
-    parameters = list(model.parameters())
-    num_trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return ParameterCounts(num_trained, sum(parameter.numel() for parameter in parameters))
-
-
-def set_trainable(model: VJEPAForVideoClassification, mode: str, *, num_blocks: int | None = None) -> ParameterCounts:
+def set_trainable(model: VJEPAForVideoClassification, mode: str, *, num_blocks: int | None = None) -> None:
     """Free the parameters that a fine-tuning moves, and freeze the others. Pooler and classifier are always free.
 
     A frozen block drops no paths: it computes what it computes in use.
@@ -56,9 +35,6 @@ def set_trainable(model: VJEPAForVideoClassification, mode: str, *, num_blocks: 
         mode: "full", all of it; "last-k", the encoder's last `num_blocks` blocks and its last norm; "head", nothing of
             the encoder.
         num_blocks: For "last-k".
-
-    Returns:
-        The counts after it.
 
     Raises:
         ValueError: There is no such mode, or the number of blocks is missing, too large, or not used by the mode.
@@ -77,14 +53,13 @@ def set_trainable(model: VJEPAForVideoClassification, mode: str, *, num_blocks: 
     for layer in layers:
         if not layer.norm1.weight.requires_grad:
             layer.drop_path.probability = 0.0
-    return count_parameters(model)
 
 
 def check_num_blocks(mode: str, num_blocks: int | None, num_layers: int | None = None) -> None:
     """Make sure that a number of blocks is given where it is used, and nowhere else.
 
     Args:
-        mode: One of `MODES`.
+        mode: A `Mode`.
         num_blocks: Blocks that are tuned.
         num_layers: Blocks of the encoder; None: not known yet.
 

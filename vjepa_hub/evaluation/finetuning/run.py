@@ -15,46 +15,48 @@ What a run leaves in its folder:
 """
 
 import copy
-import difflib
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import torch
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    create_model,
+    model_validator,
+)
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...core.files import write_whole
+from ...core.settings import Settings, Share, parse_assignment
+from ...data.clip_sampling import ClipSpec
 from ...hub.class_names import chosen_names
 from ...hub.loading import OpenedModel, load_folder, open_model
 from ...model.modeling_vjepa import VJEPAForVideoClassification
-from ...model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
+from ...model.video_processing_vjepa import DEFAULT_FRAME_STEP, PACES, VJEPAVideoProcessor
 from ..clips import ClipFormat, EvaluationClips, TrainingClips
 from ..encoders.frozen_encoder import describe_untrained
 from ..encoders.opening import UNTRAINED_PREFIX, build_untrained
 from ..labelled import LabelledSet, open_labelled
-from ..protocols import Augmentation, Protocol, parse_value, split_assignments
+from ..protocols import Augmentation, Protocol
 from .data import (
     FineTuningClips,
     FineTuningCollator,
-    check_mixing,
+    MixingSettings,
+    ShareBelowOne,
     check_sets,
     classification_loss,
     classification_metrics,
 )
-from .modes import (
-    MODES,
-    ParameterCounts,
-    add_lora,
-    check_num_blocks,
-    count_parameters,
-    layerwise_parameter_groups,
-    set_trainable,
-)
+from .modes import Mode, add_lora, check_num_blocks, layerwise_parameter_groups, set_trainable
 
 SETTINGS_FILE, METRICS_FILE, ADAPTER_FOLDER = "finetuning.json", "metrics.json", "adapter"
 
@@ -77,13 +79,12 @@ _SET_ELSEWHERE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class FineTuneSettings:
-    """How a classifier is tuned. The defaults are starting points that are usual for supervised tuning of video ViTs.
+class FineTuneSettings(MixingSettings):
+    """Fine-tuning of a classifier. The defaults are usual starting points for the supervised tuning of video ViTs.
 
     Args:
-        mode: What is tuned: "full", "last-k" (the encoder's last blocks), "head" (pooler and classifier), or "lora".
-            Pooler and classifier are tuned in every mode.
+        mode: Part that is tuned: "full", "last-k" (the encoder's last blocks), "head" (pooler and classifier), or
+            "lora". Pooler and classifier are tuned in every mode.
         num_blocks: Blocks of "last-k".
         num_epochs: Passes over the training set.
         batch_size: Videos of a training batch on each device.
@@ -97,110 +98,59 @@ class FineTuneSettings:
         num_segments: Clips of a video, whose tokens are attended together.
         frame_step: Frames of the video from one of the clip to the next, about. With `clip_duration` None too: as the
             model's own processor has it, else 4.
-        clip_duration: Length of a clip in seconds, instead.
+        clip_duration: Length of a clip in seconds, in place of `frame_step`.
         augmentation: Of training clips.
-        mixup: See `FineTuningCollator`.
-        cutmix: See `FineTuningCollator`.
-        mix_probability: See `FineTuningCollator`.
-        switch_probability: See `FineTuningCollator`.
-        label_smoothing: See `FineTuningCollator`.
+        mixup: See `MixingSettings`.
+        cutmix: See `MixingSettings`.
+        mix_probability: See `MixingSettings`.
+        switch_probability: See `MixingSettings`.
+        label_smoothing: See `MixingSettings`.
         lora_rank: See `add_lora`.
         lora_alpha: See `add_lora`.
         lora_dropout: See `add_lora`.
-        keep_adapter: Whether the adapter is saved by itself too, beside the classifier that it was merged into.
-        new_head: Whether a model that is a classifier already gets a new pooler and classifier.
-        allow_missing_classes: Whether classes may have no training video.
+        keep_adapter: Saves the adapter by itself too, beside the classifier that it was merged into.
+        new_head: Gives a model that is a classifier already a new pooler and classifier.
+        allow_missing_classes: Allows classes without a training video.
         num_workers: Processes on each device that load clips; 0: the training process does.
         seed: Of the head, the order, the clips and their augmentation.
 
     Raises:
-        ValueError: A value that cannot be; the message names it.
+        SettingsError: A value out of its range, a number of blocks without "last-k" or "last-k" without one, or an
+            adapter to be kept in another mode than "lora".
     """
 
-    mode: str = "full"
-    num_blocks: int | None = None
-    num_epochs: int = 30
-    batch_size: int = 8
-    learning_rate: float | None = None
-    layer_decay: float | None = None
-    warmup_share: float = 0.1
-    weight_decay: float = 0.05
-    max_grad_norm: float = 1.0
-    drop_path_rate: float = 0.1
-    num_segments: int = 1
-    frame_step: int | None = None
-    clip_duration: float | None = None
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    mix_probability: float = 1.0
-    switch_probability: float = 0.5
-    label_smoothing: float = 0.1
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
+    mode: Mode = "full"
+    num_blocks: PositiveInt | None = None
+    num_epochs: PositiveInt = 30
+    batch_size: PositiveInt = 8
+    learning_rate: PositiveFloat | None = None
+    layer_decay: Share | None = None
+    warmup_share: ShareBelowOne = 0.1
+    weight_decay: NonNegativeFloat = 0.05
+    max_grad_norm: NonNegativeFloat = 1.0
+    drop_path_rate: ShareBelowOne = 0.1
+    num_segments: PositiveInt = 1
+    frame_step: PositiveInt | None = None
+    clip_duration: PositiveFloat | None = None
+    augmentation: Augmentation = Field(default_factory=Augmentation)
+    mixup: NonNegativeFloat = 0.8
+    cutmix: NonNegativeFloat = 1.0
+    label_smoothing: ShareBelowOne = 0.1
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveFloat = 32.0
+    lora_dropout: ShareBelowOne = 0.0
     keep_adapter: bool = False
     new_head: bool = False
     allow_missing_classes: bool = False
-    num_workers: int = 2
-    seed: int = 0
+    num_workers: NonNegativeInt = 2
+    seed: NonNegativeInt = 0
 
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode is '{self.mode}', but must be one of {', '.join(MODES)}")
+    @model_validator(mode="after")
+    def _check_mode(self) -> "FineTuneSettings":
         check_num_blocks(self.mode, self.num_blocks)
         if self.keep_adapter and self.mode != "lora":
             raise ValueError(f"keep_adapter is set and the mode is '{self.mode}', but only lora has an adapter")
-        self._check_numbers()
-        check_mixing(self.mixup, self.cutmix, self.mix_probability, self.switch_probability, self.label_smoothing)
-
-    def _check_numbers(self) -> None:
-        for name, least in {
-            "num_epochs": 1,
-            "batch_size": 1,
-            "num_segments": 1,
-            "lora_rank": 1,
-            "num_workers": 0,
-        }.items():
-            value = getattr(self, name)
-            is_count = isinstance(value, int) and not isinstance(value, bool)
-            _require(name, value, f"an integer of at least {least}", is_count and value >= least)
-        for name in ("weight_decay", "max_grad_norm"):
-            _require(
-                name, getattr(self, name), "0 or more", _is_number(getattr(self, name)) and getattr(self, name) >= 0
-            )
-        for name in ("warmup_share", "drop_path_rate", "lora_dropout"):
-            value = getattr(self, name)
-            _require(name, value, "at least 0 and below 1", _is_number(value) and 0 <= value < 1)
-        positive = {"learning_rate": self.base_learning_rate, "layer_decay": self.decay, "lora_alpha": self.lora_alpha}
-        for name, value in positive.items():
-            _require(name, value, "a positive number", _is_number(value) and value > 0)
-        _require("layer_decay", self.decay, "at most 1", self.decay <= 1)
-        for name in ("mixup", "cutmix", "mix_probability", "switch_probability", "label_smoothing"):
-            _require(name, getattr(self, name), "a number", _is_number(getattr(self, name)))
-        is_augmentation = isinstance(self.augmentation, Augmentation)
-        _require("augmentation", self.augmentation, "an Augmentation", is_augmentation)
-
-    def with_overrides(self, assignments: Sequence[str]) -> "FineTuneSettings":
-        """Settings with values as they are written on a command line.
-
-        Args:
-            assignments: `KEY=VALUE` each, such as `mixup=0` or `augmentation.scale=0.5,1`.
-
-        Raises:
-            ValueError: No assignment, a name that is no setting, or a value that cannot be.
-        """
-        values: dict[str, Any] = {}
-        parts: dict[str, Any] = {}
-        for name, text in split_assignments(assignments, example="mixup=0"):
-            (parts if name.startswith("augmentation.") else values)[name] = parse_value(text)
-        known = {entry.name for entry in fields(self)} - {"augmentation"}
-        known |= {f"augmentation.{entry.name}" for entry in fields(Augmentation)}
-        for name in (values | parts).keys() - known:
-            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
-            raise ValueError(f"there is no setting '{name}'; the nearest is '{nearest}'")
-        changed = {name.removeprefix("augmentation."): value for name, value in parts.items()}
-        return replace(self, **values, augmentation=replace(self.augmentation, **changed))
+        return self
 
     @property
     def base_learning_rate(self) -> float:
@@ -215,15 +165,6 @@ class FineTuneSettings:
         return 0.75 if self.mode in ("full", "last-k") else 1.0
 
 
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-
-
-def _require(name: str, value: Any, rule: str, is_met: bool) -> None:
-    if not is_met:
-        raise ValueError(f"{name} is {value}, but must be {rule}")
-
-
 def finetune(
     model_name_or_folder: str | Path,
     train: LabelledSet | Any,
@@ -232,10 +173,11 @@ def finetune(
     settings: FineTuneSettings | None = None,
     *,
     training_arguments: Mapping[str, Any] | None = None,
-    resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Tune a model to classify videos, on all processes that were started together, and save it.
+
+    A run of the same settings that the folder holds goes on from its newest checkpoint.
 
     Validation runs after each epoch, on one view; what is saved is the model of the last epoch, or with
     `training_arguments={"load_best_model_at_end": True, "metric_for_best_model": "top1"}` that of the best one.
@@ -249,15 +191,15 @@ def finetune(
         settings: By default those of `FineTuneSettings()`.
         training_arguments: Further arguments of transformers' `TrainingArguments`, such as `{"bf16": False,
             "gradient_accumulation_steps": 4}`.
-        resume: Go on from the newest checkpoint of the folder, or begin if there is none.
         callbacks: Others to be called while it trains.
 
     Returns:
         The folder, which `AutoModelForVideoClassification` and `pipeline("video-classification")` load.
 
     Raises:
-        FileExistsError: The folder has a run, and is not to be resumed.
-        ValueError: Sets, classes, settings or arguments do not fit; the message says which.
+        FileExistsError: The folder has another model.
+        ValueError: The folder has a run of other settings, or sets, classes, settings or arguments do not fit; the
+            message says which.
         KeyError: There is no such model.
         ImportError: The mode is lora, and peft is not installed.
     """
@@ -268,7 +210,6 @@ def finetune(
         output_dir,
         settings,
         training_arguments=training_arguments,
-        resume=resume,
         callbacks=callbacks,
     )
     run.train()
@@ -283,15 +224,13 @@ class FineTuning:
         folder: Where it writes.
         trainer: With its model and data.
         settings: Of the run.
-        counts: Of the model's parameters.
-        description: What `describe_run` says.
-        checkpoint: What it goes on from; None: it begins.
+        description: As `describe_finetuning` gives it.
+        checkpoint: Where it goes on from; None: it begins.
     """
 
     folder: Path
     trainer: Trainer
     settings: FineTuneSettings
-    counts: ParameterCounts
     description: Mapping[str, Any]
     checkpoint: str | None
 
@@ -318,26 +257,24 @@ def prepare_finetuning(
     settings: FineTuneSettings | None = None,
     *,
     training_arguments: Mapping[str, Any] | None = None,
-    resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FineTuning:
     """Do all of a fine-tuning that comes before its first step; no file is written. As for `finetune`."""
     settings, folder = settings or FineTuneSettings(), Path(output_dir)
     train, validation = open_sets(train, validation, allow_missing_classes=settings.allow_missing_classes)
-    description = describe_run(str(model_name_or_folder), train, settings)
-    check_folder(folder, description, resume=resume)
+    description = describe_finetuning(str(model_name_or_folder), train, settings)
+    check_run_folder(folder, description)
     args = build_arguments(settings, folder, training_arguments)
     model, processor = build_classifier(model_name_or_folder, train, settings)
-    trainer = build_trainer(model, processor, train, validation, settings=settings, args=args)
+    trainer = build_finetuning_trainer(model, processor, train, validation, settings=settings, args=args)
     for callback in callbacks:
         trainer.add_callback(callback)
     return FineTuning(
         folder=folder,
         trainer=trainer,
         settings=settings,
-        counts=count_parameters(cast(nn.Module, trainer.model)),
         description=description,
-        checkpoint=newest_checkpoint(folder) if resume else None,
+        checkpoint=newest_checkpoint(folder),
     )
 
 
@@ -372,29 +309,28 @@ def open_sets(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path, run: Mapping[str, Any], *, resume: bool = False) -> None:
-    """Make sure that a folder has no run, or the one that is to be resumed.
+def check_run_folder(folder: Path, run: Mapping[str, Any]) -> None:
+    """Make sure that a folder has no model or run, or this run.
 
     Args:
         folder: Need not be there.
-        run: What `describe_run` says.
-        resume: Whether a run that is there is to go on.
+        run: As `describe_finetuning` gives it.
 
     Raises:
-        FileExistsError: A run is there, and is not to be resumed.
+        FileExistsError: A model is there, and no run of a fine-tuning.
         ValueError: The run that is there has other settings.
     """
     stored = folder / SETTINGS_FILE
-    if not resume and (stored.exists() or (folder / "config.json").exists() or list(folder.glob("checkpoint-*"))):
-        raise FileExistsError(
-            f"the folder {folder} has a model or a run already: go on with it by resuming, or name another folder"
-        )
-    found = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else run
+    if not stored.exists():
+        if (folder / "config.json").exists() or list(folder.glob("checkpoint-*")):
+            raise FileExistsError(f"the folder {folder} has another model already: name another folder")
+        return
+    found = json.loads(stored.read_text(encoding="utf-8"))
     differing = sorted(name for name in run.keys() | found.keys() if run.get(name) != found.get(name))
     if differing:
         raise ValueError(
-            f"the run in {folder} has other settings, differing in {', '.join(differing)}: resume it with those of "
-            f"{stored}, or name another folder"
+            f"the run in {folder} has other settings, differing in {', '.join(differing)}: go on with it with those "
+            f"of {stored}, or name another folder"
         )
 
 
@@ -408,15 +344,15 @@ def newest_checkpoint(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
 
 
-def describe_run(model: str, train: LabelledSet, settings: FineTuneSettings) -> dict[str, Any]:
-    """What must be equal for a run to be resumed, as plain types of JSON.
+def describe_finetuning(model: str, train: LabelledSet, settings: FineTuneSettings) -> dict[str, Any]:
+    """Model, data and settings of a run, as plain types of JSON; only an equal run is gone on with.
 
     Args:
-        model: What is tuned.
+        model: Name or folder of the tuned model.
         train: The training videos.
         settings: Of the run.
     """
-    run = {"model": model, "num_videos": len(train), "num_classes": train.num_classes, **asdict(settings)}
+    run = {"model": model, "num_videos": len(train), "num_classes": train.num_classes, **settings.to_tree()}
     return json.loads(json.dumps(run))
 
 
@@ -486,7 +422,7 @@ def build_classifier(
     else:
         model.encoder.load_state_dict(opened.model.encoder.state_dict())
     model.name_or_path = name  # an adapter says what it belongs to
-    return model, _adapt_processor(opened.processor, settings)
+    return model, _adapt_processor(opened.processor, settings, config.frames_per_clip)
 
 
 def _build_start(name: str, seed: int) -> OpenedModel:
@@ -520,18 +456,29 @@ def _describe_mode(settings: FineTuneSettings) -> str:
     return f"last {settings.num_blocks} blocks" if settings.mode == "last-k" else settings.mode
 
 
-def _adapt_processor(processor: VJEPAVideoProcessor, settings: FineTuneSettings) -> VJEPAVideoProcessor:
+def _adapt_processor(
+    processor: VJEPAVideoProcessor, settings: FineTuneSettings, frames_per_clip: int
+) -> VJEPAVideoProcessor:
     """Takes clips as the tuning does: as many segments, at the same pace, one view."""
     adapted: Any = copy.deepcopy(processor)
-    adapted.num_segments, adapted.num_spatial_views = settings.num_segments, 1
-    if settings.frame_step is not None or settings.clip_duration is not None:
-        adapted.fps, adapted.clip_duration = None, settings.clip_duration
-        adapted.frame_step = settings.frame_step if settings.clip_duration is None else None
-    if adapted.fps is not None:
-        raise ValueError(
-            f"the model's processor takes {adapted.fps} frames per second, but clips of a tuning are set by a step "
-            "or their length: give frame_step or clip_duration"
-        )
+    frame_step, clip_duration = settings.frame_step, settings.clip_duration
+    if frame_step is None and clip_duration is None:
+        if adapted.fps is not None:
+            raise ValueError(
+                f"the model's processor takes {adapted.fps} frames per second, but clips of a tuning are set by a "
+                "step or their length: give frame_step or clip_duration"
+            )
+        clip_duration = adapted.clip_duration
+        frame_step = None if clip_duration else adapted.frame_step or DEFAULT_FRAME_STEP
+    clips = ClipSpec(
+        frames_per_clip=frames_per_clip,
+        frame_step=frame_step,
+        clip_duration=clip_duration,
+        num_segments=settings.num_segments,
+    )
+    options = {**dict.fromkeys(PACES), "num_spatial_views": 1, **clips.processor_options}
+    for name, value in options.items():
+        setattr(adapted, name, value)
     return adapted
 
 
@@ -542,7 +489,7 @@ def build_clips(
 
     Args:
         model: A classifier, with or without adapters.
-        processor: Of `build_classifier`: it says how far a clip reaches.
+        processor: Of `build_classifier`; it has the length of a clip.
         labelled: The videos.
         settings: Of the run.
         split: "training", with augmentation, or "validation".
@@ -553,8 +500,7 @@ def build_clips(
     protocol = Protocol(
         name="fine-tuning",
         description="clips of a fine-tuning",
-        frames_per_clip=config.frames_per_clip,
-        frame_step=None if processor.clip_duration else processor.frame_step or DEFAULT_FRAME_STEP,
+        frame_step=processor.frame_step,
         clip_duration=processor.clip_duration,
         num_segments=settings.num_segments,
         augmentation=settings.augmentation,
@@ -564,7 +510,7 @@ def build_clips(
     return FineTuningClips(EvaluationClips(labelled, protocol, clip_format))
 
 
-def build_trainer(
+def build_finetuning_trainer(
     model: VJEPAForVideoClassification,
     processor: VJEPAVideoProcessor,
     train: LabelledSet,
@@ -591,14 +537,7 @@ def build_trainer(
     return Trainer(
         model=tuned,
         args=args,
-        data_collator=FineTuningCollator(
-            train.num_classes,
-            mixup=settings.mixup,
-            cutmix=settings.cutmix,
-            mix_probability=settings.mix_probability,
-            switch_probability=settings.switch_probability,
-            label_smoothing=settings.label_smoothing,
-        ),
+        data_collator=FineTuningCollator(train.num_classes, settings),
         train_dataset=build_clips(model, processor, train, settings, "training"),
         eval_dataset=build_clips(model, processor, validation, settings, "validation"),
         processing_class=processor,
@@ -624,24 +563,19 @@ def build_optimizer(model: nn.Module, settings: FineTuneSettings) -> torch.optim
     return torch.optim.AdamW(groups, lr=settings.base_learning_rate)
 
 
-def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Arguments of the Trainer as they are written on a command line.
+def parse_arguments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Arguments of the Trainer as they are written on a command line, typed by the fields of `TrainingArguments`.
 
     Args:
         assignments: `KEY=VALUE` each, such as `gradient_accumulation_steps=4`.
 
     Raises:
-        ValueError: No assignment, or a name that is no argument.
+        SettingsError: No assignment, a name that is no argument, or a value of another type.
     """
-    known = {entry.name for entry in fields(TrainingArguments)}
-    found = {}
-    for name, text in split_assignments(assignments, example="gradient_accumulation_steps=4"):
-        if name not in known:
-            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
-            raise ValueError(f"the Trainer has no argument '{name}'; the nearest is '{nearest}'")
-        # None would mean every reporter that is installed
-        found[name] = text.split(",") if name == "report_to" else parse_value(text)
-    return found
+    fields: dict[str, Any] = {name: (hint, None) for name, hint in get_type_hints(TrainingArguments).items()}
+    fields["report_to"] = (list[str], None)  # as a text `none`; None would mean every reporter that is installed
+    typed = create_model("TrainingArgument", __base__=Settings, **fields)
+    return typed(**dict(map(parse_assignment, assignments))).model_dump(exclude_unset=True)
 
 
 def build_arguments(
