@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,3 +107,15 @@ def hub_server() -> Iterator[HubServer]:
     """An empty Hub of its own for one test."""
     with HubServer() as server:
         yield server
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print the share of each folder of tests in the time of the run."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.split("::")[0].split("/")[1]] += report.duration
+    total = sum(seconds.values()) or 1.0
+    shares = ", ".join(f"{room} {100 * part / total:.0f} %" for room, part in seconds.most_common())
+    terminalreporter.write_line(f"{total:.0f} s of tests: {shares}")
