@@ -136,11 +136,9 @@ def test_lowest_versions_of_ci_are_the_lower_bounds_of_the_package():
         assert Version(version) == Version(bounds[name]), name
 
 
-def test_readme_table_is_the_registry():
-    rows = re.findall(r"^\| `(vjepa-[\w-]+)` \| ([^|]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {name: description.strip() for name, description in rows} == {
-        entry.name: entry.description for entry in MODELS.values()
-    }
+def test_readme_has_a_row_for_each_model_of_the_registry():
+    table = (ROOT / "README.md").read_text().split("## Models")[1].split("\n## ")[0]
+    assert set(re.findall(r"`(vjepa-[\w-]+)`", table)) == {*MODELS}
 
 
 def _circle_from(path: Path) -> list[Path]:

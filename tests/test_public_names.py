@@ -18,29 +18,27 @@ from vjepa_hub import VJEPAConfig, VJEPAForVideoClassification, VJEPAModel, VJEP
 
 # The bound that the package keeps on a quiet machine is half of it
 MAX_CPU_SECONDS = 1.0
-CONTRACT = set(
-    [
-        "VJEPAConfig",
-        "VJEPAModel",
-        "VJEPAForPreTraining",
-        "VJEPAForVideoClassification",
-        "VJEPAVideoProcessor",
-        "VJEPATrainer",
-        "VJEPATrainingArguments",
-        "load",
-        "load_processor",
-        "load_classifier",
-        "open_model",
-        "extract_features",
-        "load_features",
-        "pretrain",
-        "run_probe",
-        "finetune",
-        "publish",
-        "convert_original_checkpoint",
-        "convert_original_probe",
-    ]
-)
+CONTRACT = {
+    "VJEPAConfig",
+    "VJEPAModel",
+    "VJEPAForPreTraining",
+    "VJEPAForVideoClassification",
+    "VJEPAVideoProcessor",
+    "VJEPATrainer",
+    "VJEPATrainingArguments",
+    "load",
+    "load_processor",
+    "load_classifier",
+    "open_model",
+    "extract_features",
+    "load_features",
+    "pretrain",
+    "run_probe",
+    "finetune",
+    "publish",
+    "convert_original_checkpoint",
+    "convert_original_probe",
+}
 USE_AUTO_CLASSES = """
     from transformers import AutoConfig, AutoModelForVideoClassification, AutoVideoProcessor, pipeline
     folder = sys.argv[1]
