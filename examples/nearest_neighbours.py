@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -42,12 +43,11 @@ from vjepa_hub.evaluation.neighbours import (
 )
 from vjepa_hub.evaluation.probe_run import clip_format_of
 from vjepa_hub.evaluation.protocols import Protocol, find_protocol
-from vjepa_hub.features.pictures import MARGIN, evenly_spaced, paper_with_header, picture_font, save_png
 from vjepa_hub.pretraining.console import shown_progress
+from vjepa_hub.viz.image_grid import evenly_spaced
+from vjepa_hub.viz.style import AMBER, GREEN, GREY, INK, style, write_png
 
-NUM_NEIGHBOURS, NUM_SHOWN, NUM_FRAMES_SHOWN, CELL = 5, 4, 3, 68
-INK, GREY, SAME, OTHER = (28, 28, 30), (112, 112, 118), (18, 133, 122), (190, 92, 0)
-LINE, BETWEEN = 15, 14  # pixels: of a line of text, and between two clips
+NUM_NEIGHBOURS, NUM_SHOWN, NUM_FRAMES_SHOWN = 5, 4, 3
 
 show_progress = partial(shown_progress, Console(stderr=True))
 
@@ -95,8 +95,9 @@ def main() -> None:
         results.append(Found(encoder, gallery, queries, neighbours))
     print_table(results, tasks)
     path = arguments.output_dir / "neighbours.png"
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    save_png(draw_neighbours(results, tasks, protocol, arguments.num_rows), path, {"descriptor": arguments.descriptor})
+    write_png(
+        draw_neighbours(results, tasks, protocol, arguments.num_rows), path, {"descriptor": arguments.descriptor}
+    )
     print(f"wrote {path}")
 
 
@@ -168,95 +169,46 @@ def title_of(encoder: FrozenEncoder) -> str:
 # --- the picture ---
 
 
-def draw_neighbours(found: Sequence[Found], tasks: dict[str, Task], protocol: Protocol, num_rows: int) -> Image.Image:
+@style()
+def draw_neighbours(found: Sequence[Found], tasks: dict[str, Task], protocol: Protocol, num_rows: int) -> Figure:
     """For each encoder a few queries on the left, the same for all, and the nearest clips beside them."""
     num_shown = min(NUM_SHOWN, found[0].neighbours.places.shape[1])
-    clip_width, row_height = NUM_FRAMES_SHOWN * CELL, CELL + LINE * len(tasks) + BETWEEN
-    title_height = 2 * LINE + BETWEEN // 2
-    header = [
-        ("Nearest neighbours over clips", 22, INK),
-        (
-            "First, middle and last frame of each clip. A filled square: of the query's class; a hollow one: not.",
-            15,
-            GREY,
-        ),
-    ]
-    canvas, y = paper_with_header(
-        header,
-        (num_shown + 1) * (clip_width + BETWEEN) + BETWEEN,
-        len(found) * (title_height + row_height * num_rows),
-    )
-    for result in found:
-        draw = ImageDraw.Draw(canvas)
-        is_trained = result.encoder.is_trained
-        draw.text((MARGIN, y), title_of(result.encoder), font=picture_font(16), fill=INK if is_trained else OTHER)
-        for column, words in enumerate(("query", *(f"nearest {place + 1}" for place in range(num_shown)))):
-            x = column_start(column, clip_width)
-            draw.text((x, y + LINE + 6), words, font=picture_font(13), fill=GREY)
-        y += title_height + 4
-        for query in evenly_spaced(len(result.queries), num_rows):
-            draw_row(canvas, result, tasks, protocol, query, y, num_shown)
-            y += row_height
-    return canvas
-
-
-def column_start(column: int, clip_width: int) -> int:
-    """Left side of a clip; the query stands a little apart."""
-    return MARGIN + column * (clip_width + BETWEEN) + (BETWEEN if column else 0)
-
-
-def draw_row(
-    canvas: Image.Image,
-    result: Found,
-    tasks: dict[str, Task],
-    protocol: Protocol,
-    query: int,
-    y: int,
-    num_shown: int,
-) -> None:
-    """A query and its nearest clips, with the names of their classes."""
-    clip_width = NUM_FRAMES_SHOWN * CELL
-    own = int(result.queries.indices[query])
+    shown = [(result, query) for result in found for query in evenly_spaced(len(result.queries), num_rows)]
+    figure = Figure(figsize=(2.1 * (num_shown + 1), 1.15 * len(shown) + 0.9), layout="constrained")
+    figure.suptitle("Nearest neighbours over clips: first, middle and last frame of each", size=11, ha="left", x=0.004)
     first = next(iter(tasks.values()))
-    paste_clip(canvas, result.encoder, first.queries, own, protocol, (MARGIN, y))
-    wanted = {task: int(labels.queries.labels[own]) for task, labels in tasks.items()}
-    for line, (task, label) in enumerate(wanted.items()):
-        draw_class(canvas, tasks[task].class_names[label], None, MARGIN, y + CELL + LINE * line)
-    for column, place in enumerate(result.neighbours.places[query, :num_shown], 1):
-        x, other = column_start(column, clip_width), int(result.gallery.indices[place])
-        paste_clip(canvas, result.encoder, first.gallery, other, protocol, (x, y))
-        for line, (task, label) in enumerate(wanted.items()):
-            found = int(tasks[task].gallery.labels[other])
-            draw_class(canvas, tasks[task].class_names[found], found == label, x, y + CELL + LINE * line)
+    rows = figure.subplots(len(shown), num_shown + 1, squeeze=False)
+    for number, (axes, (result, query)) in enumerate(zip(rows, shown, strict=True)):
+        own = int(result.queries.indices[query])
+        nearest = [int(result.gallery.indices[place]) for place in result.neighbours.places[query, :num_shown]]
+        draw_clip(axes[0], result.encoder, first.queries, own, protocol)
+        for panel, other in zip(axes[1:], nearest, strict=True):
+            draw_clip(panel, result.encoder, first.gallery, other, protocol)
+        for line, task in enumerate(tasks.values()):
+            wanted, place = int(task.queries.labels[own]), -0.05 - 0.25 * line
+            write_class(axes[0], task.class_names[wanted], INK, place)
+            for panel, other in zip(axes[1:], nearest, strict=True):
+                label = int(task.gallery.labels[other])
+                write_class(panel, task.class_names[label], GREEN if label == wanted else AMBER, place)
+        if number % num_rows == 0:
+            axes[0].set_title(title_of(result.encoder), color=INK if result.encoder.is_trained else AMBER)
+    figure.supxlabel("green: of the query's class; orange: of another", size=8, color=GREY)
+    return figure
 
 
-def draw_class(canvas: Image.Image, name: str, is_same: bool | None, x: int, y: int) -> None:
-    """The name of a class, with a square that says whether it is the query's."""
-    draw = ImageDraw.Draw(canvas)
-    colour = INK if is_same is None else SAME if is_same else OTHER
-    if is_same is not None:
-        draw.rectangle((x, y + 4, x + 8, y + 12), fill=colour if is_same else None, outline=colour, width=2)
-        x += 13
-    draw.text((x, y + 2), name, font=picture_font(12), fill=colour)
+def write_class(axes: Axes, name: str, colour: str, place: float) -> None:
+    """The name of a class below a clip."""
+    axes.text(0, place, name, color=colour, transform=axes.transAxes, va="top")
 
 
-def paste_clip(
-    canvas: Image.Image,
-    encoder: FrozenEncoder,
-    labelled: LabelledSet,
-    index: int,
-    protocol: Protocol,
-    place: tuple[int, int],
-) -> None:
+def draw_clip(axes: Axes, encoder: FrozenEncoder, labelled: LabelledSet, index: int, protocol: Protocol) -> None:
     """Some frames of a clip, as the encoder sees them."""
-    clips = EvaluationClips(labelled, protocol, clip_format_of(encoder))
-    pixels = clips[index]["pixel_values_videos"][0, 0]  # (T, C, H, W)
-    kept = pixels[evenly_spaced(len(pixels), NUM_FRAMES_SHOWN)]
+    pixels = EvaluationClips(labelled, protocol, clip_format_of(encoder))[index]["pixel_values_videos"][0, 0]
+    kept = pixels[evenly_spaced(len(pixels), NUM_FRAMES_SHOWN)]  # (T, C, H, W)
     mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
     frames = ((kept * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    for number, frame in enumerate(np.ascontiguousarray(frames)):
-        picture = Image.fromarray(frame).resize((CELL - 2, CELL - 2), Image.Resampling.BICUBIC)
-        canvas.paste(picture, (place[0] + number * CELL, place[1]))
+    axes.imshow(np.concatenate(frames, axis=1), interpolation="bicubic")
+    axes.set_axis_off()
 
 
 # --- the command line ---

@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -48,13 +47,13 @@ from vjepa_hub.evaluation.surprise import (
     measure_surprise,
     object_permanence,
 )
-from vjepa_hub.features.pictures import evenly_spaced
 from vjepa_hub.pretraining.run import open_initial
+from vjepa_hub.viz.image_grid import evenly_spaced
+from vjepa_hub.viz.style import AMBER, FAINT, GREY, INK, TEAL, style, write_png
 
 UNTRAINED = "untrained:"
 NUM_FRAMES_SHOWN = 8
-INK, GREY, FAINT, TRUE, WRONG = "#1c1c1e", "#707076", "#e6e6ea", "#12857a", "#be5c00"
-LOOK = {"font.size": 10, "text.color": INK, "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": INK}
+TRUE, WRONG = TEAL, AMBER
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,8 @@ def main() -> None:
     arguments = parse_arguments()
     measured = [measure(name, arguments) for name in arguments.models]
     print_table(measured, arguments.num_clips)
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
     path = arguments.output_dir / "surprise.png"
-    with matplotlib.rc_context(LOOK):
-        draw_surprise(measured, arguments).savefig(path, dpi=130)
+    write_png(draw_surprise(measured, arguments), path)
     print(f"wrote {path}")
 
 
@@ -169,6 +166,7 @@ def print_table(measured: Sequence[Measured], num_clips: int) -> None:
 # --- the picture ---
 
 
+@style()
 def draw_surprise(measured: Sequence[Measured], arguments: argparse.Namespace) -> Figure:
     """One clip and its wrong continuations, and beside each the errors of all models."""
     kinds = list(measured[0].surprises)

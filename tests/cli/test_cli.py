@@ -58,32 +58,30 @@ def test_features_of_the_sample_clip_need_no_options_but_a_model(model_folder, t
     assert result.exit_code == 0, result.output
     stems = {name.rsplit(".", 1)[0] for name in written(tmp_path / "out")}
     assert len(stems) == 1
-    assert {Path(name).suffix for name in written(tmp_path / "out")} == {".safetensors", ".png", ".gif"}
+    assert {Path(name).suffix for name in written(tmp_path / "out")} == {".safetensors", ".png"}
 
 
 def test_options_reach_the_extraction(model_folder, tmp_path):
-    options = ["--window", 8, "--stride", 20, "--batch-size", 3, "--dtype", "bfloat16", "--no-pooled", "--no-picture"]
-    result = run_features(
-        "--sample", "--model", model_folder, "--output-dir", tmp_path, *options, "--no-animation", "--backend", "pyav"
-    )
+    options = [
+        "--window",
+        8,
+        "--stride",
+        20,
+        "--clips-per-pass",
+        3,
+        "--dtype",
+        "bfloat16",
+        "--no-pooled",
+        "--no-picture",
+    ]
+    result = run_features("--sample", "--model", model_folder, "--output-dir", tmp_path, *options, "--backend", "pyav")
     assert result.exit_code == 0, result.output
     features = load_features(next(tmp_path.glob("*.safetensors")))
     assert features.pooled is None
     assert features.dense.dtype == torch.bfloat16
     assert features.frame_indices[:, 0].tolist()[:3] == [0, 20, 40]
     assert features.frame_indices[0, -1] == 7
-    assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob("*.gif"))
-
-
-def test_detail_reaches_the_picture_and_leaves_the_features_as_they_are(model_folder, picture, tmp_path):
-    for detail in (1, 4):
-        options = ["--model", model_folder, "--output-dir", tmp_path / str(detail), "--no-animation"]
-        result = run_features(picture, *options, "--detail", detail)
-        assert result.exit_code == 0, result.output
-        with Image.open(tmp_path / str(detail) / "picture.png") as drawn:
-            assert json.loads(drawn.text["picture"])["detail"] == detail
-    coarse, fine = ((tmp_path / name / "picture.safetensors").read_bytes() for name in "14")
-    assert coarse == fine
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_without_dense_features_no_picture_is_drawn(model_folder, picture, tmp_path):
@@ -152,7 +150,7 @@ def test_features_made_with_other_settings_are_replaced_only_with_overwrite(mode
     )
     assert written(tmp_path / "out") == ["picture.safetensors"]
     assert run_features(*options, "--overwrite").exit_code == 0
-    assert written(tmp_path / "out") == ["picture.gif", "picture.png", "picture.safetensors"]
+    assert written(tmp_path / "out") == ["picture.png", "picture.safetensors"]
 
 
 def test_torchrun_shares_the_videos_out_and_a_bad_file_of_one_process_never_stops_the_other(model_folder, tmp_path):
@@ -162,7 +160,7 @@ def test_torchrun_shares_the_videos_out_and_a_bad_file_of_one_process_never_stop
         Image.fromarray(image).save(tmp_path / "set" / f"{number}.png")
     (tmp_path / "set" / "bad.mp4").write_bytes(b"")  # the smallest, so it goes to the process that has least
     files = sorted(map(str, (tmp_path / "set").iterdir()))
-    options = ["features", *files, "--model", model_folder, "--no-picture", "--no-animation"]
+    options = ["features", *files, "--model", model_folder, "--no-picture"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     torchrun += ["--master-port", str(free_port()), "-m", "vjepa_hub", *options]
     both = subprocess.run([*torchrun, "--output-dir", str(tmp_path / "two")], capture_output=True, text=True)
@@ -196,8 +194,7 @@ def test_files_of_equal_name_never_overwrite_each_other(model_folder, picture, t
         (["--stride", "0"], "stride is 0"),
         (["--backend", "decorb"], "backend is 'decorb'; available here"),
         (["--device", "abacus"], "device is 'abacus'; this machine has: cpu"),
-        (["--detail", "3"], "detail is 3; patches of 16 pixels move by whole pixels with 1, 2, 4, 8"),
-        (["--no-dense", "--picture"], "pictures are drawn from dense features"),
+        (["--no-dense", "--picture"], "drawn from dense features"),
         (["--no-dense", "--no-pooled"], "both off"),
         (["--dtype", "int8"], "float32"),
         (["--config", "config.json"], "configuration was passed"),

@@ -1,29 +1,21 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from tests.features.test_pictures import PATCH, PatchBrightness, open_tiny
-from vjepa_hub.features.extraction import StillImage, encode_clips
-from vjepa_hub.features.shifted_windows import ShiftedMaps, choose_detail, encode_shifted
+from vjepa_hub.features.extraction import clip_pixels, encode_clips
+from vjepa_hub.features.shifted_windows import choose_num_shifts, encode_shifted
 from vjepa_hub.hub.loading import OpenedModel
 from vjepa_hub.model import VJEPAVideoProcessor
 
-DETAILS = [1, 2, 4, 8]
+NUM_SHIFTS = [1, 2, 4, 8]
 
 
 class PatchColour(PatchBrightness):
-    """A model whose features are the mean colour of each patch, and that counts the windows it has seen."""
-
-    def __init__(self):
-        super().__init__()
-        self.config.hidden_size, self.num_windows = 3, 0
+    """A model whose features are the mean colour of each patch."""
 
     def get_vision_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        self.num_windows += len(pixel_values_videos)
         colours = nn.functional.avg_pool3d(pixel_values_videos.transpose(1, 2), (2, PATCH, PATCH))  # (B, C, d, h, w)
         return colours.flatten(2).transpose(1, 2)
 
@@ -34,6 +26,10 @@ def open_colours(grid: tuple[int, int]) -> OpenedModel:
     size = {"shortest_edge": min(crop.values())}
     processor = VJEPAVideoProcessor(crop_size=crop, size=size, do_normalize=False)
     return OpenedModel("colours", PatchColour(), processor, "none", True)
+
+
+def encode(frames: np.ndarray, opened: OpenedModel, num_shifts: int) -> torch.Tensor:
+    return encode_shifted(clip_pixels([frames], opened)[0], opened, num_shifts)
 
 
 def noise(grid: tuple[int, int]) -> np.ndarray:
@@ -51,13 +47,13 @@ def ramps(grid: tuple[int, int]) -> np.ndarray:
     return frames
 
 
-@pytest.mark.parametrize("detail", DETAILS)
+@pytest.mark.parametrize("num_shifts", NUM_SHIFTS)
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5)], ids=str)
-def test_each_cell_has_the_value_at_its_own_centre(grid, detail):
-    colours = 255 * encode_shifted(ramps(grid), open_colours(grid), detail)
-    assert colours.shape == (4, grid[0] * detail, grid[1] * detail, 3)
-    rows, columns = ((np.arange(count * detail) + 0.5) * PATCH / detail - 0.5 for count in grid)
-    inside = slice(detail // 2, -(detail // 2) or None)  # where no patch leaves the frame
+def test_each_cell_has_the_value_at_its_own_centre(grid, num_shifts):
+    colours = 255 * encode(ramps(grid), open_colours(grid), num_shifts)
+    assert colours.shape == (4, grid[0] * num_shifts, grid[1] * num_shifts, 3)
+    rows, columns = ((np.arange(count * num_shifts) + 0.5) * PATCH / num_shifts - 0.5 for count in grid)
+    inside = slice(num_shifts // 2, -(num_shifts // 2) or None)  # where no patch leaves the frame
     for layer in colours[:, inside, inside].numpy():
         np.testing.assert_allclose(layer[..., 0], columns[inside] + 0 * layer[..., 0], atol=1e-3)
         np.testing.assert_allclose(layer[..., 1].T, rows[inside] + 0 * layer[..., 1].T, atol=1e-3)
@@ -66,7 +62,7 @@ def test_each_cell_has_the_value_at_its_own_centre(grid, detail):
 
 def test_cells_at_the_border_see_its_pixels_repeated():
     frames = noise((2, 3))
-    colours = encode_shifted(frames, open_colours((2, 3)), 4)
+    colours = encode(frames, open_colours((2, 3)), 4)
     repeated = np.pad(frames, [(0, 0), (6, 6), (6, 6), (0, 0)], mode="edge") / 255
     for row, column in [(0, 0), (0, 5), (7, 11), (3, 0)]:
         patch = repeated[:2, row * 4 : row * 4 + PATCH, column * 4 : column * 4 + PATCH]
@@ -75,12 +71,12 @@ def test_cells_at_the_border_see_its_pixels_repeated():
 
 def test_one_shift_gives_the_tokens_of_the_real_model():
     clip, opened = noise((3, 5)), open_tiny((3, 5))
-    torch.testing.assert_close(encode_shifted(clip, opened, 1), encode_clips([clip], opened)[0])
+    torch.testing.assert_close(encode(clip, opened, 1), encode_clips([clip], opened)[0])
 
 
 def test_each_shift_of_the_real_model_gives_the_tokens_of_a_frame_that_was_moved():
     clip, opened = noise((4, 4)), open_tiny()
-    fine = encode_shifted(clip, opened, 4)
+    fine = encode(clip, opened, 4)
     moved = np.pad(clip, [(0, 0), (6, 0), (0, 2), (0, 0)], mode="edge")[:, :64, 2:]  # 6 pixels down, 2 to the left
     torch.testing.assert_close(fine[:, 0::4, 2::4], encode_clips([moved], opened)[0])
 
@@ -89,28 +85,5 @@ def test_each_shift_of_the_real_model_gives_the_tokens_of_a_frame_that_was_moved
     ("patch_size", "tokens", "expected"),
     [(16, 24, 1), (16, 14, 1), (16, 12, 1), (16, 8, 2), (16, 4, 4), (12, 4, 3), (16, 1, 8), (14, 9, 7), (2, 4, 1)],
 )
-def test_auto_is_the_least_detail_with_12_cells_on_the_shorter_side(patch_size, tokens, expected):
-    assert choose_detail("auto", fake_model(patch_size, tokens)) == expected
-
-
-def fake_model(patch_size: int, tokens: int) -> OpenedModel:
-    crop = {"height": 2 * tokens * patch_size, "width": tokens * patch_size}
-    model = SimpleNamespace(config=SimpleNamespace(patch_size=patch_size))
-    return OpenedModel("fake", model, SimpleNamespace(to_dict=lambda: {"crop_size": crop}), "none", True)
-
-
-@pytest.mark.parametrize("detail", [3, 16, 32])
-def test_detail_that_moves_by_parts_of_pixels_or_too_often_is_refused(detail):
-    assert [choose_detail(possible, fake_model(16, 4)) for possible in DETAILS] == DETAILS
-    with pytest.raises(ValueError, match=f"detail is {detail}; patches of 16 pixels .* with 1, 2, 4, 8"):
-        choose_detail(detail, fake_model(16, 4))
-
-
-def test_maps_are_computed_for_the_clips_that_are_asked_for_and_once(tmp_path):
-    Image.fromarray(noise((2, 2))[0]).save(tmp_path / "noise.png")
-    opened = open_colours((2, 2))
-    maps = ShiftedMaps(StillImage(tmp_path / "noise.png"), torch.zeros(9, 8, dtype=torch.int64), opened, 2)
-    assert maps[::4].shape == (3, 4, 4, 4, 3)
-    assert opened.model.num_windows == 3 * 4
-    torch.testing.assert_close(maps[8], maps[::4][2])
-    assert opened.model.num_windows == 3 * 4
+def test_least_number_of_shifts_with_12_cells_on_the_shorter_side_is_chosen(patch_size, tokens, expected):
+    assert choose_num_shifts((2 * tokens, tokens), patch_size) == expected

@@ -13,7 +13,7 @@ import torch
 from tests.features.test_extraction import BrokenModel, moving_gradient, open_tiny, write_video
 from vjepa_hub.core.distributed import Processes
 from vjepa_hub.features.extraction import ExtractionSettings
-from vjepa_hub.features.pictures import PictureSettings, update_video_pictures
+from vjepa_hub.features.pictures import draw_video_picture
 from vjepa_hub.features.video_list import find_videos
 from vjepa_hub.features.video_set import OutputMismatchError, extract_video_set
 from vjepa_hub.hub.loading import OpenedModel
@@ -49,9 +49,8 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file()}
 
 
-def draw_pictures(opened: OpenedModel, **look):
-    settings = PictureSettings(cell=16, columns=2, baseline="none", **look)
-    return lambda video, features: update_video_pictures(video, features, opened, settings)
+def draw_pictures(opened: OpenedModel):
+    return lambda video, features: draw_video_picture(video, features, opened)
 
 
 def test_outputs_mirror_the_folder_and_reports_come_in_its_order(opened, videos, tmp_path):
@@ -144,16 +143,14 @@ def test_output_that_is_not_whole_is_made_again(opened, videos, tmp_path, kept):
     assert contents(tmp_path / "out") == whole
 
 
-def test_pictures_that_are_missing_or_look_otherwise_are_drawn_again(opened, videos, tmp_path):
+def test_pictures_that_are_missing_or_broken_are_drawn_again(opened, videos, tmp_path):
     run(videos / "a", tmp_path / "out", opened, after_each=draw_pictures(opened))
-    whole, features = contents(tmp_path / "out"), tmp_path / "out" / "x.safetensors"
-    features.with_suffix(".png").unlink()
-    features.with_suffix(".gif").write_bytes(b"no picture")
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out" / "x.png").unlink()
+    (tmp_path / "out" / "y.png").write_bytes(b"no picture")
     reports = run(videos / "a", tmp_path / "out", opened, after_each=draw_pictures(opened))
-    assert [path.name for path in reports[0].outputs] == ["x.png", "x.gif"]
-    assert (reports[1].outputs, contents(tmp_path / "out")) == ((), whole)
-    look = draw_pictures(opened, interpolation="bilinear")
-    assert [len(report.outputs) for report in run(videos / "a", tmp_path / "out", opened, after_each=look)] == [2, 2]
+    assert [path.name for report in reports for path in report.outputs] == ["x.png", "y.png"]
+    assert contents(tmp_path / "out") == whole
 
 
 CHILD = """
@@ -178,7 +175,7 @@ run(Path(videos), Path(output), opened, after_each=draw_pictures(opened))
 """
 
 
-@pytest.mark.parametrize("moment", ["a/y.gif", "b/x.safetensors"])
+@pytest.mark.parametrize("moment", ["a/y.png", "b/x.safetensors"])
 def test_killed_run_that_starts_again_equals_an_uninterrupted_one(opened, videos, tmp_path, moment):
     run(videos, tmp_path / "whole", opened, after_each=draw_pictures(opened))
     output = tmp_path / "out"

@@ -56,23 +56,6 @@ class DenseDtype(str, Enum):
     float16 = "float16"
 
 
-class Interpolation(str, Enum):
-    """Ways to enlarge a map of tokens."""
-
-    auto = "auto"
-    nearest = "nearest"
-    bilinear = "bilinear"
-
-
-class Baseline(str, Enum):
-    """What is subtracted from features before they become colours."""
-
-    auto = "auto"
-    none = "none"
-    even = "even"
-    clips = "clips"
-
-
 VideoFiles = Annotated[
     list[Path] | None,
     typer.Argument(
@@ -115,29 +98,6 @@ WithPicture = Annotated[
 ]
 
 
-WithAnimation = Annotated[
-    bool | None, typer.Option("--animation/--no-animation", help="Draw a GIF of them. Default: as --dense.")
-]
-
-
-PictureBaseline = Annotated[
-    Baseline,
-    typer.Option(
-        help="What is subtracted before maps are drawn: none; even, the features of an even clip in the mean colour; "
-        "clips, the mean over clips. auto: even for an untrained model, none for a trained one."
-    ),
-]
-
-
-MapDetail = Annotated[
-    int | None,
-    typer.Option(
-        help="Cells of a drawn map for each token, in each direction: above 1 the model sees each clip at as many "
-        "shifts by parts of a patch. Default: what makes 12 cells a side, which is 1 for the released models."
-    ),
-]
-
-
 def features(
     files: VideoFiles = None,
     manifest: Manifests = None,
@@ -152,10 +112,6 @@ def features(
     dense: Annotated[bool, typer.Option(help="Store every token.")] = True,
     dense_dtype: Annotated[DenseDtype, typer.Option(help="Number format of dense features.")] = DenseDtype.model,
     picture: WithPicture = None,
-    animation: WithAnimation = None,
-    interpolation: Annotated[Interpolation, typer.Option(help="How maps are enlarged.")] = Interpolation.auto,
-    baseline: PictureBaseline = Baseline.auto,
-    detail: MapDetail = None,
     clips_per_pass: ClipsPerPass = 1,
     device: Device = None,
     dtype: ModelDtype = None,
@@ -175,12 +131,12 @@ def features(
 
     from ..core.distributed import join_processes
     from ..features.extraction import ExtractionSettings
-    from ..features.pictures import PictureSettings, update_video_pictures
-    from ..features.shifted_windows import choose_detail
+    from ..features.pictures import draw_video_picture
 
     with usage_errors():
         videos = input_videos(files, manifest, sample)
-        picture, animation = _wanted_pictures(dense, picture, animation)
+        if picture and not dense:
+            raise typer.BadParameter("a picture is drawn from dense features: leave out --no-dense or --picture")
         settings = ExtractionSettings(
             window=window,
             stride=stride,
@@ -194,15 +150,9 @@ def features(
         with usage_errors():
             opened = _open_on_own_device(processes, model, config, device, dtype)
             settings.require_window_for(opened.model.config.frames_per_clip)
-            look = PictureSettings(
-                interpolation=interpolation.value,
-                baseline=baseline.value,
-                detail=choose_detail("auto" if detail is None else detail, opened),
-                backend=backend,
-            )
             output_dir.mkdir(parents=True, exist_ok=True)
-        draw = partial(update_video_pictures, opened=opened, settings=look, picture=picture, animation=animation)
-        after_each = draw if picture or animation else None
+        has_picture = dense if picture is None else picture
+        after_each = partial(draw_video_picture, opened=opened, backend=backend) if has_picture else None
         is_complete = _extract_shared(videos, output_dir, opened, settings, overwrite, after_each, processes)
     raise typer.Exit(0 if is_complete else 1)
 
@@ -248,14 +198,6 @@ def _extract_shared(
         _show_reports(reports, opened)
     processes.wait()  # torchrun ends all as soon as one exits with 1
     return not any(report.error for report in reports)
-
-
-def _wanted_pictures(dense: bool, picture: bool | None, animation: bool | None) -> tuple[bool, bool]:
-    if not dense and (picture or animation):
-        raise typer.BadParameter(
-            "pictures are drawn from dense features: leave out --no-dense, --picture and --animation"
-        )
-    return dense if picture is None else picture, dense if animation is None else animation
 
 
 class _ClipRate(ProgressColumn):

@@ -17,7 +17,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..features.mask_pictures import MaskedClip
+    from ..data.masking import MaskPair, TokenGrid
 
 
 class MaskKind(str, Enum):
@@ -56,8 +56,6 @@ def show_masks(
         tuple[int, int, int, int] | None,
         typer.Option(metavar="TOP LEFT BOTTOM RIGHT", help="Pixels, for box. Default: the middle of the frame."),
     ] = None,
-    columns: Annotated[int, typer.Option(min=1, help="Moments to show at most.")] = 8,
-    animation: Annotated[bool, typer.Option("--animation", help="Draw a GIF of all moments too.")] = False,
     backend: Backend = None,
 ) -> None:
     """Draw masks on a clip: what the encoder sees, and what is hidden from it for the predictor to predict.
@@ -66,20 +64,24 @@ def show_masks(
     ablation, future and box are made by hand. The same step and seed give the same masks.
     """
     from ..data.samples import sample_clip_path
-    from ..features.mask_pictures import TRAINING_KINDS, MaskDraw, open_masked_clip, save_mask_pictures, token_grid
+    from ..features.extraction import open_frames
+    from ..viz.masks import TRAINING_KINDS, MaskSampler, draw_masks, read_tubelet_frames, token_grid
+    from ..viz.style import write_png
 
     kinds = [chosen.value for chosen in kind] if kind else list(TRAINING_KINDS)
     _require_kind("--frame", frame, "future", kinds)
     _require_kind("--box", box, "box", kinds)
     _require_new_png(output, video)
     with usage_errors():
-        grid = token_grid(model, size)
-        draw = MaskDraw(grid=grid, step=step, seed=seed, batch_size=batch_size, frame=frame, box=box)
-        clip = open_masked_clip(video or sample_clip_path(), draw, kinds, model=model, backend=backend)
-        written = save_mask_pictures(clip, draw, output, columns=columns, animation=animation)
-    _show_counts(clip)
-    for path in written:
-        typer.echo(f"wrote {path}")
+        grid, path = token_grid(model, size), video or sample_clip_path()
+        sampler = MaskSampler(grid=grid, step=step, seed=seed, batch_size=batch_size, frame=frame, box=box)
+        masks = {name: sampler.sample(name) for name in kinds}
+        with open_frames(path, backend) as opened:
+            frames, seconds = read_tubelet_frames(opened, grid)
+        figure = draw_masks(frames, seconds, grid, masks, title=Path(path).name, model=model)
+        write_png(figure, output, {"model": model, "step": str(step), "seed": str(seed)})
+    _show_counts(masks, grid)
+    typer.echo(f"wrote {output}")
 
 
 def _require_kind(option: str, value: object, kind: str, kinds: list[str]) -> None:
@@ -94,14 +96,14 @@ def _require_new_png(output: Path, video: Path | None) -> None:
         raise typer.BadParameter(f"--output is {output}, the very file that is drawn on: give another name")
 
 
-def _show_counts(clip: MaskedClip) -> None:
-    from ..features.mask_pictures import MaskCounts
+def _show_counts(masks: dict[str, MaskPair], grid: TokenGrid) -> None:
+    from ..viz.masks import MaskCounts, describe_tokens
 
     table = Table("mask", "context", "targets", "in neither", "hidden", "mask token", box=None, pad_edge=False)
-    for name, mask in clip.masks.items():
-        counts = MaskCounts.of(mask, clip.grid)
+    for name, mask in masks.items():
+        counts = MaskCounts.of(mask, grid)
         numbers = (counts.num_context, counts.num_targets, counts.num_unused)
         table.add_row(name, *map(str, numbers), f"{100 * counts.share_hidden:.1f} %", str(counts.mask_index))
     console = Console()
-    console.print(Text(clip.subtitle))
+    console.print(Text(describe_tokens(masks, grid)))
     console.print(table)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FAILED_VIDEOS = "failed.jsonl"
-OUTPUT_ENDINGS = (".safetensors", ".png", ".gif")
+OUTPUT_ENDINGS = (".safetensors", ".png")
 # What of a header has to agree for a file to be what this run would write. Names may differ: the digest tells.
 _IDENTITY = (
     "format",
