@@ -1,13 +1,18 @@
 import json
-import multiprocessing
 import os
 import random
-import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from vjepa_hub.core.distributed import Processes, join_processes, share_out
+from vjepa_hub.core.distributed import Processes, is_first_process, join_processes, share_out
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 
 
 def test_every_piece_has_one_owner_and_shares_are_ascending():
@@ -29,7 +34,8 @@ def test_no_share_is_larger_than_another_by_more_than_one_piece():
 
 def test_one_process_alone_needs_no_environment(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with join_processes() as processes, processes.first_goes_first():
+    processes = join_processes()
+    with processes.first_goes_first():
         assert processes == Processes(0, 1, 0)
         assert processes.from_first(lambda: "plan") == "plan"
         assert processes.gather([1, 2]) == [1, 2]
@@ -40,43 +46,49 @@ def test_incomplete_environment_is_an_error_that_names_what_is_missing(monkeypat
     monkeypatch.setenv("RANK", "0")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match="MASTER_ADDR, MASTER_PORT is not set"), join_processes():
-        pass
+    with pytest.raises(ValueError, match="MASTER_ADDR, MASTER_PORT is not set"):
+        join_processes()
 
 
 def fail() -> None:
     raise ValueError("no plan")
 
 
-def meet(rank: int, folder: Path) -> None:
+def meet(folder: Path) -> None:
     """What each of two processes does; what it sees is written down."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    with join_processes() as processes:
-        plan = processes.from_first(lambda: [f"made by {rank}", "b", "c"])
-        with pytest.raises(ValueError, match="no plan"):
-            processes.from_first(fail)
-        with processes.first_goes_first(), (folder / "order").open("a") as order:
-            order.write(str(rank))
-        with pytest.raises(KeyError), processes.first_goes_first():
-            raise KeyError
-        (folder / f"{rank}.json").write_text(json.dumps(processes.gather([f"{rank} {item}" for item in plan[rank:]])))
-        processes.wait()
+    processes = join_processes()
+    assert join_processes() == processes  # joined once, found again
+    rank = processes.rank
+    assert (processes.is_first, processes.count) == (is_first_process(), 2)
+    plan = processes.from_first(lambda: [f"made by {rank}", "b", "c"])
+    with pytest.raises(ValueError, match="no plan"):
+        processes.from_first(fail)
+    with processes.first_goes_first(), (folder / "order").open("a") as order:
+        order.write(str(rank))
+    with pytest.raises(KeyError), processes.first_goes_first():
+        raise KeyError
+    total = torch.tensor([rank + 1.0, 10.0])
+    processes.add_up(total)
+    seen = [processes.gather([f"{rank} {item}" for item in plan[rank:]]), total.tolist()]
+    (folder / f"{rank}.json").write_text(json.dumps(seen))
+    processes.wait()
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starts processes by fork")
-def test_two_processes_share_plan_errors_and_results_and_the_first_goes_first(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
-        monkeypatch.setenv(name, value)
-    context = multiprocessing.get_context("fork")
-    running = [context.Process(target=meet, args=(rank, tmp_path)) for rank in range(2)]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join(timeout=120)
-    assert [process.exitcode for process in running] == [0, 0]
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_share_plan_errors_and_results_and_the_first_goes_first(tmp_path, launcher):
+    script = tmp_path / "meet.py"
+    script.write_text(f"from pathlib import Path\nfrom {__name__} import meet\nmeet(Path({str(tmp_path)!r}))\n")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-m", *launcher, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert seen == [["0 made by 0", "0 b", "0 c", "1 b", "1 c"]] * 2
+    assert seen == [[["0 made by 0", "0 b", "0 c", "1 b", "1 c"], [3.0, 20.0]]] * 2
     assert (tmp_path / "order").read_text() == "01"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="has an accelerator")
+def test_device_is_the_cpu_where_there_is_no_accelerator_and_others_are_refused():
+    assert Processes().choose_device() == Processes(1, 2, 1).choose_device("cpu") == "cpu"
+    with pytest.raises(ValueError, match="'cuda:1'; this machine has: cpu"):
+        Processes().choose_device("cuda:1")

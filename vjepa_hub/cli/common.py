@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ..core.distributed import is_first_process
+
 if TYPE_CHECKING:
     from ..features.video_list import VideoFile
 
@@ -43,17 +45,10 @@ class Rate(ProgressColumn):
         return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
-def is_first() -> bool:
-    """Return whether this process is the one that reports."""
-    from ..evaluation.processes import join_processes
-
-    return join_processes().is_main_process
-
-
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr with the time that is left, in the first process."""
-    with Progress(*columns(), console=Console(stderr=True), disable=not is_first()) as bars:
+    with Progress(*columns(), console=Console(stderr=True), disable=not is_first_process()) as bars:
         bar = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)
 

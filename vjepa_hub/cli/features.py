@@ -132,6 +132,7 @@ def features(
     from ..core.distributed import join_processes
     from ..features.extraction import ExtractionSettings
     from ..features.pictures import draw_video_picture
+    from ..hub.loading import open_model
 
     with usage_errors():
         videos = input_videos(files, manifest, sample)
@@ -146,26 +147,16 @@ def features(
             dense_dtype=dense_dtype.value,
             backend=backend,
         )
-    with join_processes() as processes:
-        with usage_errors():
-            opened = _open_on_own_device(processes, model, config, device, dtype)
-            settings.require_window_for(opened.model.config.frames_per_clip)
-            output_dir.mkdir(parents=True, exist_ok=True)
-        has_picture = dense if picture is None else picture
-        after_each = partial(draw_video_picture, opened=opened, backend=backend) if has_picture else None
-        is_complete = _extract_shared(videos, output_dir, opened, settings, overwrite, after_each, processes)
+        processes = join_processes()
+        with processes.first_goes_first():
+            own_device = processes.choose_device(device)
+            opened = open_model(model, config=config, device=own_device, dtype=dtype.value if dtype else None)
+        settings.require_window_for(opened.model.config.frames_per_clip)
+        output_dir.mkdir(parents=True, exist_ok=True)
+    has_picture = dense if picture is None else picture
+    after_each = partial(draw_video_picture, opened=opened, backend=backend) if has_picture else None
+    is_complete = _extract_shared(videos, output_dir, opened, settings, overwrite, after_each, processes)
     raise typer.Exit(0 if is_complete else 1)
-
-
-def _open_on_own_device(
-    processes: Processes, model: str, config: Path | None, device: str | None, dtype: Dtype | None
-) -> OpenedModel:
-    from ..features.extraction import choose_device
-    from ..hub.loading import open_model
-
-    own = choose_device(device, process=None if processes.count == 1 else processes.local_rank)
-    with processes.first_goes_first():
-        return open_model(model, config=config, device=own, dtype=dtype.value if dtype else None)
 
 
 def _extract_shared(

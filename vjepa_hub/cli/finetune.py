@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..core.distributed import is_first_process
 from .common import (
     ClassNames,
-    is_first,
     read_names,
     usage_errors,
     warn_of_unreadable,
@@ -112,7 +112,7 @@ def finetune(
             )
         except ImportError as error:
             raise typer.BadParameter(str(error)) from error
-    console = Console(quiet=not is_first())
+    console = Console(quiet=not is_first_process())
     num_parameters = run.trainer.model.num_parameters
     counts = f"{num_parameters(only_trainable=True):,} of {num_parameters():,} parameters are trained"
     console.print(Text(f"{model}: {counts}, on {len(training_set):,} videos of {training_set.num_classes} classes"))
@@ -125,6 +125,6 @@ def finetune(
         top1, top5 = 100 * measured["eval_top1"], 100 * measured["eval_top5"]
         line = f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, on {measured['eval_num_videos']:,} videos, one view"
         console.print(Text(line), soft_wrap=True)
-        if is_first():
+        if is_first_process():
             warn_of_unreadable(measured["eval_num_unreadable"])
     console.print(Text(f"wrote {run.folder}"), soft_wrap=True)

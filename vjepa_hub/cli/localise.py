@@ -60,6 +60,7 @@ def localise(
     The same command again goes on where it was stopped. The folder gets results.json, which says where each setting
     comes from, and detections.csv in AVA's format, for the official evaluation.
     """
+    from ..core.distributed import Processes
     from ..evaluation.ava.protocol import LocalisationProtocol
     from ..evaluation.ava.run import run_localisation
     from ..evaluation.tokens import EncodingSettings
@@ -78,7 +79,7 @@ def localise(
             protocol=LocalisationProtocol().with_overrides(set_value or []),
             start_second=start_second,
             seed=seed,
-            device=_default_device(device),
+            device=Processes().choose_device(device),
             encoding=EncodingSettings(
                 dtype=compute_dtype(dtype, device), clips_per_pass=clips_per_pass, num_workers=num_workers
             ),
@@ -87,12 +88,6 @@ def localise(
     found = json.loads(file.read_text())
     Console().print(Text(f"mean average precision {found['mean_average_precision']:.4f}"))
     typer.echo(f"wrote {file}")
-
-
-def _default_device(device: str | None) -> str:
-    from ..evaluation.processes import join_processes
-
-    return device or str(join_processes().device)
 
 
 @contextmanager

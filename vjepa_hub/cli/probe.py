@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from ..core.distributed import is_first_process
 from .common import (
     ClassNames,
     Device,
     SetValue,
     compute_dtype,
-    is_first,
     progress,
     read_names,
     usage_errors,
@@ -204,7 +204,7 @@ def _open_classifier(settings: ProbeSettings) -> tuple[VJEPAForVideoClassificati
 
 
 def _show_metrics(metrics: ClassificationMetrics, output_dir: Path) -> None:
-    if not is_first():
+    if not is_first_process():
         return
     low, high = metrics.top1_interval
     line = (
@@ -217,7 +217,7 @@ def _show_metrics(metrics: ClassificationMetrics, output_dir: Path) -> None:
 
 
 def _show_rows(rows: list[SummaryRow], settings: ProbeSettings, output_dir: Path) -> None:
-    if not is_first():
+    if not is_first_process():
         return
     table = Table("encoder", "labels", "head", "top-1 %", "top-5 %", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in rows:

@@ -1,19 +1,21 @@
 """Several processes on one list of work, as `torchrun` and `accelerate launch` start them.
 
 They meet before the work, when the first one says what there is to do, and after it, when all learn what became of it.
-In between none waits for another. They talk over the CPU (gloo) whatever they compute on.
+In between none waits for another.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from torch import distributed
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 # One process may have hours of work left when another is through.
@@ -47,6 +49,8 @@ class Processes:
         """
         if self.count == 1:
             return make()
+        from torch import distributed
+
         result: list = [None, None]
         if self.is_first:
             try:
@@ -62,6 +66,8 @@ class Processes:
         """The items of all processes, in all of them, process by process. Waits until each has come here."""
         if self.count == 1:
             return list(items)
+        from torch import distributed
+
         gathered: list[list[Item]] = [[] for _ in range(self.count)]
         distributed.all_gather_object(gathered, list(items))
         return [item for of_one in gathered for item in of_one]
@@ -69,7 +75,37 @@ class Processes:
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.count > 1:
+            from torch import distributed
+
             distributed.barrier()
+
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Put the sum over all processes into a tensor, in place in each of them."""
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.all_reduce(tensor)
+
+    def choose_device(self, name: str | None = None) -> str:
+        """The device of this process: the one that is named, or this machine's accelerator, or the CPU.
+
+        Args:
+            name: "cpu", "cuda", "cuda:1", "mps", ...; None to choose. Each of several processes gets an accelerator
+                of its own where no number is named; where there are more processes than accelerators, they take turns.
+
+        Raises:
+            ValueError: This machine does not have the device.
+        """
+        import torch
+
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        here = ["cpu", accelerator.type] if accelerator is not None else ["cpu"]
+        if name is not None and name.split(":")[0] not in here:
+            raise ValueError(f"device is '{name}'; this machine has: {', '.join(here)}")
+        chosen = here[-1] if name is None else name
+        if self.count == 1 or chosen == "cpu" or ":" in chosen:
+            return chosen
+        return f"{chosen}:{self.local_rank % torch.accelerator.device_count()}"
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
@@ -83,29 +119,53 @@ class Processes:
                 self.wait()
 
 
-@contextmanager
-def join_processes() -> Iterator[Processes]:
-    """Join the processes that `torchrun` or `accelerate launch` started beside this one, told by the environment.
+def join_processes() -> Processes:
+    """This process among those that `torchrun` or `accelerate launch` started; at the first call they are joined.
+
+    Processes that are joined already, by the Trainer or by a program that calls this package, are taken as they are.
 
     Raises:
-        ValueError: an environment that names several processes, but not where they meet.
+        ValueError: The environment names several processes, but not where they meet.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield Processes()
-        return
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set: start with torchrun or accelerate launch, "
-            "or unset WORLD_SIZE"
-        )
-    rank = int(os.environ["RANK"])
-    distributed.init_process_group("gloo", rank=rank, world_size=count, timeout=LONGEST_WAIT)
-    try:
-        yield Processes(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
-    finally:
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return Processes()
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise ValueError(
+                f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set: start with torchrun or accelerate "
+                "launch, or unset WORLD_SIZE"
+            )
+        distributed.init_process_group(_choose_backend(), timeout=LONGEST_WAIT)
+        atexit.register(_leave_processes)
+    rank = distributed.get_rank()
+    return Processes(rank, distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)))
+
+
+def _choose_backend() -> str:
+    """Gloo for objects and tensors on the CPU, and beside it what the accelerator has for its own tensors."""
+    import torch
+    from torch.distributed import Backend
+
+    if not torch.accelerator.is_available():
+        return "gloo"
+    accelerator = cast(torch.device, torch.accelerator.current_accelerator()).type
+    return f"cpu:gloo,{accelerator}:{Backend.default_device_backend_map.get(accelerator, 'gloo')}"
+
+
+def _leave_processes() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this process reports, by the environment alone: nothing is joined, and torch is not imported."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def share_out(sizes: Sequence[int], count: int) -> list[list[int]]:

@@ -29,6 +29,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 from safetensors.torch import save_file
 
+from ..core.distributed import join_processes
 from ..core.files import write_whole
 from ..core.settings import Settings, Share
 from ..heads.metrics import ClassificationMetrics, compute_metrics
@@ -42,7 +43,6 @@ from .encoders.opening import VJEPAClipEncoder, open_encoder
 from .label_efficiency import SplitSummary, stratified_split, summarise, write_split
 from .labelled import LabelledSet, check_training_classes, open_labelled
 from .probe_training import CHECKPOINT, Predictions, ProbeTraining, Progress, predict
-from .processes import join_processes
 from .protocols import Protocol
 from .results import (
     RESULTS_NAME,
@@ -207,7 +207,7 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, show_progress: Sh
         for job in _jobs(settings, encoder_name, output_dir):
             outcomes.append(evaluation.run(job, output_dir))
     rows = summarise_outcomes(outcomes)
-    if join_processes().is_main_process:
+    if join_processes().is_first:
         text = json.dumps(to_plain([asdict(row) for row in rows], where="summary"), indent=1)
         write_whole(output_dir / SUMMARY_NAME, text)
     return rows
@@ -236,7 +236,7 @@ def evaluate_classifier(
     validation = open_labelled(
         settings.validation, media=settings.protocol.media, num_classes=model.num_labels, class_names=names
     )
-    device = _device(settings.device)
+    device = torch.device(join_processes().choose_device(settings.device))
     encoder = VJEPAClipEncoder.of_model(
         model,
         processor,
@@ -253,7 +253,7 @@ def evaluate_classifier(
             EncodedClips(encoder, clips, settings.encoding), [head], settings.protocol, progress=progress
         )
     metrics = compute_metrics(predictions.probabilities[0], validation.labels, predictions.is_readable)
-    if join_processes().is_main_process:
+    if join_processes().is_first:
         own = HeadSettings(pooling="attentive", learning_rate=settings.protocol.learning_rate, weight_decay=0.0)
         record = _Record(settings, encoder, {"validation": _describe_set(validation)}, Path(output_dir))
         record.write([own], [metrics], validation, seed=0, is_trained_here=False)
@@ -319,10 +319,6 @@ def _as_folder(name: str) -> str:
     return plain if plain == name else f"{plain[-60:]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def _device(name: str | None) -> torch.device:
-    return torch.device(name) if name else join_processes().device
-
-
 def clip_format_of(encoder: FrozenEncoder) -> ClipFormat:
     """The clips that an encoder takes."""
     return ClipFormat(
@@ -354,7 +350,7 @@ class _EncoderEvaluation:
         show_progress: ShowProgress,
     ):
         self.settings, self.train, self.validation, self.show_progress = settings, train, validation, show_progress
-        self.device = _device(settings.device)
+        self.device = torch.device(join_processes().choose_device(settings.device))
         self.encoder = open_encoder(
             name,
             device=self.device,
@@ -374,7 +370,7 @@ class _EncoderEvaluation:
             heads = [head.head.eval() for head in training.heads]
             predictions = self._predict(heads, job)
             self._write(record, job, training, predictions)
-        join_processes().wait_for_everyone()
+        join_processes().wait()
         results = read_results(job.folder)
         return Outcome(job=job, heads=results["heads"], selected=results["selected"]["head"])
 
@@ -384,7 +380,7 @@ class _EncoderEvaluation:
             return None
         labels, fraction = self.train.labels, job.fraction
         chosen = stratified_split(labels, fraction=fraction, split=job.split, seed=0)
-        if join_processes().is_main_process:
+        if join_processes().is_first:
             file = output_dir / "splits" / f"labels-{fraction:g}-split-{job.split}.csv"
             write_split(file, self.train.names, labels, chosen, fraction=fraction, split=job.split, seed=0)
         return chosen
@@ -423,15 +419,15 @@ class _EncoderEvaluation:
         encoded = EncodedClips(self.encoder, EvaluationClips(labelled, protocol, self.format), self.settings.encoding)
         if self.settings.cache is None:
             return encoded
-        cached, state = CachedClips(self.settings.cache, encoded), join_processes()
+        cached, processes = CachedClips(self.settings.cache, encoded), join_processes()
         with self.show_progress(self._title("encoding", job)) as progress:
             cached.fill(
-                rank=state.process_index,
-                num_processes=state.num_processes,
+                rank=processes.rank,
+                num_processes=processes.count,
                 batch_size=self._videos_per_pass(protocol.num_segments * protocol.num_views),
                 progress=progress,
             )
-        state.wait_for_everyone()
+        processes.wait()
         return cached
 
     def _predict(self, heads: Sequence[torch.nn.Module], job: Job) -> Predictions:
@@ -450,7 +446,7 @@ class _EncoderEvaluation:
         return f"{work} {self.encoder.name}{share}, seed {job.seed}"
 
     def _write(self, record: "_Record", job: Job, training: ProbeTraining, predictions: Predictions) -> None:
-        if not join_processes().is_main_process:
+        if not join_processes().is_first:
             return
         metrics = [
             compute_metrics(probabilities, self.validation.labels, predictions.is_readable)
@@ -510,16 +506,16 @@ class _Record:
         Raises:
             ValueError: The folder holds another job.
         """
-        state = join_processes()
+        processes = join_processes()
         wanted = json.loads(json.dumps(to_plain(self._key(job), where="run")))
         found = self._found()
-        state.wait_for_everyone()  # before the first process changes the folder
+        processes.wait()  # before the first process changes the folder
         if found is not None and found != wanted:
             self._refuse_or_delete(found, wanted)
             found = None
-        if found is None and state.is_main_process:
+        if found is None and processes.is_first:
             write_whole(self.folder / RUN_NAME, json.dumps(wanted, indent=1))
-        state.wait_for_everyone()
+        processes.wait()
         return found is not None and (self.folder / RESULTS_NAME).exists()
 
     def _found(self) -> dict[str, Any] | None:
@@ -533,7 +529,7 @@ class _Record:
                 f"{self.folder} holds an evaluation with other settings ({', '.join(differing) or 'fewer fields'} "
                 "differ); take another folder, or --overwrite to delete it"
             )
-        if join_processes().is_main_process:
+        if join_processes().is_first:
             for name in (RESULTS_NAME, CHECKPOINT, HEAD_NAME, RUN_NAME):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / CLASSIFIER, ignore_errors=True)

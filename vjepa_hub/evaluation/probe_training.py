@@ -17,15 +17,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.distributed import join_processes
 from ..core.files import written_whole
 from ..data.clip_order import ClipRequest
 from ..data.random_streams import Stream, generator_at
 from ..heads.pooling import HeadSettings, build_head
-from .processes import join_processes
 from .protocols import Protocol
 from .tokens import TokenBatch, TokenSource
 
@@ -145,11 +144,12 @@ class HeadTraining:
 
     def _sum_over_processes(self) -> list[float]:
         """Add up the gradients of all processes in place, and return the sum of the losses and of the videos."""
-        if join_processes().num_processes > 1:
-            torch.distributed.all_reduce(self._sums)
+        processes = join_processes()
+        if processes.count > 1:
+            processes.add_up(self._sums)
             gradients = self._gradients()
             flat = torch.cat([gradient.flatten() for gradient in gradients])
-            torch.distributed.all_reduce(flat)
+            processes.add_up(flat)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
         return self._sums.tolist()
@@ -222,9 +222,9 @@ class ProbeTraining:
             ValueError: What is kept there was trained with other settings.
             FloatingPointError: A loss is not finite.
         """
-        state = join_processes()
+        processes = join_processes()
         for epoch in range(self._restore(folder), self.plan.num_epochs):
-            steps = self.plan.batches(epoch, rank=state.process_index, num_processes=state.num_processes)
+            steps = self.plan.batches(epoch, rank=processes.rank, num_processes=processes.count)
             done = epoch * self.plan.steps_per_epoch
             losses = []
             for number, of_heads in enumerate(self._steps(steps, done), done + 1):
@@ -258,9 +258,9 @@ class ProbeTraining:
 
     def _save(self, folder: Path, num_epochs: int) -> None:
         """Keep the heads."""
-        state = join_processes()
-        unreadable = sum(gather_object([self.num_unreadable]))
-        if state.is_main_process:
+        processes = join_processes()
+        unreadable = sum(processes.gather([self.num_unreadable]))
+        if processes.is_first:
             kept = {
                 "settings": self._settings(),
                 "num_epochs": num_epochs,
@@ -271,7 +271,7 @@ class ProbeTraining:
             }
             with written_whole(folder / CHECKPOINT) as temporary:
                 torch.save(kept, temporary)
-        state.wait_for_everyone()
+        processes.wait()
 
     def _restore(self, folder: Path) -> int:
         """The epoch to go on from."""
@@ -288,7 +288,7 @@ class ProbeTraining:
             head.head.load_state_dict(weights)
             head.optimizer.load_state_dict(optimizer)
         self.losses = kept["losses"]
-        self.num_unreadable = kept["num_unreadable"] if join_processes().is_main_process else 0
+        self.num_unreadable = kept["num_unreadable"] if join_processes().is_first else 0
         return kept["num_epochs"]
 
 
@@ -328,8 +328,8 @@ def predict(
         batch_size: Videos at once, in each process.
         progress: Called with (videos done, all videos of this process) after each batch.
     """
-    state = join_processes()
-    share = range(len(source.labelled))[state.process_index :: state.num_processes]
+    processes = join_processes()
+    share = range(len(source.labelled))[processes.rank :: processes.count]
     requests = _split([ClipRequest(index, index) for index in share], batch_size)
     found: list[tuple[list[int], list[bool], list[np.ndarray]]] = []
     done = 0
@@ -340,7 +340,7 @@ def predict(
         done += len(batch.indices)
         if progress is not None:
             progress(done, len(share))
-    return _merge(gather_object(found), len(heads), source)
+    return _merge(processes.gather(found), len(heads), source)
 
 
 def _probabilities(head: nn.Module, batch: TokenBatch, protocol: Protocol) -> torch.Tensor:

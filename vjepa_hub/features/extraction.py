@@ -206,27 +206,6 @@ def _frugal_backend() -> str | None:
     return "pyav" if "pyav" in available_backends() else None
 
 
-def choose_device(device: str | None = None, *, process: int | None = None) -> str:
-    """The device to compute on: the one that is asked for, or this machine's accelerator, or the CPU.
-
-    Args:
-        device: "cpu", "cuda", "cuda:1", "mps", ...; None to choose.
-        process: Number of this process among those on this machine, from 0. An accelerator without a number gets this
-            one; where there are more processes than accelerators, they take turns. None: the number stays open.
-
-    Raises:
-        ValueError: a device that this machine has not.
-    """
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    here = ["cpu", accelerator.type] if accelerator is not None else ["cpu"]
-    if device is not None and device.split(":")[0] not in here:
-        raise ValueError(f"device is '{device}'; this machine has: {', '.join(here)}")
-    chosen = here[-1] if device is None else device
-    if process is None or chosen == "cpu" or ":" in chosen:
-        return chosen
-    return f"{chosen}:{process % torch.accelerator.device_count()}"
-
-
 def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tensor:
     """Run clips through the processor and the encoder.
 

@@ -93,8 +93,9 @@ class VJEPATrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._refuse_deepspeed()  # before transformers asks for its package
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers refuses bfloat16 on a CPU that it was not told to use
+        if not torch.accelerator.is_available():
+            # Otherwise transformers refuses bfloat16, and takes several processes for one each
+            self.use_cpu = True
         super().__post_init__()
         self._check_choices()
         self._check_numbers()

@@ -610,6 +610,7 @@ def build_arguments(
         "save_total_limit": 2,
         "logging_steps": 10,
         "report_to": "none",
+        "use_cpu": not torch.accelerator.is_available(),  # or several processes are taken for one each
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         "dataloader_num_workers": settings.num_workers,
         "remove_unused_columns": False,  # would drop what the data sets give
