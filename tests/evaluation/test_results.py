@@ -7,11 +7,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import vjepa_hub
 from vjepa_hub.evaluation import results as results_module
@@ -20,7 +18,6 @@ from vjepa_hub.evaluation.results import (
     HeadResult,
     read_results,
     to_plain,
-    write_confusion_picture,
     write_per_class_csv,
     write_results,
 )
@@ -219,99 +216,3 @@ def test_table_without_names_has_numbers(tmp_path):
 def test_wrong_number_of_names_is_refused(tmp_path):
     with pytest.raises(ValueError, match="2 names for 3 classes"):
         write_per_class_csv(tmp_path / "c.csv", METRICS, ["a", "b"])
-    with pytest.raises(ValueError, match="2 names for 3 classes"):
-        write_confusion_picture(tmp_path / "c.png", METRICS.confusion, ["a", "b"])
-
-
-def random_confusion(num_classes: int) -> np.ndarray:
-    generator = np.random.default_rng(num_classes)
-    return generator.poisson(0.3, size=(num_classes,) * 2) + np.diag(generator.integers(5, 60, size=num_classes))
-
-
-def texts_of(monkeypatch, draw) -> list[str]:
-    """The texts of the figure that `draw` saves."""
-    found = []
-
-    def save(figure, *args, **kwargs):
-        found.extend(text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_visible())
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", save)
-    draw()
-    return [text for text in found if text]
-
-
-@pytest.mark.parametrize("num_classes", [1, 2, 14, 40, 41, 400])
-def test_picture_of_any_number_of_classes_has_a_readable_size(tmp_path, num_classes):
-    names = [f"doing something long with a thing {place}, $x_1$" for place in range(num_classes)]
-    path = write_confusion_picture(tmp_path / "new" / "c.png", random_confusion(num_classes), names)
-    with Image.open(path) as picture:
-        assert 600 < picture.width < 1800
-        assert 500 < picture.height < 1800
-        assert len(np.unique(np.asarray(picture.convert("L")))) > 20
-
-
-def test_every_class_has_the_same_number_of_pixels(tmp_path):
-    """A black diagonal on white: the widths of its steps."""
-    path = write_confusion_picture(tmp_path / "c.png", np.eye(60, dtype=np.int64))
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    is_full = (np.abs(pixels - [0x0B, 0x25, 0x45]).max(axis=2) < 3).sum(axis=1)
-    widths = is_full[is_full > 10]
-    assert set(widths[20:-20].tolist()) == {15}
-
-
-def test_title_counts_videos_without_a_prediction_as_wrong(tmp_path, monkeypatch):
-    def draw():
-        write_confusion_picture(tmp_path / "c.png", METRICS.confusion, num_without_prediction=1)
-
-    texts = texts_of(monkeypatch, draw)
-    assert f"Top-1 {100 * METRICS.top1:.1f} %" in texts
-    assert "of 6 videos, 1 of them without a prediction" in texts
-    assert any("grey: none" in text for text in texts)
-
-
-@pytest.mark.parametrize(
-    ("num_classes", "has_names", "has_counts"), [(14, True, True), (15, True, False), (41, False, False)]
-)
-def test_names_and_counts_are_left_out_where_they_would_not_be_readable(
-    tmp_path, monkeypatch, num_classes, has_names, has_counts
-):
-    confusion = 777 * np.eye(num_classes, dtype=np.int64)
-    names = [f"name-{place}" for place in range(num_classes)]
-    texts = texts_of(monkeypatch, lambda: write_confusion_picture(tmp_path / "c.png", confusion, names))
-    assert texts.count("name-3") == (2 if has_names else 0)
-    assert texts.count("777") == (num_classes if has_counts else 0)
-
-
-def test_long_names_are_cut(tmp_path, monkeypatch):
-    names = ["pretending to turn something upside down", "b"]
-    texts = texts_of(monkeypatch, lambda: write_confusion_picture(tmp_path / "c.png", random_confusion(2), names))
-    assert texts.count("pretending to turn somethin…") == 2
-
-
-def test_same_numbers_give_the_same_picture_and_settings_of_others_stay(tmp_path):
-    with matplotlib.rc_context({"font.size": 30}):
-        first = write_confusion_picture(tmp_path / "a.png", METRICS.confusion).read_bytes()
-        assert matplotlib.rcParams["font.size"] == 30
-    assert first == write_confusion_picture(tmp_path / "b.png", METRICS.confusion).read_bytes()
-
-
-def test_picture_of_a_set_without_any_prediction_is_drawn(tmp_path, monkeypatch):
-    def draw():
-        write_confusion_picture(tmp_path / "c.png", np.zeros((3, 3), dtype=np.int64), num_without_prediction=4)
-
-    assert "Top-1 0.0 %" in texts_of(monkeypatch, draw)
-
-
-@pytest.mark.parametrize(
-    ("confusion", "message"),
-    [
-        (np.zeros((2, 3), dtype=int), r"shape \(2, 3\)"),
-        (np.zeros((0, 0), dtype=int), r"shape \(0, 0\)"),
-        (np.array([[1, -1], [0, 1]]), "smallest value -1"),
-        (np.eye(2), "type float64"),
-    ],
-)
-def test_matrix_that_counts_no_videos_is_refused(tmp_path, confusion, message):
-    with pytest.raises(ValueError, match=message):
-        write_confusion_picture(tmp_path / "c.png", confusion)

@@ -59,7 +59,7 @@ def only_fonts(monkeypatch):
 def test_letters_that_the_font_lacks_come_from_an_installed_one(only_fonts, caplog):
     only_fonts(FONT, "STIXGeneral")
     letter = next(chr(c) for c in letters_of("STIXGeneral") - letters_of(FONT) if chr(c).isprintable())
-    assert fonts_for(f"word {letter}") == ([FONT, "STIXGeneral"], "")
+    assert fonts_for(f"word {letter}") == [FONT, "STIXGeneral"]
     encode_figure(figure_of(letter), "png")
     assert caplog.text == ""
 

@@ -37,6 +37,7 @@ from ..heads.pooling import AttentiveHead, HeadSettings, attach_head
 from ..hub.class_names import chosen_names
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from ..viz.confusion import write_confusion_picture
 from .clips import ClipFormat, EvaluationClips, TrainingClips
 from .encoders.frozen_encoder import FrozenEncoder
 from .encoders.opening import VJEPAClipEncoder, open_encoder
@@ -50,7 +51,6 @@ from .results import (
     HeadResult,
     read_results,
     to_plain,
-    write_confusion_picture,
     write_per_class_csv,
     write_results,
 )

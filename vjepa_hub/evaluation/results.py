@@ -1,4 +1,4 @@
-"""The files of an evaluation: `results.json`, the confusion matrix as a picture, and a table of the classes.
+"""The files of an evaluation: `results.json`, and a table of the classes.
 
 `results.json` is one object, in UTF-8; a number that is not finite is null:
 
@@ -24,12 +24,11 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,26 +37,12 @@ from .. import __version__
 from ..core.files import write_whole
 from ..heads.metrics import ClassificationMetrics
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 RESULTS_FORMAT = 1
 RESULTS_NAME = "results.json"
 CLASS_COLUMNS = (
     *("class", "name", "num_videos", "num_unreadable"),
     *("num_correct", "accuracy", "most_confused_with", "num_confused"),
 )
-
-INK, GREY, FAINT, PAPER, BLUE = "#1c1c1e", "#707076", "#e6e6ea", "#ffffff", "#2560a8"
-DPI = 144
-# Of the matrix, in inches; a class has a whole number of pixels
-LARGEST_SIDE, SMALLEST_SIDE, LARGEST_CELL = 6.25, 2.5, 0.62
-MARGIN, HEAD_HEIGHT, BAR_WIDTH, BAR_GAP = 0.35, 1.0, 0.14, 0.25
-SMALLEST_WIDTH = 5.2
-MAX_NAMED_CLASSES, MAX_COUNTED_CLASSES, MAX_NAME_LENGTH = 40, 15, 28
-# Shares are drawn by their square root, so that a few confusions of many videos can be seen
-COLOUR_EXPONENT = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,160 +271,3 @@ def _names_of(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
             f"there are {len(class_names)} names for {num_classes} classes; give one for each class, or none at all"
         )
     return [" ".join(str(name).split()) for name in class_names]
-
-
-# ------------------------------------------------------------------------------------------------ picture
-
-
-def write_confusion_picture(
-    path: str | Path,
-    confusion: np.ndarray,
-    class_names: Sequence[str] | None = None,
-    *,
-    num_without_prediction: int = 0,
-) -> Path:
-    """Draw a confusion matrix as a PNG; a colour is the share of its row. The same numbers give the same picture.
-
-    Up to 40 classes have their names beside it, fewer than 15 the numbers of videos in the cells. A row without videos
-    is grey.
-
-    Args:
-        path: The file; its folder is made.
-        confusion: Integers `(num_classes, num_classes)`, number of videos by own class (row) and prediction (column).
-        class_names: One for each class; the numbers of the classes by default.
-        num_without_prediction: Videos that are not in the matrix, and are wrong: they count in the title's accuracy.
-
-    Raises:
-        ValueError: The matrix is not square, empty or has negative numbers, or the names do not fit.
-    """
-    from matplotlib.figure import Figure
-
-    confusion = _as_confusion(confusion)
-    names = _names_of(class_names, len(confusion)) if len(confusion) <= MAX_NAMED_CLASSES else []
-    with _style():
-        figure = Figure(dpi=DPI, facecolor=PAPER)
-        axes = _add_matrix_axes(figure, len(confusion), [_shorten(name) for name in names])
-        _draw_matrix(figure, axes, confusion)
-        _write_head(figure, confusion, num_without_prediction)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Title": "Confusion matrix", "Software": None})
-    return write_whole(path, file.getvalue())
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """The look of the project's pictures; other figures keep theirs."""
-    import matplotlib
-
-    look: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",
-        "font.size": 8,
-        "axes.edgecolor": FAINT,
-        "axes.linewidth": 0.8,
-        "axes.labelcolor": GREY,
-        "xtick.color": GREY,
-        "ytick.color": GREY,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-    }
-    with matplotlib.rc_context(look):
-        yield
-
-
-def _as_confusion(confusion: np.ndarray) -> np.ndarray:
-    confusion = np.asarray(confusion)
-    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or not confusion.size:
-        raise ValueError(
-            f"the confusion matrix has shape {confusion.shape}, but must be square, a row and a column for each "
-            "class; give that of `compute_metrics`"
-        )
-    if confusion.dtype.kind not in "iu" or confusion.min() < 0:
-        raise ValueError(
-            f"the confusion matrix has type {confusion.dtype} and the smallest value {confusion.min()}, but counts "
-            "videos; give that of `compute_metrics`"
-        )
-    return confusion
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1].rstrip() + "…"
-
-
-def _add_matrix_axes(figure: "Figure", num_classes: int, names: Sequence[str]) -> "Axes":
-    """Make the figure as large as its parts need, and put the axes and the names of the classes in their places."""
-    side = min(max(num_classes * LARGEST_CELL, SMALLEST_SIDE), LARGEST_SIDE)
-    side = max(round(side * DPI / num_classes), 1) * num_classes / DPI
-    room = _longest(figure, names)
-    # Of the matrix, from the left and the bottom: names, the word for the axis
-    left, bottom = MARGIN + room + 0.3, MARGIN + room + 0.15
-    width = max(left + side + BAR_GAP + BAR_WIDTH + 0.75 + MARGIN, SMALLEST_WIDTH)
-    height = bottom + side + HEAD_HEIGHT
-    # Whole pixels, so that no class is drawn wider than another
-    left, bottom, width, height = (round(length * DPI) / DPI for length in (left, bottom, width, height))
-    figure.set_size_inches(width, height)
-    axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-    places = range(len(names))
-    axes.set_xticks(places, names, rotation=90, parse_math=False)
-    axes.set_yticks(places, names, parse_math=False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    return axes
-
-
-def _longest(figure: "Figure", names: Sequence[str]) -> float:
-    """Inches of the longest of the names."""
-    if not names:
-        return 0.0
-    texts = [figure.text(0, 0, name, parse_math=False) for name in names]
-    figure.draw_without_rendering()
-    length = max(text.get_window_extent().width for text in texts) / DPI
-    for text in texts:
-        text.remove()
-    return float(length) + 0.06
-
-
-def _draw_matrix(figure: "Figure", axes: "Axes", confusion: np.ndarray) -> None:
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-
-    totals = confusion.sum(axis=1, keepdims=True)
-    shares = np.where(totals > 0, confusion / np.maximum(totals, 1), np.nan)
-    colours = LinearSegmentedColormap.from_list("share", [PAPER, BLUE, "#0b2545"]).with_extremes(bad=FAINT)
-    norm = PowerNorm(COLOUR_EXPONENT, vmin=0, vmax=1)
-    image = axes.imshow(shares, cmap=colours, norm=norm, interpolation="nearest", aspect="auto")
-    if len(confusion) < MAX_COUNTED_CLASSES:
-        _write_counts(axes, confusion, shares)
-    box = axes.get_position()
-    width = figure.get_size_inches()[0]
-    bar_axes = figure.add_axes((box.x1 + BAR_GAP / width, box.y0, BAR_WIDTH / width, box.height))
-    bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
-    bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
-    bar.outline.set_edgecolor(FAINT)
-
-
-def _write_counts(axes: "Axes", confusion: np.ndarray, shares: np.ndarray) -> None:
-    """The numbers of videos in their cells; a nought is left out."""
-    for row, column in np.argwhere(confusion > 0):
-        count = int(confusion[row, column])
-        axes.text(
-            column,
-            row,
-            f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k",
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=PAPER if shares[row, column] > 0.2 else INK,
-            fontweight="bold" if row == column else "normal",
-        )
-
-
-def _write_head(figure: "Figure", confusion: np.ndarray, num_without_prediction: int) -> None:
-    num_videos = int(confusion.sum()) + num_without_prediction
-    share = f"{100 * np.trace(confusion) / num_videos:.1f} %" if num_videos else "unknown"
-    missing = f", {num_without_prediction:,} of them without a prediction" if num_without_prediction else ""
-    has_empty_row = not confusion.sum(axis=1).all()
-    reading = f"colour: share of the videos of a class (row){'; grey: none' if has_empty_row else ''}"
-    height = figure.get_size_inches()[1]
-    left = MARGIN / figure.get_size_inches()[0]
-    figure.text(left, 1 - 0.38 / height, f"Top-1 {share}", fontsize=13, fontweight="bold", color=INK, va="center")
-    figure.text(left, 1 - 0.64 / height, f"of {num_videos:,} videos{missing}", color=GREY, va="center")
-    figure.text(left, 1 - 0.80 / height, reading, color=GREY, va="center")

@@ -73,11 +73,14 @@ def encode_figure(figure: Figure, kind: str, metadata: Mapping[str, str] | None 
         metadata: Text that a PNG carries along.
         options: For `Figure.savefig`.
     """
-    _choose_fonts(figure)
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_fontfamily(fonts_for(text.get_text()))
     unstated: Mapping[str, Any] = {"Software": None} if kind == "png" else {"Creator": None, "Date": None}
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # logged by `_choose_fonts`
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # logged by `fonts_for`
         figure.savefig(file, format=kind, metadata={**unstated, **(metadata or {})}, **options)
     return file.getvalue()
 
@@ -94,25 +97,11 @@ def write_png(figure: Figure, path: str | Path, metadata: Mapping[str, str] | No
     return write_whole(path, encode_figure(figure, "png", metadata, **options))
 
 
-def _choose_fonts(figure: Figure) -> None:
-    """Give texts with letters that DejaVu Sans lacks, such as Japanese ones, an installed font that has them."""
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        families, missing = fonts_for(text.get_text())
-        text.set_fontfamily(families)
-        if missing:
-            logger.warning(
-                "no installed font has the letters '%s': install one that does, such as Noto Sans CJK", missing
-            )
-
-
 @cache
-def fonts_for(text: str) -> tuple[list[str], str]:
-    """Families of fonts that have the letters of a text, in the order in which to try them.
+def fonts_for(text: str) -> list[str]:
+    """Families of installed fonts that have the letters of a text, the one of all figures first.
 
-    Returns:
-        The families, the one of all figures first, and the letters that no installed font has.
+    Letters that no font has are logged, once for each text.
     """
     from matplotlib.font_manager import FontProperties, findfont, fontManager
 
@@ -125,7 +114,10 @@ def fonts_for(text: str) -> tuple[list[str], str]:
         if not is_placeholder and (found := missing & _letters_of(entry.fname)):
             families.append(entry.name)
             missing -= found
-    return families, "".join(sorted(missing))
+    if missing:
+        letters = "".join(sorted(missing))
+        logger.warning("no installed font has the letters '%s': install one that does, such as Noto Sans CJK", letters)
+    return families
 
 
 @cache
