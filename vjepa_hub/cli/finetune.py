@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -113,8 +113,8 @@ def finetune(
         except ImportError as error:
             raise typer.BadParameter(str(error)) from error
     console = Console(quiet=not is_first_process())
-    num_parameters = run.trainer.model.num_parameters
-    counts = f"{num_parameters(only_trainable=True):,} of {num_parameters():,} parameters are trained"
+    tuned: Any = run.trainer.model
+    counts = f"{tuned.num_parameters(only_trainable=True):,} of {tuned.num_parameters():,} parameters are trained"
     console.print(Text(f"{model}: {counts}, on {len(training_set):,} videos of {training_set.num_classes} classes"))
     try:
         measured = run.train()

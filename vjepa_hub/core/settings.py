@@ -422,7 +422,7 @@ class _Loader(yaml.BaseLoader):
 
 _Loader.add_constructor(
     "tag:yaml.org,2002:str",
-    lambda loader, node: loader.construct_scalar(node),  # type: ignore[no-untyped-call]
+    lambda loader, node: loader.construct_scalar(node),
 )
 
 
