@@ -21,12 +21,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .common import (
-    MAX_ROWS,
-    Manifests,
-    input_videos,
-    usage_errors,
-)
+from .common import MAX_ROWS, input_videos, usage_errors
+from .options import Manifests, existing, output_folder
 
 if TYPE_CHECKING:
     from ..data.checking import CheckedVideo, CheckProgress, CheckSummary
@@ -35,10 +31,17 @@ if TYPE_CHECKING:
 def check_data(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILE...", help="Videos, and folders: all videos below them.", show_default=False),
+        typer.Argument(
+            metavar="FILE...",
+            help="Videos, and folders: all videos below them.",
+            show_default=False,
+            callback=existing,
+        ),
     ] = None,
     manifest: Manifests = None,
-    output_dir: Annotated[Path, typer.Option(help="Folder for the report and the lists.")] = Path("checked"),
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for the report and the lists.", callback=output_folder)
+    ] = Path("checked"),
     timeout: Annotated[
         float, typer.Option(help="Seconds without a new frame after which the decoder counts as hanging.")
     ] = 60.0,

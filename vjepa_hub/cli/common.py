@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -61,48 +61,6 @@ def columns() -> tuple[ProgressColumn, ...]:
 
 # A summary of more videos than these names only those that failed.
 MAX_ROWS = 50
-
-
-Manifests = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--manifest",
-        help="List of videos, with paths from its own folder: .txt (a path a line), .csv ('path label', or commas and "
-        "a column 'path') or .jsonl (with 'path' or 'video'). May be repeated.",
-        show_default=False,
-    ),
-]
-
-
-ModelName = Annotated[str, typer.Option(help="A model's name, a folder, or a released file.")]
-
-
-ConfigFile = Annotated[Path | None, typer.Option(help="Configuration (JSON) for a released file.")]
-
-
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
-]
-
-
-Backend = Annotated[str | None, typer.Option(help="decord, pyav or torchcodec. Default: the first that is there.")]
-
-
-SetValue = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Another value for a field of the protocol: num_segments=1, augmentation=none, "
-        "augmentation.scale=0.5,1, ... May be repeated.",
-    ),
-]
-
-
-ClassNames = Annotated[
-    Path | None,
-    typer.Option(help="Names of the classes in the order of their numbers: a name on each line, or JSON."),
-]
 
 
 def input_videos(files: list[Path] | None, manifests: list[Path] | None, sample: bool) -> list[VideoFile]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .common import (
-    usage_errors,
-)
+from .common import usage_errors
+from .options import complete_models, complete_probes, known_model
 
 if TYPE_CHECKING:
     from ..model.modeling_vjepa import VJEPAPreTrainedModel
@@ -25,13 +24,24 @@ class ExportFormat(str, Enum):
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A name, a folder, a released file, or a Hub name.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A name, a folder, a released file, or a Hub name.",
+            callback=known_model,
+            autocompletion=complete_models,
+        ),
+    ],
     file: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, .onnx or .pt2; replaced if it exists.")],
     format: Annotated[  # noqa: A002  (it is the option's name)
         ExportFormat | None, typer.Option(help="Default: by the ending of OUT.", show_default=False)
     ] = None,
     probe: Annotated[
-        str | None, typer.Option(help="Data set of a released probe, such as k400: logits in place of features.")
+        str | None,
+        typer.Option(
+            help="Data set of a released probe, such as k400: logits in place of features.",
+            autocompletion=complete_probes,
+        ),
     ] = None,
 ) -> None:
     """Write a model for other runtimes: features of every token, or the logits of a classifier.
@@ -39,13 +49,14 @@ def export(
     Any batch size, clips of the model's own size, preprocessed by its video processor. onnx needs the extra onnx;
     pt2 is a program of torch.export, which torch alone runs.
     """
+    chosen = format.value if format else file.suffix.removeprefix(".")
+    if chosen not in ("onnx", "pt2"):
+        raise typer.BadParameter(f"{file} ends with neither .onnx nor .pt2; change its name, or give --format")
+
     from ..publishing.export import export_onnx, export_program
 
     console = Console(stderr=True)
     with usage_errors(), console.status(f"exporting {model}"):
-        chosen = format.value if format else file.suffix.removeprefix(".")
-        if chosen not in ("onnx", "pt2"):
-            raise ValueError(f"{file} ends with neither .onnx nor .pt2; change its name, or give --format")
         written = (export_onnx if chosen == "onnx" else export_program)(_open_for_export(model, probe), file)
     console.print(f"wrote {written}")
 

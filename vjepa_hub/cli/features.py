@@ -23,15 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from .common import (
-    MAX_ROWS,
-    ConfigFile,
-    Device,
-    Manifests,
-    ModelName,
-    input_videos,
-    usage_errors,
-)
+from .common import MAX_ROWS, input_videos, usage_errors
+from .options import ConfigFile, Device, Manifests, ModelName, existing, output_folder
 
 if TYPE_CHECKING:
     from ..core.distributed import Processes
@@ -59,7 +52,10 @@ class DenseDtype(str, Enum):
 VideoFiles = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="FILE...", help="Video or image files, and folders: all videos below them.", show_default=False
+        metavar="FILE...",
+        help="Video or image files, and folders: all videos below them.",
+        show_default=False,
+        callback=existing,
     ),
 ]
 
@@ -67,7 +63,10 @@ VideoFiles = Annotated[
 SampleClip = Annotated[bool, typer.Option("--sample", help="Use the sample clip that comes with the package.")]
 
 
-OutputFolder = Annotated[Path, typer.Option(help="Folder for the results; a tree like that of the videos' folder.")]
+OutputFolder = Annotated[
+    Path,
+    typer.Option(help="Folder for the results; a tree like that of the videos' folder.", callback=output_folder),
+]
 
 
 Overwrite = Annotated[
@@ -127,6 +126,11 @@ def features(
     command again keeps what is done, goes on after an interruption, and tries again what failed. On several GPUs:
     [bold]torchrun --nproc-per-node 4 -m vjepa_hub features FOLDER[/bold].
     """
+    with usage_errors():
+        videos = input_videos(files, manifest, sample)
+    if picture and not dense:
+        raise typer.BadParameter("a picture is drawn from dense features: leave out --no-dense or --picture")
+
     from functools import partial
 
     from ..core.distributed import join_processes
@@ -135,9 +139,6 @@ def features(
     from ..hub.loading import open_model
 
     with usage_errors():
-        videos = input_videos(files, manifest, sample)
-        if picture and not dense:
-            raise typer.BadParameter("a picture is drawn from dense features: leave out --no-dense or --picture")
         settings = ExtractionSettings(
             window=window,
             stride=stride,

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from ..core.distributed import is_first_process
-from .common import (
-    ClassNames,
-    read_names,
-    usage_errors,
-    warn_of_unreadable,
-)
-
-if TYPE_CHECKING:
-    pass
+from .common import read_names, usage_errors, warn_of_unreadable
+from .options import ClassNames, complete_models, existing, known_model, output_folder, set_values
 
 
 def finetune(
     model: Annotated[
-        str, typer.Argument(help="What is tuned: a V-JEPA name, a folder, a released file, or a Hub name.")
+        str,
+        typer.Argument(
+            help="What is tuned: a V-JEPA name, a folder, a released file, or a Hub name.",
+            callback=known_model,
+            autocompletion=complete_models,
+        ),
     ],
-    train: Annotated[str, typer.Option(help="Training set: a manifest with labels, or a folder for each class.")],
-    val: Annotated[str, typer.Option(help="Validation set, likewise, with the same classes.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/finetune"),
+    train: Annotated[
+        str, typer.Option(help="Training set: a manifest with labels, or a folder for each class.", callback=existing)
+    ],
+    val: Annotated[str, typer.Option(help="Validation set, likewise, with the same classes.", callback=existing)],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the run.", callback=output_folder)] = Path(
+        "runs/finetune"
+    ),
     mode: Annotated[
         str, typer.Option(help="What is tuned besides pooler and classifier: full, last-k, head (nothing) or lora.")
     ] = "full",
@@ -46,12 +48,7 @@ def finetune(
     ] = None,
     set_value: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Another value for a setting: mixup=0, drop_path_rate=0.2, augmentation.flip_probability=0.5, "
-            "lora_rank=8, ... May be repeated.",
-        ),
+        set_values("mixup=0, drop_path_rate=0.2, augmentation.flip_probability=0.5, lora_rank=8"),
     ] = None,
     argument: Annotated[
         list[str] | None,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,37 +16,42 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .common import (
-    Device,
-    SetValue,
-    columns,
-    compute_dtype,
-    usage_errors,
-)
-
-if TYPE_CHECKING:
-    pass
+from .common import columns, compute_dtype, usage_errors
+from .options import Device, complete_models, existing, known_model, output_folder, set_values
 
 
 def localise(
-    model: Annotated[str, typer.Argument(help="A V-JEPA name, folder or released file.")],
-    train: Annotated[Path, typer.Option(help="AVA's annotations to train on, such as ava_train_v2.2.csv.")],
-    val: Annotated[Path, typer.Option(help="Those of the validation, such as ava_val_v2.2.csv.")],
-    videos: Annotated[Path, typer.Option(help="Folder of the videos of both, named by their ids.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/ava"),
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A V-JEPA name, folder or released file.", callback=known_model, autocompletion=complete_models
+        ),
+    ],
+    train: Annotated[
+        Path, typer.Option(help="AVA's annotations to train on, such as ava_train_v2.2.csv.", callback=existing)
+    ],
+    val: Annotated[Path, typer.Option(help="Those of the validation, such as ava_val_v2.2.csv.", callback=existing)],
+    videos: Annotated[Path, typer.Option(help="Folder of the videos of both, named by their ids.", callback=existing)],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the run.", callback=output_folder)] = Path("runs/ava"),
     train_proposals: Annotated[
-        Path | None, typer.Option(help="Boxes of persons that a detector found, to train on as well.")
+        Path | None,
+        typer.Option(help="Boxes of persons that a detector found, to train on as well.", callback=existing),
     ] = None,
     val_proposals: Annotated[
         Path | None,
-        typer.Option(help="Boxes of persons to classify. Without, the annotated ones: no published number then."),
+        typer.Option(
+            help="Boxes of persons to classify. Without, the annotated ones: no published number then.",
+            callback=existing,
+        ),
     ] = None,
     label_map: Annotated[
-        Path | None, typer.Option(help="The .pbtxt of the actions that count. Default: v2.2.")
+        Path | None, typer.Option(help="The .pbtxt of the actions that count. Default: v2.2.", callback=existing)
     ] = None,
-    excluded: Annotated[Path | None, typer.Option(help="List of key frames to leave out of the validation.")] = None,
+    excluded: Annotated[
+        Path | None, typer.Option(help="List of key frames to leave out of the validation.", callback=existing)
+    ] = None,
     start_second: Annotated[float, typer.Option(min=0, help="Where the files begin in the film: 900 if cut.")] = 0.0,
-    set_value: SetValue = None,
+    set_value: Annotated[list[str] | None, set_values("num_epochs=5, learning_rate=1e-4")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and mirroring.")] = 0,
     dtype: Annotated[
         str, typer.Option(help="What the encoder computes in: auto, float32, bfloat16 or float16.")

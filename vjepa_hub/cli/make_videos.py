@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from .common import (
-    usage_errors,
-)
-
-if TYPE_CHECKING:
-    pass
+from .common import usage_errors
+from .options import existing, output_folder
 
 
 class MadeKind(str, Enum):
@@ -25,7 +21,9 @@ class MadeKind(str, Enum):
 
 
 def make_videos(
-    folder: Annotated[Path, typer.Argument(help="Made if it is not there; videos that are there are kept.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Made if it is not there; videos that are there are kept.", callback=output_folder)
+    ],
     kind: Annotated[MadeKind, typer.Option(help="What moves: drawn shapes, or pictures.")] = MadeKind.shapes,
     num_videos: Annotated[int, typer.Option(help="Number of videos.")] = 1000,
     size: Annotated[int, typer.Option(help="Side of the square frames in pixels.")] = 64,
@@ -40,7 +38,8 @@ def make_videos(
         Path | None,
         typer.Option(
             help="Folder of the four IDX files of Fashion-MNIST (MIT licence). Default: that of Debian's package "
-            "dataset-fashion-mnist."
+            "dataset-fashion-mnist.",
+            callback=existing,
         ),
     ] = None,
 ) -> None:
@@ -49,12 +48,13 @@ def make_videos(
     The same numbers give the same videos. The folder gets videos.csv (path and both labels), and appearance.csv and
     motion.csv in the form 'path label', for pretrain, probe and finetune.
     """
+    if kind is MadeKind.shapes and (pictures is not None or scene is not None):
+        raise typer.BadParameter("--pictures and --scene are for --kind fashion-mnist; shapes are drawn")
+
     from ..data.synthetic.videos import MADE_KINDS
     from ..data.synthetic.videos import make_videos as make
     from ..pretraining.console import shown_progress
 
-    if kind is MadeKind.shapes and (pictures is not None or scene is not None):
-        raise typer.BadParameter("--pictures and --scene are for --kind fashion-mnist; shapes are drawn")
     look: dict[str, Any] = {} if scene is None else {"scene": scene}
     with usage_errors():
         settings = MADE_KINDS[kind.value](

@@ -10,9 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .common import (
-    usage_errors,
-)
+from .common import usage_errors
 
 if TYPE_CHECKING:
     from ..hub.cache import CachedFolder

@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .common import (
-    usage_errors,
-)
+from .common import usage_errors
+from .options import complete_models, complete_recipes, existing, known_model, known_recipe, output_folder, set_values
 
 if TYPE_CHECKING:
     from ..pretraining.estimate import Estimate
@@ -22,9 +21,17 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (tiny, small, base, vitl16, ...) or file (.yaml).")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name (tiny, small, base, vitl16, ...) or file (.yaml).",
+            callback=known_recipe,
+            autocompletion=complete_recipes,
+        ),
+    ],
     output_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of the run. Default: runs/NAME.", show_default=False, callback=output_folder),
     ] = None,
     data: Annotated[
         list[str] | None,
@@ -32,6 +39,7 @@ def pretrain(
             help="Videos: a manifest (.csv, .txt, .jsonl, .parquet), a folder, or tar files. May be repeated. Without "
             "it, a recipe such as tiny makes its own.",
             show_default=False,
+            callback=existing,
         ),
     ] = None,
     weight: Annotated[
@@ -40,16 +48,16 @@ def pretrain(
     ] = None,
     set_value: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Another value for a key of the recipe: learning_rate=1e-3, model.hidden_size=256, "
-            "masks=random-tube, gradient_checkpointing=true, ... May be repeated.",
-        ),
+        set_values("learning_rate=1e-3, model.hidden_size=256, masks=random-tube, gradient_checkpointing=true"),
     ] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, as --set max_steps=N.")] = None,
     init: Annotated[
-        str | None, typer.Option(help="Weights to start from: a model's name, a folder, or a released file.")
+        str | None,
+        typer.Option(
+            help="Weights to start from: a model's name, a folder, or a released file.",
+            callback=known_model,
+            autocompletion=complete_models,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
@@ -69,6 +77,11 @@ def pretrain(
     [bold]torchrun --nproc-per-node 8 -m vjepa_hub pretrain vitl16 ...[/bold], or
     [bold]accelerate launch --multi_gpu --num_processes 8 -m vjepa_hub pretrain vitl16 ...[/bold].
     """
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite were both given: the first keeps what the second removes")
+    if weight and len(weight) != len(data or []):
+        raise typer.BadParameter(f"{len(weight)} --weight for {len(data or [])} --data; give one for each, or none")
+
     from ..pretraining.recipe import load_recipe
 
     steps = [] if max_steps is None else [f"max_steps={max_steps}"]
@@ -84,8 +97,6 @@ def pretrain(
 def _data_shares(paths: list[str] | None, weights: list[float] | None) -> list[DataShare] | None:
     from ..pretraining.recipe import DataShare
 
-    if weights and len(weights) != len(paths or []):
-        raise ValueError(f"{len(weights)} --weight for {len(paths or [])} --data; give one for each, or none at all")
     if paths is None:
         return None
     shares: Sequence[float | None] = weights or [None] * len(paths)

@@ -13,16 +13,8 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from ..core.distributed import is_first_process
-from .common import (
-    ClassNames,
-    Device,
-    SetValue,
-    compute_dtype,
-    progress,
-    read_names,
-    usage_errors,
-    warn_of_unreadable,
-)
+from .common import compute_dtype, progress, read_names, usage_errors, warn_of_unreadable
+from .options import ClassNames, Device, complete_models, existing, known_encoders, output_folder, set_values
 
 if TYPE_CHECKING:
     from ..evaluation.probe_run import ProbeSettings, SummaryRow
@@ -72,15 +64,24 @@ class ListCommand(TyperCommand):
 
 
 def probe(
-    encoders: Annotated[list[str], typer.Argument(metavar="MODEL...", help=ENCODER_HELP)],
-    val: Annotated[str, typer.Option(help="Validation set: a manifest with labels, or a folder for each class.")],
+    encoders: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help=ENCODER_HELP, callback=known_encoders, autocompletion=complete_models),
+    ],
+    val: Annotated[
+        str,
+        typer.Option(help="Validation set: a manifest with labels, or a folder for each class.", callback=existing),
+    ],
     train: Annotated[
-        str | None, typer.Option(help="Training set, likewise. Not needed with --eval-only.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Training set, likewise. Not needed with --eval-only.", show_default=False, callback=existing
+        ),
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="k400, ssv2, in1k, places205, inat21, plain (your own videos) or plain-image.")
     ] = "plain",
-    output_dir: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/probe"),
+    output_dir: Annotated[Path, typer.Option(help="Folder of the run.", callback=output_folder)] = Path("runs/probe"),
     pooling: Annotated[
         list[str] | None, typer.Option(help="attentive or average. May be repeated; default: attentive.")
     ] = None,
@@ -100,10 +101,15 @@ def probe(
     no_augmentation: Annotated[
         bool, typer.Option("--no-augmentation", help="Train on the clips as validation sees them, one view.")
     ] = False,
-    set_value: SetValue = None,
+    set_value: Annotated[
+        list[str] | None, set_values("num_segments=1, augmentation=none, augmentation.scale=0.5,1")
+    ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder to keep features in. Training clips that are augmented are not kept."),
+        typer.Option(
+            help="Folder to keep features in. Training clips that are augmented are not kept.",
+            callback=output_folder,
+        ),
     ] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, help="Default: the protocol's, or as in the data.")] = None,
     class_names: ClassNames = None,

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .common import usage_errors
+from .options import complete_models, existing, known_model
 
 if TYPE_CHECKING:
     from ..publishing.publishing import PublishResult
@@ -25,6 +26,8 @@ def publish(
             metavar="FOLDER_OR_MODEL",
             help="Folder of pretrain, probe, finetune, convert or save_pretrained; or a registered name, such as "
             "vjepa-vitl16.",
+            callback=known_model,
+            autocompletion=complete_models,
         ),
     ],
     repo_id: Annotated[str, typer.Option(help="owner/name on the Hub; a name alone is your own account's.")],
@@ -49,11 +52,13 @@ def publish(
     base_model: Annotated[str | None, typer.Option(help="What it started from, a name of the Hub.")] = None,
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="results.json of an evaluation of this model, for its card. May be repeated."),
+        typer.Option(
+            help="results.json of an evaluation of this model, for its card. May be repeated.", callback=existing
+        ),
     ] = None,
     with_plots: Annotated[bool, typer.Option("--with-plots", help="Send the plots of the run too.")] = False,
     extra_file: Annotated[
-        list[Path] | None, typer.Option(help="One more file, such as a script. May be repeated.")
+        list[Path] | None, typer.Option(help="One more file, such as a script. May be repeated.", callback=existing)
     ] = None,
     replace_card: Annotated[
         bool, typer.Option("--replace-card", help="Replace a card that was edited in the repository.")

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .common import (
-    usage_errors,
-)
-
-if TYPE_CHECKING:
-    pass
+from .common import usage_errors
+from .options import complete_recipes, known_recipe, output_folder, set_values
 
 
 def reproduce(
-    recipe: Annotated[str, typer.Argument(help="Name of a bundled recipe, or a YAML file; on made video.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a bundled recipe, or a YAML file; on synthetic videos.",
+            callback=known_recipe,
+            autocompletion=complete_recipes,
+        ),
+    ],
     short_steps: Annotated[int, typer.Option(help="Steps of the short check.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder; the same command goes on where it was stopped.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value. May be repeated.")] = None,
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder; the same command goes on where it was stopped.", callback=output_folder)
+    ],
+    set_value: Annotated[list[str] | None, set_values("num_train_epochs=2, learning_rate=1e-3")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="May be repeated. Default: 0, 1 and 2.")] = None,
     num_train: Annotated[int, typer.Option(help="Labelled videos that heads learn from.")] = 1000,
     num_test: Annotated[int, typer.Option(help="Labelled videos that they are judged on.")] = 1000,
@@ -43,7 +48,7 @@ def reproduce(
     from ..reproduction.retraining import record_trainings, tasks_of, train_seeds
 
     with usage_errors():
-        chosen = load_recipe(recipe).with_overrides(overrides or [])
+        chosen = load_recipe(recipe).with_overrides(set_value or [])
         tasks = tasks_of(chosen, num_train=num_train, num_test=num_test, num_epochs=num_epochs)
         run: Callable[..., object] = train_seeds if train_only else record_trainings
         made = run(

@@ -11,10 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .common import (
-    Backend,
-    usage_errors,
-)
+from .common import usage_errors
+from .options import Backend, complete_models, existing, known_model
 
 if TYPE_CHECKING:
     from ..data.masking import MaskPair, TokenGrid
@@ -31,16 +29,27 @@ class MaskKind(str, Enum):
     box = "box"
 
 
+_TRAINING_KINDS = (MaskKind.short_range, MaskKind.long_range, MaskKind.random_tube, MaskKind.causal)
+
+
 def show_masks(
     video: Annotated[
-        Path | None, typer.Argument(help="A video or an image. Default: the sample clip.", show_default=False)
+        Path | None,
+        typer.Argument(help="A video or an image. Default: the sample clip.", show_default=False, callback=existing),
     ] = None,
     output: Annotated[Path, typer.Option(help="The picture, a .png; replaced if it exists.")] = Path("masks.png"),
     kind: Annotated[
         list[MaskKind] | None,
         typer.Option(help="May be repeated. Default: the kinds of training, that is all but future and box."),
     ] = None,
-    model: Annotated[str, typer.Option(help="The model whose tokens are shown: a name or a folder.")] = "vjepa-vitl16",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model whose tokens are shown: a name or a folder.",
+            callback=known_model,
+            autocompletion=complete_models,
+        ),
+    ] = "vjepa-vitl16",
     size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Pixels of the clip, 224 or 192x320. Default: the model's.")
     ] = None,
@@ -63,15 +72,16 @@ def show_masks(
     short-range and long-range are the two kinds of the paper's training, random-tube and causal those of its
     ablation, future and box are made by hand. The same step and seed give the same masks.
     """
-    from ..data.samples import sample_clip_path
-    from ..features.extraction import open_frames
-    from ..viz.masks import TRAINING_KINDS, MaskSampler, draw_masks, read_tubelet_frames, token_grid
-    from ..viz.style import write_png
-
-    kinds = [chosen.value for chosen in kind] if kind else list(TRAINING_KINDS)
+    kinds = [chosen.value for chosen in kind or _TRAINING_KINDS]
     _require_kind("--frame", frame, "future", kinds)
     _require_kind("--box", box, "box", kinds)
     _require_new_png(output, video)
+
+    from ..data.samples import sample_clip_path
+    from ..features.extraction import open_frames
+    from ..viz.masks import MaskSampler, draw_masks, read_tubelet_frames, token_grid
+    from ..viz.style import write_png
+
     with usage_errors():
         grid, path = token_grid(model, size), video or sample_clip_path()
         sampler = MaskSampler(grid=grid, step=step, seed=seed, batch_size=batch_size, frame=frame, box=box)

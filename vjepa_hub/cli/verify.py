@@ -10,10 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .common import (
-    progress,
-    usage_errors,
-)
+from .common import progress, usage_errors
+from .options import complete_models, existing, known_model, output_folder
 
 if TYPE_CHECKING:
     from ..publishing.verification import Check, VerificationReport
@@ -26,7 +24,10 @@ def verify(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="REPO_OR_FOLDER", help="owner/name on the Hub, a folder, or a model that the package carries."
+            metavar="REPO_OR_FOLDER",
+            help="owner/name on the Hub, a folder, or a model that the package carries.",
+            callback=known_model,
+            autocompletion=complete_models,
         ),
     ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: main.")] = None,
@@ -39,7 +40,9 @@ def verify(
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(help="Validation set of a classifier: a slice of the stated evaluation is run again."),
+        typer.Option(
+            help="Validation set of a classifier: a slice of the stated evaluation is run again.", callback=existing
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Videos of that slice, drawn at random.")] = 50,
     protocol: Annotated[
@@ -56,7 +59,10 @@ def verify(
     short: Annotated[bool, typer.Option("--short", help="Of that training, the first part only.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of that training. Default: the model's own.")] = None,
     output_dir: Annotated[
-        Path, typer.Option(help="Folder for that training; the same command goes on where it was stopped.")
+        Path,
+        typer.Option(
+            help="Folder for that training; the same command goes on where it was stopped.", callback=output_folder
+        ),
     ] = Path("runs/retrained"),
 ) -> None:
     """Download a published model and check what it says of itself.
@@ -70,50 +76,41 @@ def verify(
     deviations, and with the same seed on the same machine the weights have to be equal to the bit. For a model that
     the package carries, such as vjepa-vit-tiny, this is what is done without asking.
     """
-    from ..hub.registry import find_bundled
+    from ..hub.registry import MODELS, find_bundled
+
+    is_registered = name in MODELS and not Path(name).is_dir()
+    retrain = retrain or (is_registered and find_bundled(name) is not None)
+    if data is None and protocol is not None:
+        raise typer.BadParameter("--protocol was given, but no --data to evaluate on: give both or neither")
+    if not retrain and (short or seed is not None):
+        raise typer.BadParameter("--short and --seed are about a training: give --retrain too, or leave them out")
+    if is_registered and find_bundled(name) is None:
+        raise typer.BadParameter(
+            f"{name} is a name of the registry, not a repository: released files are checked when they are "
+            "converted; give owner/name or a folder"
+        )
+    if revision is not None and (is_registered or Path(name).is_dir()):
+        raise typer.BadParameter(f"--revision is of a repository of the Hub, and {name} has none: leave it out")
+
     from ..publishing.hub_errors import HubAccessError
+    from ..publishing.verification import verify_model
 
     with usage_errors():
-        retrain = retrain or (not Path(name).is_dir() and find_bundled(name) is not None)
-        if data is None and protocol is not None:
-            raise ValueError("--protocol was given, but no --data to evaluate on: give both or neither")
-        if not retrain and (short or seed is not None):
-            raise ValueError("--short and --seed are about a training: give --retrain too, or leave them out")
         try:
-            report = _verified(name, revision)
+            report = verify_model(name, revision=revision)
         except HubAccessError as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from error
         if run_code:
             report = report.with_check(_run_code(report))
         if data is not None:
-            report = report.with_check(_evaluate_slice(report, data, limit, protocol, num_workers, device))
+            report = report.with_check(_check_accuracy(report, data, limit, protocol, num_workers, device))
         if retrain:
             for check in _retrain(report, output_dir, is_short=short, seed=seed):
                 report = report.with_check(check)
     _show_report(report)
     if not report.passed:
         raise typer.Exit(1)
-
-
-def _verified(name: str, revision: str | None) -> VerificationReport:
-    from ..hub.registry import MODELS, find_bundled
-    from ..publishing.verification import verify_bundled, verify_folder, verify_repo
-
-    if revision is not None and (Path(name).is_dir() or name in MODELS):
-        what = "a folder" if Path(name).is_dir() else "a model of the registry"
-        raise ValueError(f"--revision was given, but {name} is {what}, which has none: leave it out")
-    if Path(name).is_dir():
-        return verify_folder(name)
-    bundled = find_bundled(name)
-    if bundled is not None:
-        return verify_bundled(name, bundled)
-    if name in MODELS:
-        raise ValueError(
-            f"{name} is a name of the registry, not a repository: released files are checked when they are "
-            "converted; give owner/name or a folder"
-        )
-    return verify_repo(name, revision=revision)
 
 
 def _run_code(report: VerificationReport) -> Check:
@@ -123,32 +120,22 @@ def _run_code(report: VerificationReport) -> Check:
     return run_card_code(report, sample_clip_path())
 
 
-def _evaluate_slice(
+def _check_accuracy(
     report: VerificationReport, data: str, limit: int, protocol: str | None, num_workers: int, device: str
 ) -> Check:
     from ..evaluation.protocols import find_protocol
-    from ..evaluation.slice_evaluation import evaluate_slice, find_stated_protocol
-    from ..publishing.verification import SKIPPED, Check, compare_accuracy, find_stated_accuracy
+    from ..evaluation.slice_evaluation import check_stated_accuracy
 
-    if not report.is_classifier or not report.passed:
-        reason = "a check failed before" if report.is_classifier else "the model is no classifier: probe it"
-        return Check(name="stated accuracy", state=SKIPPED, detail=reason)
     with progress("evaluating a slice") as show:
-        metrics = evaluate_slice(
-            report.folder,
+        return check_stated_accuracy(
+            report,
             data,
-            protocol=find_protocol(protocol) if protocol else find_stated_protocol(report.folder),
+            protocol=find_protocol(protocol) if protocol else None,
             limit=limit,
             device=device,
             num_workers=num_workers,
             progress=show,
         )
-    stated = find_stated_accuracy(report, Path(data).name)
-    num_correct = round(metrics.top1 * metrics.num_videos)
-    if stated is None:
-        found = f"{num_correct} of {metrics.num_videos} right; the card states no top-1 accuracy to compare with"
-        return Check(name="stated accuracy", state=SKIPPED, detail=found)
-    return compare_accuracy(stated, num_correct, metrics.num_videos)
 
 
 def _retrain(report: VerificationReport, output_dir: Path, *, is_short: bool, seed: int | None) -> list[Check]:

@@ -13,6 +13,7 @@ from ..heads.pooling import AttentiveHead
 from ..hub.class_names import chosen_names
 from ..hub.loading import open_classifier
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
+from ..publishing.verification import SKIPPED, Check, VerificationReport, compare_accuracy, find_stated_accuracy
 from .clips import EvaluationClips
 from .encoders.opening import VJEPAClipEncoder
 from .labelled import open_labelled
@@ -25,6 +26,51 @@ from .tokens import EncodedClips, EncodingSettings
 TUNING_FILE = "finetuning.json"
 # What says how a video is seen; the rest of a protocol is about training
 _VIEWING = ("media", "frame_step", "clip_duration", "num_segments", "num_views", "attends_across_segments")
+
+
+def check_stated_accuracy(
+    report: VerificationReport,
+    data: str | Path,
+    *,
+    protocol: Protocol | None = None,
+    limit: int,
+    device: str = "cpu",
+    num_workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Check:
+    """Compare the accuracy that a classifier's card states with that on a slice of the data set.
+
+    Args:
+        report: Verification of the classifier so far.
+        data: The data set, as for `evaluate_slice`.
+        protocol: By default the stated one.
+        limit: As for `evaluate_slice`, and so are the rest and the errors.
+        device: Where.
+        num_workers: Processes that decode.
+        progress: Told how many videos are done, of how many.
+
+    Returns:
+        The check; skipped where the model is no classifier, a check failed before, or the card states no accuracy.
+    """
+    if not report.is_classifier or not report.passed:
+        reason = "a check failed before" if report.is_classifier else "the model is no classifier: probe it"
+        return Check(name="stated accuracy", state=SKIPPED, detail=reason)
+    protocol = protocol or find_stated_protocol(report.folder)
+    metrics = evaluate_slice(
+        report.folder,
+        data,
+        protocol=protocol,
+        limit=limit,
+        device=device,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    stated = find_stated_accuracy(report, Path(data).name)
+    num_correct = round(metrics.top1 * metrics.num_videos)
+    if stated is None:
+        found = f"{num_correct} of {metrics.num_videos} right; the card states no top-1 accuracy to compare with"
+        return Check(name="stated accuracy", state=SKIPPED, detail=found)
+    return compare_accuracy(stated, num_correct, metrics.num_videos)
 
 
 def find_stated_protocol(folder: str | Path) -> Protocol:

@@ -1,30 +1,16 @@
 """Features of whole videos with a trained model, and pictures of them."""
 
-from .extraction import (
-    ExtractionSettings,
-    FeatureExtractionError,
-    VideoFeatures,
-    extract_features,
-    extract_features_to_file,
-    load_features,
-    save_features,
-)
-from .pictures import draw_video_picture
-from .video_list import VideoFile, find_videos
-from .video_set import OutputMismatchError, VideoReport, extract_video_set
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "ExtractionSettings",
-    "FeatureExtractionError",
-    "OutputMismatchError",
-    "VideoFeatures",
-    "VideoFile",
-    "VideoReport",
-    "draw_video_picture",
-    "extract_features",
-    "extract_features_to_file",
-    "extract_video_set",
-    "find_videos",
-    "load_features",
-    "save_features",
-]
+if TYPE_CHECKING:
+    from .extraction import load_features as load_features
+
+__all__ = ["load_features"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'; it has: {', '.join(__all__)}")
+    from .extraction import load_features  # heavy: lists of videos are read without it
+
+    return load_features

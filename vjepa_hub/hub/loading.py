@@ -44,7 +44,7 @@ from .conversion import (
     write_folder,
 )
 from .download import DownloadError, download_file
-from .registry import MODELS, RELEASE_LICENSE, ModelEntry, download_address, find_bundled, find_model
+from .registry import MODELS, RELEASE_LICENSE, ModelEntry, download_address, find_bundled, find_model, require_model
 from .safety import CONFIG_FILE, RefusedModelError, check_folder, check_size, fetch_repository, read_config
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,6 @@ Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
 CACHE_ACCOUNT = "vjepa_hub"
 # How the origin of weights that no training has touched begins, in the configuration that travels with them
 UNTRAINED = "untrained"
-CHECKPOINT_ENDINGS = frozenset((".tar", ".pth", ".pt", ".bin", ".safetensors"))
 PROCESSOR_FILE = "video_preprocessor_config.json"
 
 
@@ -125,6 +124,7 @@ def open_model(
         OSError: transformers could not load the folder or Hub name.
         ImportError: The weights are quantised, and the library that they were quantised with is not installed.
     """
+    require_model(name_or_path)
     path = Path(name_or_path)
     if path.is_file():
         opened = _open_released_file(path, config)
@@ -134,10 +134,8 @@ def open_model(
         opened = _open_pretrained(str(name_or_path), "folder")
     elif str(name_or_path) in MODELS:
         opened = _open_registered(MODELS[str(name_or_path)], keep_download)
-    elif _is_hub_name(str(name_or_path)):
-        opened = _open_pretrained(str(name_or_path), "Hub repository")
     else:
-        raise _unknown_name(str(name_or_path))
+        opened = _open_pretrained(str(name_or_path), "Hub repository")
     _place(opened.model, device, dtype)
     return opened
 
@@ -159,6 +157,7 @@ def load_processor(name_or_path: str | Path) -> VJEPAVideoProcessor:
         >>> import vjepa_hub
         >>> processor = vjepa_hub.load_processor("vjepa-vitl16")
     """
+    require_model(name_or_path)
     name, path = str(name_or_path), Path(name_or_path)
     if path.is_file():
         return VJEPAVideoProcessor(crop_size=resolve_config(path, None).crop_size)
@@ -166,10 +165,8 @@ def load_processor(name_or_path: str | Path) -> VJEPAVideoProcessor:
         folder = find_bundled(name) or find_cached(name)
         if folder is None:
             return VJEPAVideoProcessor(crop_size=MODELS[name].config().crop_size)
-    elif path.is_dir() or _is_hub_name(name):
-        folder = path if path.is_dir() else fetch_repository(name)
     else:
-        raise _unknown_name(name)
+        folder = path if path.is_dir() else fetch_repository(name)
     return _find_processor(folder, name, check_folder(folder))
 
 
@@ -246,17 +243,6 @@ def find_cached(name: str, dataset: str | None = None) -> Path | None:
     """
     snapshot = _snapshot(_cache_name(find_model(name), dataset))
     return snapshot if snapshot.is_dir() else None
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and Path(name).suffix not in CHECKPOINT_ENDINGS
-
-
-def _unknown_name(name: str) -> KeyError:
-    return KeyError(
-        f"'{name}' is neither a folder, nor a file, nor a Hub name (owner/name), nor a registered model; "
-        f"registered: {', '.join(MODELS)}"
-    )
 
 
 def _place(model: Model, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Model:

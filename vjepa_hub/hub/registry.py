@@ -8,18 +8,23 @@ that of a mirror with the same folders and file names:
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..model.configuration_vjepa import VJEPAConfig
+from ..core.settings import nearest
+
+if TYPE_CHECKING:
+    from ..model.configuration_vjepa import VJEPAConfig
 
 RELEASE_ADDRESS = "https://dl.fbaipublicfiles.com/jepa/"
 RELEASE_LICENSE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/), which excludes commercial use"
 BASE_ADDRESS_VARIABLE = "VJEPA_HUB_BASE_URL"
 PAPER = "https://arxiv.org/abs/2404.08471"
+CHECKPOINT_ENDINGS = frozenset((".tar", ".pth", ".pt", ".bin", ".safetensors"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +113,10 @@ class ModelEntry:
         """Where its weights lie in the package; None for a released model, which is downloaded."""
         return Path(__file__).parent / "weights" / self.name if self.checkpoint is None else None
 
-    def config(self) -> VJEPAConfig:
+    def config(self) -> "VJEPAConfig":
         """A new configuration of this model."""
+        from ..model.configuration_vjepa import VJEPAConfig  # heavy: the table is read without it, for completion too
+
         return VJEPAConfig(**self.fields)
 
 
@@ -214,8 +221,30 @@ def find_model(name: str) -> ModelEntry:
         KeyError: There is no such model; the message lists those that there are.
     """
     if name not in MODELS:
-        raise KeyError(f"unknown model '{name}'; available: {', '.join(MODELS)}")
+        raise KeyError(
+            f"unknown model '{name}'; available: {', '.join(MODELS)}; the nearest is '{nearest(name, MODELS)}'"
+        )
     return MODELS[name]
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form of a repository on the Hub, `owner/name`, and not of a released file."""
+    is_pair = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+    return is_pair and os.path.splitext(name)[1] not in CHECKPOINT_ENDINGS
+
+
+def require_model(name_or_path: str | Path) -> None:
+    """Refuse what cannot be a model: no name of the registry, folder, file, or name on the Hub.
+
+    Raises:
+        KeyError: It is none of these; the message lists the registered names.
+    """
+    name = str(name_or_path)
+    if name not in MODELS and not is_hub_name(name) and not os.path.exists(name):
+        raise KeyError(
+            f"'{name}' is neither a folder, nor a file, nor a Hub name (owner/name), nor a registered model; "
+            f"registered: {', '.join(MODELS)}; the nearest is '{nearest(name, MODELS)}'"
+        )
 
 
 def find_bundled(name: str) -> Path | None:

@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from .. import __version__
+from ..hub.registry import find_bundled
 from ..hub.safety import INDEX_FILE, RefusedModelError, check_folder, check_name, read_stored_tensors
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
@@ -97,6 +98,19 @@ class VerificationReport:
         return VerificationReport(
             name=self.name, commit=self.commit, folder=self.folder, config=self.config, checks=[*self.checks, check]
         )
+
+
+def verify_model(name: str | Path, *, revision: str | None = None) -> VerificationReport:
+    """Check a folder, a model that the package carries, or a repository of the Hub, by one of the three below.
+
+    Args:
+        name: A folder, a name of the registry, or `owner/name`.
+        revision: Branch, tag or commit of the repository; by default main.
+    """
+    bundled = find_bundled(str(name))
+    if Path(name).is_dir():
+        return verify_folder(name)
+    return verify_repo(str(name), revision=revision) if bundled is None else verify_bundled(str(name), bundled)
 
 
 def verify_repo(

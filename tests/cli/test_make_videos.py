@@ -71,8 +71,6 @@ def test_missing_pictures_are_an_error_with_the_remedy(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--pictures", "x"), "--pictures and --scene are for --kind fashion-mnist"),
-        (("--scene", "grainy"), "--pictures and --scene are for --kind fashion-mnist"),
         (("--kind", "fashion-mnist", "--scene", "foggy"), "scene is 'foggy', but has to be one of textured, grainy"),
         (("--size", "33"), "H.264 in yuv420p wants even sides"),
         (("--split", "val"), "split is 'val'"),
