@@ -10,10 +10,10 @@ from transformers import TrainerControl, TrainerState
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.model.modeling_vjepa import VJEPALayer
 from vjepa_hub.pretraining.callbacks import HealthCallback
-from vjepa_hub.pretraining.probe import LabelledClips, OnlineProbe, ProbeSettings, vote_of_neighbours
+from vjepa_hub.pretraining.probe import LabelledClips, OnlineProbe, OnlineProbeSettings, vote_of_neighbours
 
 KINDS = ("knn", "average", "attentive")
-QUICK = ProbeSettings(num_epochs=5, train_batch_size=16, learning_rate=5e-3, num_neighbours=5)
+QUICK = OnlineProbeSettings(num_epochs=5, batch_size=16, learning_rate=5e-3, num_neighbours=5)
 
 
 def make_clips(num_clips: int, seed: int) -> LabelledClips:
@@ -186,7 +186,7 @@ def test_attentive_probe_sees_what_averaging_loses():
 
     encoder = Tokens(VJEPAConfig(hidden_size=48, num_attention_heads=4))
     train, validation = clips(128), clips(64)
-    settings = ProbeSettings(num_epochs=25, learning_rate=5e-3)
+    settings = OnlineProbeSettings(num_epochs=25, learning_rate=5e-3)
     average, attentive = (
         OnlineProbe(kind, train, validation, settings=settings).evaluate(encoder)["probe/place_accuracy"]
         for kind in ("average", "attentive")
@@ -248,9 +248,9 @@ def test_wrong_settings_say_what_is_wrong(train, validation):
     for make, message in (
         (lambda: OnlineProbe("linear", train, validation), "'linear'; available: knn, attentive, average"),
         (lambda: OnlineProbe("knn", train, other), "colour, half and the validation clips for colour;"),
-        (lambda: OnlineProbe("knn", train, validation, settings=ProbeSettings(num_neighbours=99)), "only 64"),
-        (lambda: ProbeSettings(temperature=0), "temperature is 0"),
-        (lambda: ProbeSettings(weight_decay=-1), "weight_decay is -1"),
+        (lambda: OnlineProbe("knn", train, validation, settings=OnlineProbeSettings(num_neighbours=99)), "only 64"),
+        (lambda: OnlineProbeSettings(temperature=0), "temperature is 0"),
+        (lambda: OnlineProbeSettings(weight_decay=-1), "weight_decay is -1"),
         (lambda: LabelledClips(pixel_values_videos=torch.zeros(0, 4, 3, 8, 8), labels={}), "at least one clip"),
         (lambda: LabelledClips(pixel_values_videos=torch.zeros(2, 4, 3, 8, 8), labels={}), "labels is empty"),
         (lambda: clips_with(torch.zeros(2)), "must be an integer for each of 2 clips"),

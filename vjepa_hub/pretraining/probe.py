@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.settings import Settings
 from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAAttentivePooler, VJEPAEncoder
@@ -72,40 +74,28 @@ class LabelledClips:
         return len(self.pixel_values_videos)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeSettings:
-    """How a probe reads the features.
+class OnlineProbeSettings(Settings):
+    """Reading of the features by an online probe.
 
     Args:
-        batch_size: Clips that the encoder takes at once.
+        clips_per_pass: Clips that the encoder takes at once.
         num_neighbours: Nearest training clips that vote ("knn").
         temperature: A neighbour's vote is `exp(cosine / temperature)` ("knn"; 0.07 as in DINO, Caron et al. 2021).
         num_epochs: Passes over the training clips ("attentive", "average").
-        train_batch_size: Clips of a training step.
+        batch_size: Clips of a training step.
         learning_rate: Of AdamW, falling to 0 along a cosine.
         weight_decay: Of AdamW.
         seed: Of the first weights and of the order of clips.
-
-    Raises:
-        ValueError: A number is not positive (weight decay and seed: negative).
     """
 
-    batch_size: int = 32
-    num_neighbours: int = 10
-    temperature: float = 0.07
-    num_epochs: int = 20
-    train_batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name in ("weight_decay", "seed"):
-                if value < 0:
-                    raise ValueError(f"{name} is {value}, but must not be negative")
-            elif not value > 0:
-                raise ValueError(f"{name} is {value}, but must be greater than 0")
+    clips_per_pass: PositiveInt = 32
+    num_neighbours: PositiveInt = 10
+    temperature: PositiveFloat = 0.07
+    num_epochs: PositiveInt = 20
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    seed: NonNegativeInt = 0
 
 
 class OnlineProbe:
@@ -131,9 +121,9 @@ class OnlineProbe:
         train: LabelledClips,
         validation: LabelledClips,
         *,
-        settings: ProbeSettings | None = None,
+        settings: OnlineProbeSettings | None = None,
     ):
-        settings = ProbeSettings() if settings is None else settings
+        settings = OnlineProbeSettings() if settings is None else settings
         if kind not in get_args(ProbeKind):
             raise ValueError(f"kind is '{kind}'; available: {', '.join(get_args(ProbeKind))}")
         if set(train.labels) != set(validation.labels):
@@ -169,7 +159,7 @@ class OnlineProbe:
         """(N, T, D) float32 on the CPU, since the run needs the accelerator's memory; T is 1 after averaging."""
         device, features = next(encoder.parameters()).device, []
         with torch.no_grad(), eval_mode(encoder), torch.autocast(device.type, enabled=False):
-            for batch in clips.pixel_values_videos.split(self.settings.batch_size):
+            for batch in clips.pixel_values_videos.split(self.settings.clips_per_pass):
                 tokens = encoder(_normalise(batch.to(device)), return_dict=True).last_hidden_state.float()
                 features.append((tokens if self.kind == "attentive" else tokens.mean(1, keepdim=True)).cpu())
         return torch.cat(features)
@@ -199,7 +189,7 @@ class OnlineProbe:
         with torch.autocast(device.type, enabled=False):
             _fit(head.to(device), train, labels.long(), self.settings)
             with torch.no_grad():
-                batches = validation.split(self.settings.train_batch_size)
+                batches = validation.split(self.settings.batch_size)
                 return torch.cat([head(batch.to(device)).cpu() for batch in batches])
 
 
@@ -263,16 +253,16 @@ def _attentive_pooler(encoder_config: VJEPAConfig) -> VJEPAAttentivePooler:
     return pooler
 
 
-def _fit(head: nn.Module, features: torch.Tensor, labels: torch.Tensor, settings: ProbeSettings) -> None:
+def _fit(head: nn.Module, features: torch.Tensor, labels: torch.Tensor, settings: OnlineProbeSettings) -> None:
     """Train a head on frozen features, (N, T, D) on the CPU, batch by batch on its own device."""
     device = next(head.parameters()).device
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    num_steps = settings.num_epochs * math.ceil(len(features) / settings.train_batch_size)
+    num_steps = settings.num_epochs * math.ceil(len(features) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     with torch.enable_grad():
         for _ in range(settings.num_epochs):
-            for batch in torch.randperm(len(features), generator=generator).split(settings.train_batch_size):
+            for batch in torch.randperm(len(features), generator=generator).split(settings.batch_size):
                 loss = F.cross_entropy(head(features[batch].to(device)), labels[batch].to(device))
                 optimizer.zero_grad()
                 loss.backward()
