@@ -45,6 +45,7 @@ from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from vjepa_hub.core.files import write_whole
+from vjepa_hub.core.progress import ProgressBar
 from vjepa_hub.evaluation.encoders.opening import UNTRAINED_PREFIX
 from vjepa_hub.evaluation.encoders.pixel_encoder import PATCH_SIZE
 from vjepa_hub.evaluation.finetuning.run import FineTuneSettings, prepare_finetuning
@@ -60,7 +61,7 @@ from vjepa_hub.evaluation.made_tasks import (
 )
 from vjepa_hub.evaluation.protocols import Augmentation
 from vjepa_hub.pretraining.checkpoints import save_published
-from vjepa_hub.pretraining.console import ConsoleCallback, shown_progress
+from vjepa_hub.pretraining.console import ConsoleCallback
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.recipe import Recipe, recipe_from_dict
 from vjepa_hub.pretraining.run import build_model, build_processor
@@ -126,7 +127,8 @@ class Baselines:
             ValueError: A piece that is there was made with other settings.
             InterruptedRunError: A training was told to stop, and saved.
         """
-        make_task_videos(self.folder / "tasks", self.tasks, self._show_progress)
+        with ProgressBar(self.console) as progress:
+            make_task_videos(self.folder / "tasks", self.tasks, progress)
         pieces = [(row, seed) for row in rows for seed in seeds if self.read(row, seed) is None]
         for number, (row, seed) in enumerate(pieces, 1):
             title = f"{number} of {len(pieces)}: {self.words(row)}, seed {seed}"
@@ -188,8 +190,10 @@ class Baselines:
     def _probe(self, row: str, encoder: str, seed: int, *, head_seed: int = 0) -> Mapping[str, float]:
         """Of the best head, as the record has it; the cache of tokens is removed."""
         place = self.folder / "probes" / f"{row}-seed-{seed}"
-        options: dict[str, Any] = {"seeds": (head_seed,), "show_progress": self._show_progress}
-        found = probe_tasks([encoder], self.folder / "tasks", place, self.tasks, **options)
+        with ProgressBar(self.console) as progress:
+            found = probe_tasks(
+                [encoder], self.folder / "tasks", place, self.tasks, seeds=(head_seed,), progress=progress
+            )
         shutil.rmtree(place / "features", ignore_errors=True)
         return selected_accuracies(found)
 
@@ -227,9 +231,6 @@ class Baselines:
             num_workers=self.recipe.argument("dataloader_num_workers"),
             seed=seed,
         )
-
-    def _show_progress(self, title: str) -> Any:
-        return shown_progress(self.console, title)
 
     # ------------------------------------------------------------------------------------------ results
 

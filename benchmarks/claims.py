@@ -48,6 +48,7 @@ from transformers.utils import logging as transformers_logging
 
 from vjepa_hub import VJEPAForPreTraining, VJEPAModel
 from vjepa_hub.core.files import write_whole
+from vjepa_hub.core.progress import ProgressBar
 from vjepa_hub.data.masking import CAUSAL
 from vjepa_hub.data.synthetic.videos import make_videos
 from vjepa_hub.evaluation.label_efficiency import summarise
@@ -56,7 +57,6 @@ from vjepa_hub.evaluation.results import to_plain
 from vjepa_hub.model.modeling_vjepa import VJEPAForPreTrainingOutput, select_tokens
 from vjepa_hub.pretraining.arguments import CHECKPOINTING
 from vjepa_hub.pretraining.checkpoints import save_published
-from vjepa_hub.pretraining.console import shown_progress
 from vjepa_hub.pretraining.estimate import draw_token_counts, step_flops
 from vjepa_hub.pretraining.health import PREFIX, SHORTEST_WARMUP, diagnose
 from vjepa_hub.pretraining.interruption import InterruptedRunError
@@ -424,11 +424,10 @@ class Study:
 
     def run(self) -> "Results":
         """Train and judge everything that is not done yet, together with other processes that do so in this folder."""
-        with self._held("videos"):
-            make_task_videos(self.folder / "tasks", self.tasks, self._show_progress)
+        with self._held("videos"), ProgressBar(self.console) as progress:
+            make_task_videos(self.folder / "tasks", self.tasks, progress)
             if self.recipe.synthetic is not None:
-                with self._show_progress("making videos") as progress:
-                    make_videos(self.folder / VIDEOS, self.recipe.synthetic, progress=progress)
+                make_videos(self.folder / VIDEOS, self.recipe.synthetic, progress=progress)
         works, done = self._works(), {}
         for is_patient in (False, True):  # first what no other process is at, then what those have done by then
             missing = [name for name in works if name not in done]
@@ -499,20 +498,20 @@ class Study:
         folder = self.folder / "probes" / f"{encoder}-seed-{seed}"
         poolings = ("attentive", "average") if encoder == REFERENCE else ("attentive",)
         heads = [head.with_values(pooling=pooling) for pooling in poolings for head in ATTENTIVE_HEADS]
-        videos, options = self.folder / "tasks", {"seeds": (0,), "show_progress": self._show_progress}
-        rows = probe_tasks([spec], videos, folder, self.tasks, heads=heads, **options)
-        tables = [(pooling, (1.0,), rows) for pooling in poolings]
-        if any(condition.encoder == encoder and condition.share < 1 for condition in self.conditions):
-            rows = probe_tasks([spec], videos, folder, self.tasks, label_fractions=SHARES, **options)
-            tables.append(("attentive", SHARES, rows))
+        videos = self.folder / "tasks"
+        has_shares = any(condition.encoder == encoder and condition.share < 1 for condition in self.conditions)
+        with ProgressBar(self.console) as progress:
+            options = {"seeds": (0,), "progress": progress}
+            rows = probe_tasks([spec], videos, folder, self.tasks, heads=heads, **options)
+            tables = [(pooling, (1.0,), rows) for pooling in poolings]
+            if has_shares:
+                rows = probe_tasks([spec], videos, folder, self.tasks, label_fractions=SHARES, **options)
+                tables.append(("attentive", SHARES, rows))
         shutil.rmtree(folder / "features", ignore_errors=True)
         for pooling, shares, rows in tables:
             for share in shares:
                 accuracies = {task: _best(found, pooling, share) for task, found in rows.items()}
                 yield Score(encoder=encoder, seed=seed, pooling=pooling, share=share, accuracies=accuracies)
-
-    def _show_progress(self, title: str) -> Any:
-        return shown_progress(self.console, title)
 
 
 def _finished_seeds(folder: Path) -> list[int]:

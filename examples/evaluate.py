@@ -11,15 +11,14 @@ so that a small encoder is above chance after minutes.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from vjepa_hub.core.progress import ProgressBar
 from vjepa_hub.data.synthetic.moving_pictures import SCENES
 from vjepa_hub.evaluation.made_tasks import TASKS, MadeTaskSettings, make_task_videos, probe_tasks
 from vjepa_hub.heads.pooling import HeadSettings
-from vjepa_hub.pretraining.console import shown_progress
 
 
 def main() -> None:
@@ -34,23 +33,24 @@ def main() -> None:
         scene=arguments.scene,
         pictures=Path(arguments.pictures) if arguments.pictures else None,
     )
-    show_progress = partial(shown_progress, Console(stderr=True))
-    make_task_videos(arguments.output_dir, settings, show_progress)
+    with ProgressBar() as progress:
+        make_task_videos(arguments.output_dir, settings, progress)
     heads = [
         HeadSettings(pooling=pooling, learning_rate=rate, weight_decay=0.01)
         for pooling in ("attentive", "average")
         for rate in (3e-4, 1e-3, 3e-3)
     ]
-    tables = probe_tasks(
-        arguments.encoders,
-        arguments.output_dir,
-        arguments.output_dir,
-        settings,
-        heads=heads,
-        seeds=arguments.seed,
-        label_fractions=arguments.label_fraction,
-        show_progress=show_progress,
-    )
+    with ProgressBar() as progress:
+        tables = probe_tasks(
+            arguments.encoders,
+            arguments.output_dir,
+            arguments.output_dir,
+            settings,
+            heads=heads,
+            seeds=arguments.seed,
+            label_fractions=arguments.label_fraction,
+            progress=progress,
+        )
     for task, rows in tables.items():
         for row in rows:
             mark = "*" if row.is_selected else " "

@@ -18,7 +18,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from vjepa_hub.core.progress import ProgressBar
 from vjepa_hub.data.synthetic.moving_pictures import SCENES
 from vjepa_hub.evaluation.clips import EvaluationClips
 from vjepa_hub.evaluation.encoders.opening import FrozenEncoder, open_encoder
@@ -43,13 +43,10 @@ from vjepa_hub.evaluation.neighbours import (
 )
 from vjepa_hub.evaluation.probe_run import clip_format_of
 from vjepa_hub.evaluation.protocols import Protocol, find_protocol
-from vjepa_hub.pretraining.console import shown_progress
 from vjepa_hub.viz.image_grid import evenly_spaced
 from vjepa_hub.viz.style import AMBER, GREEN, GREY, INK, style, write_png
 
 NUM_NEIGHBOURS, NUM_SHOWN, NUM_FRAMES_SHOWN = 5, 4, 3
-
-show_progress = partial(shown_progress, Console(stderr=True))
 
 
 @dataclass(frozen=True)
@@ -87,8 +84,8 @@ def main() -> None:
     for name in arguments.encoders:
         encoder = open_encoder(name, crop_size=arguments.crop_size, device=arguments.device)
         described = []
-        for words, labelled in (("the gallery", first.gallery), ("the queries", first.queries)):
-            with show_progress(f"{name} sees {words}") as progress:
+        for labelled in (first.gallery, first.queries):
+            with ProgressBar() as progress:
                 described.append(describe_set(encoder, labelled, protocol, arguments.descriptor, progress=progress))
         gallery, queries = described
         neighbours = search(queries.features, gallery.features, NUM_NEIGHBOURS)
@@ -116,7 +113,8 @@ def open_tasks(arguments: argparse.Namespace) -> dict[str, Task]:
             scene=arguments.scene,
             pictures=Path(arguments.pictures) if arguments.pictures else None,
         )
-        make_task_videos(arguments.output_dir, settings, show_progress)
+        with ProgressBar() as progress:
+            make_task_videos(arguments.output_dir, settings, progress)
         gallery, queries = arguments.output_dir / TRAIN, arguments.output_dir / TEST
     return {task: open_task(task, gallery, queries) for task in arguments.tasks}
 

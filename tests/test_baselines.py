@@ -47,7 +47,7 @@ def baselines():
         del sys.modules[name]
 
 
-def accuracies_from_weights(encoders, videos, output_dir, settings, *, seeds, show_progress):
+def accuracies_from_weights(encoders, videos, output_dir, settings, *, seeds, progress):
     (output_dir / "features").mkdir(parents=True)
     is_pixels = encoders[0].startswith("pixels:")
     share = 0.1 + seeds[0] / 100 if is_pixels else int(digest_weights(encoders[0])[:4], 16) / 0xFFFF

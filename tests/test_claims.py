@@ -241,7 +241,7 @@ def test_without_stop_gradient_the_loss_is_the_same_and_its_gradient_another(
 def quick_probe(claims):
     """In place of heads, which cost more than all the rest: accuracies that the share of the labels decides."""
 
-    def probe(encoders, videos, output_dir, settings, *, heads, seeds, label_fractions=(1.0,), show_progress):
+    def probe(encoders, videos, output_dir, settings, *, heads, seeds, label_fractions=(1.0,), progress):
         (output_dir / "features").mkdir(parents=True)
         rows = [
             SummaryRow(encoder=encoders[0], fraction=share, head=str(head), is_selected=False, top1=top1, top5=top1)

@@ -284,13 +284,11 @@ def test_a_second_run_checks_only_what_is_new_or_has_changed(copies, tmp_path):
         file.write(bytes(8))
     os.utime(copies[1], ns=(0, first.videos[1].mtime_ns))
     os.utime(copies[2], ns=(0, 0))  # another time of change
-    second = check_videos(
-        copies, report, processes=1, progress=lambda done, total, video: calls.append((done, total, video))
-    )
+    copies[3].write_bytes(b"no video")
+    second = check_videos(copies, report, processes=1, progress=lambda *shown: calls.append(shown))
     assert second.num_done_before == 1
     assert paths_of(report)[3:] == [str(path) for path in copies[1:]]
-    assert [call[:2] for call in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [call[2] for call in calls] == [None, *second.videos[1:]]
+    assert calls == [*(("checking", done, 4) for done in (1, 2, 3)), ("checking, 1 bad", 4, 4)]
     assert second.videos[0] == first.videos[0]
     assert check_videos(copies, report).num_done_before == 4
 
@@ -306,7 +304,7 @@ def test_results_with_other_backends_are_not_taken_over_and_again_checks_all(cop
 def test_an_interrupted_run_goes_on_where_it_stopped(copies, tmp_path):
     report = tmp_path / "report.jsonl"
 
-    def interrupt(done, total, latest):
+    def interrupt(what, done, total):
         if done == 2:
             raise KeyboardInterrupt
 

@@ -1,5 +1,3 @@
-from contextlib import nullcontext
-
 import pytest
 import torch
 
@@ -16,14 +14,10 @@ SMALL = MadeTaskSettings(
 )
 
 
-def silent(title):
-    return nullcontext(lambda done, total: None)
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    make_task_videos(folder, SMALL, silent)
+    make_task_videos(folder, SMALL)
     return folder
 
 
@@ -47,7 +41,7 @@ def test_pictures_of_each_split_are_its_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(made_tasks, "make_videos", make)
     settings = MadeTaskSettings(num_train=2, num_test=2, scene="grainy", pictures=tmp_path)
-    make_task_videos(tmp_path / "made", settings, silent)
+    make_task_videos(tmp_path / "made", settings)
     assert asked == [("train", "train", "grainy", tmp_path), ("test", "test", "grainy", tmp_path)]
 
 
@@ -67,9 +61,7 @@ def test_each_task_has_a_row_for_each_head_and_one_of_them_is_selected(videos, t
     VJEPAModel(config).save_pretrained(tmp_path / "model")
     VJEPAVideoProcessor(crop_size=32, num_frames=4).save_pretrained(tmp_path / "model")
     heads = [HeadSettings(pooling="average", learning_rate=rate, weight_decay=0.0) for rate in (1e-3, 1e-2)]
-    tables = probe_tasks(
-        [str(tmp_path / "model")], videos, tmp_path / "out", SMALL, heads=heads, seeds=(0,), show_progress=silent
-    )
+    tables = probe_tasks([str(tmp_path / "model")], videos, tmp_path / "out", SMALL, heads=heads, seeds=(0,))
     assert list(tables) == list(TASKS)
     for task, rows in tables.items():
         assert [row.is_selected for row in rows].count(True) == 1

@@ -74,7 +74,7 @@ def test_videos_that_cannot_be_read_are_left_out_and_counted():
 
 def test_progress_ends_with_all_videos():
     calls = []
-    describe_token_source(FakeTokens(10), batch_size=4, progress=lambda done, total: calls.append((done, total)))
+    describe_token_source(FakeTokens(10), batch_size=4, progress=lambda what, *counts: calls.append(counts))
     assert calls == [(4, 10), (8, 10), (10, 10)]
 
 

@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +28,6 @@ HEADS = (
 )
 
 
-@contextmanager
-def silent(title):
-    yield lambda done, total: None
-
-
 def settings_in(folder, **values):
     """Two epochs of three heads' worth of work at most, a second or two."""
     protocol = find_protocol("plain").with_values(num_epochs=2, frame_step=2, batch_size=16)
@@ -53,7 +47,7 @@ def plain_protocol(settings):
 
 
 def run_in(folder, output_dir, **values):
-    return run_probe(settings_in(folder, **values), output_dir, silent)
+    return run_probe(settings_in(folder, **values), output_dir)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +95,7 @@ def test_eval_only_finds_again_what_the_run_found(finished, labelled_folder, tmp
     output_dir, _ = finished
     model = VJEPAForVideoClassification.from_pretrained(output_dir / "classifier")
     processor = VJEPAVideoProcessor.from_pretrained(output_dir / "classifier")
-    metrics = evaluate_classifier(model, processor, settings_in(labelled_folder), tmp_path, silent)
+    metrics = evaluate_classifier(model, processor, settings_in(labelled_folder), tmp_path)
     found = read_results(output_dir)["heads"][0]["metrics"]
     assert metrics.top1 == found["top1"]
     assert metrics.top5 == found["top5"]

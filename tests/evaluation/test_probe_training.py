@@ -103,7 +103,7 @@ def test_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path):
     whole.run(tmp_path / "whole")
     stopped = training()
 
-    def stop(done, total):
+    def stop(what, done, total):
         if done == 8:  # in the third epoch, of which the first step is lost
             raise KeyboardInterrupt
 

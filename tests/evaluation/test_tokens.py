@@ -230,7 +230,7 @@ class StoppedError(Exception):
 
 
 def test_an_interrupted_filling_goes_on_where_it_was(labelled, tmp_path):
-    def stop(done, total):
+    def stop(what, done, total):
         assert total == NUM_VIDEOS
         if done == 2:
             raise StoppedError
@@ -243,7 +243,7 @@ def test_an_interrupted_filling_goes_on_where_it_was(labelled, tmp_path):
     with pytest.raises(RuntimeError, match="is not complete; fill it first"):
         list(cache.batches(ALL))
     seen = []
-    cache.fill(batch_size=2, progress=lambda done, total: seen.append(done))
+    cache.fill(batch_size=2, progress=lambda what, done, total: seen.append(done))
     assert encoder.num_clips == NUM_VIDEOS * 6
     assert seen == [4, 6, 7]
     for first, second in zip(cache.batches(ALL), encoded(labelled).batches(ALL), strict=True):
@@ -270,7 +270,7 @@ def test_two_processes_fill_one_cache_without_writing_over_each_other(labelled, 
     assert first.folder == second.folder
     has_begun = []
 
-    def let_the_other(done, total):
+    def let_the_other(what, done, total):
         if not has_begun:
             has_begun.append(True)
             second.fill(rank=1, num_processes=2, batch_size=2)

@@ -196,7 +196,7 @@ def test_interrupted_extraction_leaves_the_earlier_file_alone(opened, video, tmp
     output = tmp_path / "features.safetensors"
     output.write_bytes(b"earlier")
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
         if done:
             raise KeyboardInterrupt
 
@@ -254,9 +254,9 @@ def test_progress_counts_every_clip_once(opened, video):
         video,
         opened,
         ExtractionSettings(window=8, clips_per_pass=4),
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda *shown: seen.append(shown),
     )
-    assert seen == [(0, 6), (4, 6), (6, 6)]
+    assert seen == [(video.name, done, 6) for done in (0, 4, 6)]
 
 
 def test_no_more_than_one_clip_is_decoded_at_once(opened, video, monkeypatch):

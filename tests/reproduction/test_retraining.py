@@ -37,7 +37,7 @@ def quiet():
     return Console(file=io.StringIO())
 
 
-def accuracies_from_weights(encoders, videos, output_dir, settings, *, seeds, show_progress):
+def accuracies_from_weights(encoders, videos, output_dir, settings, *, seeds, progress):
     """In place of a probe, which costs more than all the rest: a share that the weights alone decide."""
     share = int(digest_weights(encoders[0])[:4], 16) / 0xFFFF
     top1 = SplitSummary(mean=share, deviation=None, num_splits=1)

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
+from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
 from .options import Manifests, existing, output_folder
 
 if TYPE_CHECKING:
-    from ..data.checking import CheckedVideo, CheckProgress, CheckSummary
+    from ..data.checking import CheckSummary
 
 
 def check_data(
@@ -73,7 +63,7 @@ def check_data(
         require_own_names(manifests)
         videos = [video.path for video in input_videos(files, manifests, sample=False)]
         others = [video.path for video in input_videos(files, [], sample=False)] if files else []
-        with _check_progress() as progress:
+        with ProgressBar() as progress:
             summary = check_videos(
                 videos,
                 output_dir / REPORT,
@@ -88,37 +78,6 @@ def check_data(
     for path in [output_dir / REPORT, *written]:
         typer.echo(f"wrote {path}")
     raise typer.Exit(1 if summary.bad else 0)
-
-
-class _VideoRate(ProgressColumn):
-    """Videos per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} videos/s" if task.speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def _check_progress() -> Iterator[CheckProgress]:
-    """A bar on stderr over all videos, with the number of bad ones so far in this run."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _VideoRate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar, num_bad = bars.add_task("checking", total=None), 0
-
-        def show(done: int, total: int, latest: CheckedVideo | None) -> None:
-            nonlocal num_bad
-            if latest is None:
-                bars.reset(bar, total=total, completed=done)
-                return
-            num_bad += not latest.ok
-            bars.update(bar, completed=done, description=f"checking, {num_bad} bad" if num_bad else "checking")
-
-        yield show
 
 
 def _show_check(summary: CheckSummary) -> None:

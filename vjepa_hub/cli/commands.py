@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..core.host_memory import reuse_freed_memory
+from ..core.progress import hide_library_bars
 from .check_data import check_data
 from .convert import convert
 from .export import export
@@ -54,6 +55,7 @@ def common_options(
 ) -> None:
     """V-JEPA: features, models and training from the command line."""
     reuse_freed_memory()
+    hide_library_bars()
 
 
 def _add(name: str, command: Callable[..., None], example: str, parser: type[TyperCommand] = TyperCommand) -> None:

@@ -1,26 +1,13 @@
-"""Shared by the commands: usage errors, options, progress bars."""
+"""Shared by the commands: usage errors and options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
-
-from ..core.distributed import is_first_process
 
 if TYPE_CHECKING:
     from ..features.video_list import VideoFile
@@ -35,28 +22,6 @@ def usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error.args[0])) from error
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-
-
-class Rate(ProgressColumn):
-    """Steps or videos per second."""
-
-    def render(self, task: Task) -> Text:
-        """The rate as text."""
-        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with the time that is left, in the first process."""
-    with Progress(*columns(), console=Console(stderr=True), disable=not is_first_process()) as bars:
-        bar = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
-def columns() -> tuple[ProgressColumn, ...]:
-    """Columns of a progress bar: title, bar, count, rate, time left."""
-    description = TextColumn("{task.description}", markup=False)
-    return description, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
 
 
 # A summary of more videos than these names only those that failed.

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
+from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
 from .options import ConfigFile, Device, Manifests, ModelName, existing, output_folder
 
@@ -30,7 +20,7 @@ if TYPE_CHECKING:
     from ..core.distributed import Processes
     from ..features.extraction import ExtractionSettings
     from ..features.video_list import VideoFile
-    from ..features.video_set import AfterEach, VideoProgress, VideoReport
+    from ..features.video_set import AfterEach, VideoReport
     from ..hub.loading import OpenedModel
 
 
@@ -172,7 +162,7 @@ def _extract_shared(
     """Do the videos of this process; the first one shows a bar and the summary. Whether all videos succeeded."""
     from ..features.video_set import OutputMismatchError, extract_video_set
 
-    with _clip_progress(videos, processes) as progress:
+    with ProgressBar() as progress:
         try:
             reports = extract_video_set(
                 videos,
@@ -190,40 +180,6 @@ def _extract_shared(
         _show_reports(reports, opened)
     processes.wait()  # torchrun ends all as soon as one exits with 1
     return not any(report.error for report in reports)
-
-
-class _ClipRate(ProgressColumn):
-    """Clips per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} clips/s" if task.speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def _clip_progress(videos: list[VideoFile], processes: Processes) -> Iterator[VideoProgress | None]:
-    """A bar on stderr for the video at work in the first of the processes."""
-    if not processes.is_first:
-        yield None
-        return
-    numbers = {video.path: number for number, video in enumerate(videos, 1)}
-    beside = "" if processes.count == 1 else f", process 1 of {processes.count}"
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _ClipRate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        bar = bars.add_task("", total=None)
-
-        def show(source: Path, done: int, total: int) -> None:
-            if done == 0:
-                place = f"{numbers[source]} of {len(videos)}{beside}"
-                bars.reset(bar, total=total, description=f"{source.name} ({place})")
-            bars.update(bar, completed=done)
-
-        yield show
 
 
 def _show_reports(reports: list[VideoReport], opened: OpenedModel) -> None:

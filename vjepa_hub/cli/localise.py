@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    Progress,
-    TaskID,
-)
 from rich.text import Text
 
-from .common import columns, compute_dtype, usage_errors
+from ..core.progress import ProgressBar
+from .common import compute_dtype, usage_errors
 from .options import Device, complete_models, existing, known_model, output_folder, set_values
 
 
@@ -70,7 +65,7 @@ def localise(
     from ..evaluation.ava.run import run_localisation
     from ..evaluation.tokens import EncodingSettings
 
-    with usage_errors(), _stages() as show_stage:
+    with usage_errors(), ProgressBar() as progress:
         file = run_localisation(
             model,
             train_annotations=train,
@@ -88,22 +83,8 @@ def localise(
             encoding=EncodingSettings(
                 dtype=compute_dtype(dtype, device), clips_per_pass=clips_per_pass, num_workers=num_workers
             ),
-            on_progress=show_stage,
+            progress=progress,
         )
     found = json.loads(file.read_text())
     Console().print(Text(f"mean average precision {found['mean_average_precision']:.4f}"))
     typer.echo(f"wrote {file}")
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each named part of the work."""
-    with Progress(*columns(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield show

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from ..core.progress import ProgressBar
 from .common import usage_errors
 from .options import existing, output_folder
 
@@ -53,13 +53,12 @@ def make_videos(
 
     from ..data.synthetic.videos import MADE_KINDS
     from ..data.synthetic.videos import make_videos as make
-    from ..pretraining.console import shown_progress
 
     look: dict[str, Any] = {} if scene is None else {"scene": scene}
     with usage_errors():
         settings = MADE_KINDS[kind.value](
             num_videos=num_videos, size=size, num_frames=num_frames, split=split, seed=seed, **look
         )
-        with shown_progress(Console(stderr=True), f"making {num_videos:,} videos in {folder}") as progress:
+        with ProgressBar() as progress:
             manifest = make(folder, settings, pictures=pictures, progress=progress)
     typer.echo(f"wrote {manifest}")

@@ -104,14 +104,11 @@ def _data_shares(paths: list[str] | None, weights: list[float] | None) -> list[D
 
 
 def _run_recipe(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    from transformers.utils import logging as transformers_logging
-
     from ..data.quarantine import NoReadableVideoError, TooManyBadVideosError
     from ..pretraining.finite import NonFiniteLossError
     from ..pretraining.interruption import InterruptedRunError
     from ..pretraining.run import prepare_run
 
-    transformers_logging.disable_progress_bar()  # one for each checkpoint, through our own
     with usage_errors():
         run = prepare_run(recipe, output_dir=output_dir, resume=resume, overwrite=overwrite)
     try:

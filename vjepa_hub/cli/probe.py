@@ -13,7 +13,8 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from ..core.distributed import is_first_process
-from .common import compute_dtype, progress, read_names, usage_errors, warn_of_unreadable
+from ..core.progress import ProgressBar
+from .common import compute_dtype, read_names, usage_errors, warn_of_unreadable
 from .options import ClassNames, Device, complete_models, existing, known_encoders, output_folder, set_values
 
 if TYPE_CHECKING:
@@ -170,7 +171,9 @@ def probe(
         if eval_only:
             _evaluate_only(settings, output_dir)
         else:
-            _show_rows(run_probe(settings, output_dir, progress), settings, output_dir)
+            with ProgressBar() as progress:
+                rows = run_probe(settings, output_dir, progress)
+            _show_rows(rows, settings, output_dir)
 
 
 def _heads(
@@ -192,7 +195,8 @@ def _evaluate_only(settings: ProbeSettings, output_dir: Path) -> None:
     if len(settings.encoders) > 1:
         raise ValueError(f"--eval-only takes one model, but {len(settings.encoders)} are given; run it for each")
     model, processor = _open_classifier(settings)
-    metrics = evaluate_classifier(model, processor, settings, output_dir, progress)
+    with ProgressBar() as progress:
+        metrics = evaluate_classifier(model, processor, settings, output_dir, progress)
     _show_metrics(metrics, output_dir)
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .common import progress, usage_errors
+from ..core.progress import ProgressBar
+from .common import usage_errors
 from .options import complete_models, existing, known_model, output_folder
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _check_accuracy(
     from ..evaluation.protocols import find_protocol
     from ..evaluation.slice_evaluation import check_stated_accuracy
 
-    with progress("evaluating a slice") as show:
+    with ProgressBar() as progress:
         return check_stated_accuracy(
             report,
             data,
@@ -134,7 +135,7 @@ def _check_accuracy(
             limit=limit,
             device=device,
             num_workers=num_workers,
-            progress=show,
+            progress=progress,
         )
 
 

@@ -20,13 +20,14 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..core.files import write_whole
+from ..core.progress import Progress, no_progress
 from .manifests import read_manifest_entries
 from .video import available_backends
 
@@ -51,9 +52,6 @@ sys.modules["vjepa_hub"] = package
 from vjepa_hub.data.checking_child import serve
 serve()
 """
-
-CheckProgress = Callable[[int, int, "CheckedVideo | None"], None]
-"""Called with (videos that are done, all videos, the latest)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +143,7 @@ def check_videos(
     processes: int | None = None,
     backend: str | None = None,
     again: bool = False,
-    progress: CheckProgress | None = None,
+    progress: Progress = no_progress,
 ) -> CheckSummary:
     """Decode every frame of every video, in parallel, and remember the results in a report.
 
@@ -161,7 +159,8 @@ def check_videos(
         processes: Files that are decoded at the same time, one thread each. None: as many as there are processors.
         backend: The only decoder to use. None: as said above.
         again: Whether to check also what the report knows.
-        progress: Called at the beginning and after each video.
+        progress: Called with the videos that are checked, and all videos, at the beginning and after each; its words
+            count the bad ones.
 
     Raises:
         ValueError: a number out of range, a backend that is not there, or a report that is something else.
@@ -175,20 +174,16 @@ def check_videos(
     checked = _read_report(Path(report))
     tasks = {path: _Task.of(path, backends) for path in map(os.path.abspath, videos)}
     done = {} if again else {path: checked[path] for path in tasks if tasks[path].is_done_by(checked.get(path))}
-    num_done_before = len(done)
-    _show(progress, len(done), len(tasks), None)
+    num_done_before, num_bad = len(done), 0
+    progress("checking", len(done), len(tasks))
     supervisor = _Supervisor([tasks[path] for path in tasks if path not in done], timeout, processes)
     with _ReportFile(Path(report)) as file:
         for video in supervisor.run():
             file.append(video)
             done[video.path] = video
-            _show(progress, len(done), len(tasks), video)
+            num_bad += not video.ok
+            progress(f"checking, {num_bad} bad" if num_bad else "checking", len(done), len(tasks))
     return CheckSummary(tuple(done[path] for path in tasks), num_done_before)
-
-
-def _show(progress: CheckProgress | None, num_done: int, num_videos: int, latest: CheckedVideo | None) -> None:
-    if progress is not None:
-        progress(num_done, num_videos, latest)
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -3,12 +3,12 @@
 Training and test videos share neither pictures, nor textures, nor backgrounds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import PositiveInt
 
+from ..core.progress import Progress, no_progress
 from ..core.settings import Settings
 from ..data.synthetic.moving_pictures import FASHION_MNIST_CLASSES, MovingPictureSettings
 from ..data.synthetic.shapes import MOTIONS, SyntheticVideoSettings
@@ -25,7 +25,6 @@ ATTENTIVE_HEADS = tuple(
     HeadSettings(pooling="attentive", learning_rate=rate, weight_decay=0.01) for rate in (3e-4, 1e-3, 3e-3)
 )
 TRAIN, TEST = "train", "test"
-ShowProgress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 class MadeTaskSettings(Settings):
@@ -62,22 +61,21 @@ class MadeTaskSettings(Settings):
         return SyntheticVideoSettings(num_videos=num_videos, size=self.size, num_frames=self.num_frames, split=split)
 
 
-def make_task_videos(folder: str | Path, settings: MadeTaskSettings, show_progress: ShowProgress) -> None:
+def make_task_videos(folder: str | Path, settings: MadeTaskSettings, progress: Progress = no_progress) -> None:
     """Write the videos of both splits to `train` and `test` below a folder. Those that are there are kept.
 
     Args:
         folder: Made if it is not there.
         settings: Which videos.
-        show_progress: Gives a function (done, total) to show how far the named work is.
+        progress: Called as the work goes on.
 
     Raises:
         FileNotFoundError: The pictures are not there.
         ValueError: A number lies outside its range, or the folder has other videos.
     """
     for split, num_videos in ((TRAIN, settings.num_train), (TEST, settings.num_test)):
-        with show_progress(f"making {num_videos:,} videos") as progress:
-            made = settings.videos(split, num_videos)
-            make_videos(Path(folder) / split, made, pictures=settings.pictures, progress=progress)
+        made = settings.videos(split, num_videos)
+        make_videos(Path(folder) / split, made, pictures=settings.pictures, progress=progress)
 
 
 def probe_tasks(
@@ -89,7 +87,7 @@ def probe_tasks(
     heads: Sequence[HeadSettings] = ATTENTIVE_HEADS,
     seeds: Sequence[int] = (0, 1, 2),
     label_fractions: Sequence[float] = (),
-    show_progress: ShowProgress,
+    progress: Progress = no_progress,
 ) -> dict[str, list[SummaryRow]]:
     """Train heads on frozen encoders in both tasks. The same call goes on after an interruption.
 
@@ -103,7 +101,7 @@ def probe_tasks(
         heads: That are trained side by side; the best on the test videos is the selected one.
         seeds: Of the heads.
         label_fractions: Shares of the training labels; by default all of them.
-        show_progress: Gives a function (done, total) to show how far the named work is.
+        progress: Called as the work goes on.
 
     Returns:
         For each task a row for each encoder, share of the labels and head.
@@ -126,7 +124,7 @@ def probe_tasks(
             num_classes=num_classes,
             cache=output_dir / "features",
         )
-        rows[task] = run_probe(probe, output_dir / task, show_progress)
+        rows[task] = run_probe(probe, output_dir / task, progress)
     return rows
 
 

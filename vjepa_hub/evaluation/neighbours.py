@@ -18,6 +18,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
+from ..core.progress import Progress, no_progress
 from ..data.clip_order import ClipRequest
 from ..heads.metrics import INTERVAL_PERCENTILES
 from .clips import EvaluationClips
@@ -124,7 +125,7 @@ def describe_set(
     descriptor: str = "mean-std",
     *,
     encoding: EncodingSettings | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> ClipDescriptors:
     """Descriptors of a labelled set, as a validation of the protocol sees its videos.
 
@@ -134,7 +135,7 @@ def describe_set(
         protocol: Which clips of each. The tokens of all its segments and views count together.
         descriptor: One of `DESCRIPTORS`.
         encoding: How clips are encoded.
-        progress: Called with (videos that are described, all videos).
+        progress: Called with the videos that are described, and all videos, after each batch.
 
     Raises:
         KeyError: There is no such descriptor.
@@ -164,7 +165,7 @@ def describe_token_source(
     *,
     num_times: int = 1,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> ClipDescriptors:
     """Descriptors of all videos whose tokens a source has, one after the other.
 
@@ -173,7 +174,7 @@ def describe_token_source(
         descriptor: One of `DESCRIPTORS`.
         num_times: See `describe_tokens`.
         batch_size: Videos at once.
-        progress: Called with (videos that are described, all videos).
+        progress: Called with the videos that are described, and all videos, after each batch.
 
     Raises:
         KeyError: There is no such descriptor.
@@ -193,8 +194,7 @@ def describe_token_source(
         if readable.any():
             tokens = batch.tokens[readable].flatten(1, 3)  # (B, V S N, D)
             features.append(describe_tokens(tokens, descriptor, num_times=num_times).cpu())
-        if progress is not None:
-            progress(sum(map(len, is_readable)), num_videos)
+        progress("describing", sum(map(len, is_readable)), num_videos)
     if not features:
         raise ValueError(f"none of {num_videos} videos of {source.labelled.description or 'the set'} could be read")
     found = np.concatenate(is_readable)

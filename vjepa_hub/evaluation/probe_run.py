@@ -18,8 +18,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +30,7 @@ from safetensors.torch import save_file
 
 from ..core.distributed import join_processes
 from ..core.files import write_whole
+from ..core.progress import Progress, no_progress
 from ..core.settings import Settings, Share
 from ..heads.metrics import ClassificationMetrics, compute_metrics
 from ..heads.pooling import AttentiveHead, HeadSettings, attach_head
@@ -43,7 +43,7 @@ from .encoders.frozen_encoder import FrozenEncoder
 from .encoders.opening import VJEPAClipEncoder, open_encoder
 from .label_efficiency import SplitSummary, stratified_split, summarise, write_split
 from .labelled import LabelledSet, check_training_classes, open_labelled
-from .probe_training import CHECKPOINT, Predictions, ProbeTraining, Progress, predict
+from .probe_training import CHECKPOINT, Predictions, ProbeTraining, predict
 from .protocols import Protocol
 from .results import (
     RESULTS_NAME,
@@ -61,7 +61,6 @@ logger = logging.getLogger(__name__)
 RUN_NAME, SUMMARY_NAME, CLASSIFIER, HEAD_NAME = "run.json", "summary.json", "classifier", "head.safetensors"
 SELECTION_RULE = "the head with the highest top-1 accuracy on the validation set itself; the first of equal ones"
 ONLY_RULE = "the only head"
-ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 
 
 class ProbeSettings(Settings):
@@ -182,7 +181,7 @@ class SummaryRow:
     top5: SplitSummary
 
 
-def run_probe(settings: ProbeSettings, output_dir: str | Path, show_progress: ShowProgress) -> list[SummaryRow]:
+def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progress = no_progress) -> list[SummaryRow]:
     """Train and evaluate probes; what is complete from an earlier run with the same settings is kept.
 
     Every process of a `torchrun` calls it; the first one writes.
@@ -190,7 +189,7 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, show_progress: Sh
     Args:
         settings: What, on what, and how.
         output_dir: Folder of the run.
-        show_progress: Gives a function (done, total) to show how far the named work is.
+        progress: Called as the work goes on.
 
     Returns:
         The table, in the order of encoders, shares and heads.
@@ -203,7 +202,7 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, show_progress: Sh
     train, validation = _open_sets(settings)
     outcomes = []
     for encoder_name in settings.encoders:
-        evaluation = _EncoderEvaluation(settings, encoder_name, train, validation, show_progress)
+        evaluation = _EncoderEvaluation(settings, encoder_name, train, validation, progress)
         for job in _jobs(settings, encoder_name, output_dir):
             outcomes.append(evaluation.run(job, output_dir))
     rows = summarise_outcomes(outcomes)
@@ -218,7 +217,7 @@ def evaluate_classifier(
     processor: VJEPAVideoProcessor,
     settings: ProbeSettings,
     output_dir: str | Path,
-    show_progress: ShowProgress,
+    progress: Progress = no_progress,
 ) -> ClassificationMetrics:
     """Evaluate a classifier that is trained already, such as a released probe.
 
@@ -227,7 +226,7 @@ def evaluate_classifier(
         processor: The one that belongs to it.
         settings: The protocol and the validation set; there must be one name in `encoders`, that of the model.
         output_dir: Where results, picture and table go.
-        show_progress: See `run_probe`.
+        progress: Called as the work goes on.
 
     Raises:
         ValueError: The set has other classes than the model.
@@ -248,10 +247,8 @@ def evaluate_classifier(
     head: torch.nn.Module = AttentiveHead.of_classifier(model)
     head.to(device)
     clips = EvaluationClips(validation, settings.protocol, clip_format_of(encoder))
-    with show_progress(f"evaluating on {len(validation):,} videos") as progress:
-        predictions = predict(
-            EncodedClips(encoder, clips, settings.encoding), [head], settings.protocol, progress=progress
-        )
+    source = EncodedClips(encoder, clips, settings.encoding)
+    predictions = predict(source, [head], settings.protocol, progress=progress)
     metrics = compute_metrics(predictions.probabilities[0], validation.labels, predictions.is_readable)
     if join_processes().is_first:
         own = HeadSettings(pooling="attentive", learning_rate=settings.protocol.learning_rate, weight_decay=0.0)
@@ -347,9 +344,9 @@ class _EncoderEvaluation:
         name: str,
         train: LabelledSet,
         validation: LabelledSet,
-        show_progress: ShowProgress,
+        progress: Progress,
     ):
-        self.settings, self.train, self.validation, self.show_progress = settings, train, validation, show_progress
+        self.settings, self.train, self.validation, self.progress = settings, train, validation, progress
         self.device = torch.device(join_processes().choose_device(settings.device))
         self.encoder = open_encoder(
             name,
@@ -400,8 +397,7 @@ class _EncoderEvaluation:
             seed=job.seed,
             device=self.device,
         )
-        with self.show_progress(self._title("training", job)) as progress:
-            training.run(job.folder, progress=progress)
+        training.run(job.folder, progress=self._progress_of(job))
         return training
 
     def _training_source(self, train: LabelledSet, chosen: np.ndarray | None, job: Job) -> TokenSource:
@@ -420,13 +416,12 @@ class _EncoderEvaluation:
         if self.settings.cache is None:
             return encoded
         cached, processes = CachedClips(self.settings.cache, encoded), join_processes()
-        with self.show_progress(self._title("encoding", job)) as progress:
-            cached.fill(
-                rank=processes.rank,
-                num_processes=processes.count,
-                batch_size=self._videos_per_pass(protocol.num_segments * protocol.num_views),
-                progress=progress,
-            )
+        cached.fill(
+            rank=processes.rank,
+            num_processes=processes.count,
+            batch_size=self._videos_per_pass(protocol.num_segments * protocol.num_views),
+            progress=self._progress_of(job),
+        )
         processes.wait()
         return cached
 
@@ -434,16 +429,17 @@ class _EncoderEvaluation:
         protocol = self.settings.protocol
         source = self._source(self.validation, protocol, job)
         size = self._videos_per_pass(protocol.num_segments * protocol.num_views)
-        with self.show_progress(self._title("evaluating", job)) as progress:
-            return predict(source, heads, protocol, batch_size=size, progress=progress)
+        return predict(source, heads, protocol, batch_size=size, progress=self._progress_of(job))
 
     def _videos_per_pass(self, clips_per_video: int) -> int:
         """As many as fill a pass of the encoder, at least one."""
         return max(1, self.settings.encoding.clips_per_pass // clips_per_video)
 
-    def _title(self, work: str, job: Job) -> str:
+    def _progress_of(self, job: Job) -> Progress:
+        """Progress that names the encoder, the share of the labels and the seed."""
         share = f", {job.fraction:g} of the labels, split {job.split}" if self.settings.label_fractions else ""
-        return f"{work} {self.encoder.name}{share}, seed {job.seed}"
+        title = f"{self.encoder.name}{share}, seed {job.seed}"
+        return lambda what, done, total: self.progress(f"{what} {title}", done, total)
 
     def _write(self, record: "_Record", job: Job, training: ProbeTraining, predictions: Predictions) -> None:
         if not join_processes().is_first:

@@ -10,7 +10,7 @@ one step ahead, no decay on biases and 1-D parameters, gradients of each head cl
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ..core.distributed import join_processes
 from ..core.files import written_whole
+from ..core.progress import Progress, no_progress
 from ..data.clip_order import ClipRequest
 from ..data.random_streams import Stream, generator_at
 from ..heads.pooling import HeadSettings, build_head
@@ -29,7 +30,6 @@ from .protocols import Protocol
 from .tokens import TokenBatch, TokenSource
 
 CHECKPOINT = "heads.pt"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,12 +211,12 @@ class ProbeTraining:
         self.num_unreadable = 0
         self.losses: list[list[float]] = []  # of each epoch, the mean loss of each head
 
-    def run(self, folder: Path, *, progress: Progress | None = None) -> None:
+    def run(self, folder: Path, *, progress: Progress = no_progress) -> None:
         """Train to the end, from the last complete epoch that is found in a folder.
 
         Args:
             folder: Where the heads are kept after each epoch.
-            progress: Called with (steps done, all steps) after each.
+            progress: Called with the steps that are done, and all steps, after each.
 
         Raises:
             ValueError: What is kept there was trained with other settings.
@@ -229,8 +229,7 @@ class ProbeTraining:
             losses = []
             for number, of_heads in enumerate(self._steps(steps, done), done + 1):
                 losses.append(of_heads)
-                if progress is not None:
-                    progress(number, self.plan.total_steps)
+                progress("training", number, self.plan.total_steps)
             self.losses.append(torch.tensor(losses, dtype=torch.float64).nanmean(0).tolist())
             self._save(folder, epoch + 1)
 
@@ -317,7 +316,7 @@ def predict(
     protocol: Protocol,
     *,
     batch_size: int = 8,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Predictions:
     """Class probabilities of a validation set, shared out among the processes; all of them get the whole.
 
@@ -326,7 +325,7 @@ def predict(
         heads: Each is in float32 and gives logits.
         protocol: Whether the segments of a video are attended together.
         batch_size: Videos at once, in each process.
-        progress: Called with (videos done, all videos of this process) after each batch.
+        progress: Called with the videos that are done, and all videos of this process, after each batch.
     """
     processes = join_processes()
     share = range(len(source.labelled))[processes.rank :: processes.count]
@@ -338,8 +337,7 @@ def predict(
         of_heads = [_probabilities(head, batch, protocol).cpu().double().numpy() for head in heads]
         found.append((batch.indices.tolist(), batch.is_readable.tolist(), of_heads))
         done += len(batch.indices)
-        if progress is not None:
-            progress(done, len(share))
+        progress("evaluating", done, len(share))
     return _merge(processes.gather(found), len(heads), source)
 
 

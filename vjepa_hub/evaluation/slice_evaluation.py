@@ -1,13 +1,14 @@
 """A slice of an evaluation that a published classifier states, run again: same protocol, some of the videos."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..core.progress import Progress, no_progress
 from ..heads.metrics import ClassificationMetrics, compute_metrics
 from ..heads.pooling import AttentiveHead
 from ..hub.class_names import chosen_names
@@ -36,7 +37,7 @@ def check_stated_accuracy(
     limit: int,
     device: str = "cpu",
     num_workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Check:
     """Compare the accuracy that a classifier's card states with that on a slice of the data set.
 
@@ -47,7 +48,7 @@ def check_stated_accuracy(
         limit: As for `evaluate_slice`, and so are the rest and the errors.
         device: Where.
         num_workers: Processes that decode.
-        progress: Told how many videos are done, of how many.
+        progress: Called with the videos that are done, and all videos, after each batch.
 
     Returns:
         The check; skipped where the model is no classifier, a check failed before, or the card states no accuracy.
@@ -111,7 +112,7 @@ def evaluate_slice(
     limit: int,
     device: str = "cpu",
     num_workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> ClassificationMetrics:
     """Evaluate a classifier on some of the videos of a labelled set, drawn at random from seed 0.
 
@@ -122,7 +123,7 @@ def evaluate_slice(
         limit: Videos at most.
         device: Where.
         num_workers: Processes that decode.
-        progress: Told how many videos are done, of how many.
+        progress: Called with the videos that are done, and all videos, after each batch.
 
     Raises:
         FileNotFoundError: There is no such set.

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, default_collate
 
 from ..core.files import write_whole, written_whole
+from ..core.progress import Progress, no_progress
 from ..core.settings import Settings
 from ..data.clip_order import ClipRequest
 from .clips import EvaluationClips, LabelledClip, TrainingClips
@@ -179,7 +180,7 @@ class CachedClips(TokenSource):
         rank: int = 0,
         num_processes: int = 1,
         batch_size: int = 8,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = no_progress,
     ) -> None:
         """Compute what is missing of one process's share.
 
@@ -187,7 +188,7 @@ class CachedClips(TokenSource):
             rank: Number of the process.
             num_processes: How many share the work; they must see the same folder.
             batch_size: Videos at once.
-            progress: Called with (videos that are there, all videos of the share) after each batch.
+            progress: Called with the videos that are there, and all videos of the share, after each batch.
 
         Raises:
             OSError: There is no room for it.
@@ -205,8 +206,7 @@ class CachedClips(TokenSource):
             assert batch is not None
             self._write(batch)
             done += len(batch.indices)
-            if progress is not None:
-                progress(done, len(share))
+            progress("encoding", done, len(share))
 
     def batches(self, requests: Batches) -> Iterator[TokenBatch | None]:
         """See `TokenSource`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from safetensors import safe_open
 from .. import __version__
 from ..core.files import written_whole
 from ..core.fingerprints import hash_weights
+from ..core.progress import Progress, no_progress
 from ..core.settings import Settings
 from ..data.clip_sampling import plan_windows
 from ..data.video import VideoReader, available_backends, open_video, read_image
@@ -51,8 +52,6 @@ _SAFETENSORS_NAMES = {
 }
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-ClipProgress = Callable[[int, int], None]
-"""Called with (clips done, clips in the video)."""
 
 
 class FeatureExtractionError(ValueError):
@@ -268,7 +267,7 @@ def encode_pixels(pixels: torch.Tensor, opened: OpenedModel) -> torch.Tensor:
 
 
 def extract_features(
-    path: str | Path, opened: OpenedModel, settings: ExtractionSettings, *, progress: ClipProgress | None = None
+    path: str | Path, opened: OpenedModel, settings: ExtractionSettings, *, progress: Progress = no_progress
 ) -> VideoFeatures:
     """Features of one video, in memory. For long videos with dense features see `extract_features_to_file`.
 
@@ -276,7 +275,7 @@ def extract_features(
         path: Video or image file.
         opened: The model and its processor, from `vjepa_hub.hub.loading.open_model`.
         settings: Windows, and what to keep.
-        progress: Called before the first batch and after each.
+        progress: Called with the clips that are done, and all clips, before the first batch and after each.
 
     Raises:
         VideoDecodingError: the file cannot be opened or read.
@@ -297,7 +296,7 @@ def extract_features_to_file(
     opened: OpenedModel,
     settings: ExtractionSettings,
     *,
-    progress: ClipProgress | None = None,
+    progress: Progress = no_progress,
     model_metadata: dict[str, str] | None = None,
 ) -> VideoFeatures:
     """Features of one video, written as they come: one batch of frames and tokens is in memory at a time.
@@ -307,7 +306,7 @@ def extract_features_to_file(
         output: The safetensors file to write; replaced if it exists.
         opened: The model and its processor.
         settings: Windows, and what to keep.
-        progress: Called before the first batch and after each.
+        progress: Called with the clips that are done, and all clips, before the first batch and after each.
         model_metadata: What `describe_model(opened)` returned, for callers that write many files.
 
     Returns:
@@ -528,18 +527,16 @@ def _iterate_batches(
     plan: _ClipPlan,
     opened: OpenedModel,
     settings: ExtractionSettings,
-    progress: ClipProgress | None,
+    progress: Progress,
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """(first clip, what to keep of the batch), in the order of the video."""
     total = len(plan.windows)
-    if progress is not None:
-        progress(0, total)
+    progress(plan.metadata["file"], 0, total)
     for first in range(0, total, settings.clips_per_pass):
         windows = plan.windows[first : first + settings.clips_per_pass]
         tokens = encode_clips([video.read_frames(window) for window in windows], opened)
         yield first, _kept(tokens, opened.name, settings)
-        if progress is not None:
-            progress(first + len(windows), total)
+        progress(plan.metadata["file"], first + len(windows), total)
 
 
 def _kept(tokens: torch.Tensor, model_name: str, settings: ExtractionSettings) -> dict[str, torch.Tensor]:

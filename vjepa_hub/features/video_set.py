@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..core.distributed import Processes, share_out
 from ..core.files import write_whole
+from ..core.progress import Progress, no_progress
 from ..data.video import VideoDecodingError
 from .extraction import (
     ExtractionSettings,
@@ -53,8 +54,6 @@ _IDENTITY = (
     "dense",
 )
 
-VideoProgress = Callable[[Path, int, int], None]
-"""Called with (video, clips done, clips in the video)."""
 AfterEach = Callable[[Path, Path], Sequence[Path]]
 """Called with (video, its features file); returns the further files that it wrote."""
 
@@ -100,7 +99,7 @@ def extract_video_set(
     *,
     overwrite: bool = False,
     after_each: AfterEach | None = None,
-    progress: VideoProgress | None = None,
+    progress: Progress = no_progress,
     processes: Processes | None = None,
 ) -> list[VideoReport]:
     """Features of several videos, one file each. One that cannot be read is reported, and the others go on.
@@ -130,9 +129,13 @@ def extract_video_set(
     processes, folder, model_metadata = processes or Processes(), Path(output_dir), describe_model(opened)
     wanted = {**model_metadata, **settings.describe(opened.model.config.frames_per_clip)}
     tasks = processes.from_first(lambda: _plan_set(videos, folder, wanted, overwrite))
+
+    def numbered(place: int) -> Progress:
+        return lambda what, done, total: progress(f"{what} ({place + 1} of {len(tasks)})", done, total)
+
     reports = [
-        (number, _do_task(tasks[number], opened, settings, model_metadata, after_each, progress))
-        for number in _own_share(tasks, processes)
+        (place, _do_task(tasks[place], opened, settings, model_metadata, after_each, numbered(place)))
+        for place in _own_share(tasks, processes)
     ]
     in_order = [report for _, report in sorted(processes.gather(reports), key=lambda numbered: numbered[0])]
     if processes.is_first:
@@ -201,34 +204,20 @@ def _do_task(
     settings: ExtractionSettings,
     model_metadata: dict[str, str],
     after_each: AfterEach | None,
-    progress: VideoProgress | None,
+    progress: Progress,
 ) -> VideoReport:
     report = VideoReport(task.source, is_done_before=task.is_done)
     try:
         if not task.is_done:
-            _extract(task, opened, settings, model_metadata, progress)
+            extract_features_to_file(
+                task.source, task.output, opened, settings, progress=progress, model_metadata=model_metadata
+            )
             report = replace(report, outputs=(task.output,))
         further = after_each(task.source, task.output) if after_each is not None else ()
     except (VideoDecodingError, FeatureExtractionError) as error:
         logger.warning("skipped %s: %s", task.source, error)
         return replace(report, error=str(error))
     return replace(report, outputs=(*report.outputs, *further), num_clips=load_features(task.output).num_clips)
-
-
-def _extract(
-    task: _Task,
-    opened: OpenedModel,
-    settings: ExtractionSettings,
-    model_metadata: dict[str, str],
-    progress: VideoProgress | None,
-) -> None:
-    def clip_progress(done: int, total: int) -> None:
-        if progress is not None:
-            progress(task.source, done, total)
-
-    extract_features_to_file(
-        task.source, task.output, opened, settings, progress=clip_progress, model_metadata=model_metadata
-    )
 
 
 def _list_failures(reports: list[VideoReport], folder: Path) -> None:

@@ -1,15 +1,14 @@
 """What a run shows of itself: its facts before it begins, then one line a log, and a bar where there is a terminal."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..core.progress import ProgressBar
 from .health import PREFIX as HEALTH
 from .probe import PREFIX as PROBE
 
@@ -41,7 +40,7 @@ class ConsoleCallback(TrainerCallback):
 
     def __init__(self, console: Console):
         self.console = console
-        self._progress: Progress | None = None
+        self._bar: ProgressBar | None = None
         self._start = self._previous = (0, 0.0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -50,14 +49,13 @@ class ConsoleCallback(TrainerCallback):
             return
         self._start = self._previous = (state.global_step, time.perf_counter())
         if self.console.is_terminal:
-            self._progress = Progress(*_bar_columns("steps"), console=self.console, transient=True)
-            self._progress.add_task("", total=state.max_steps, completed=state.global_step)
-            self._progress.start()
+            self._bar = ProgressBar(self.console)
+            self._bar("steps", state.global_step, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Move the bar."""
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=state.global_step)
+        if self._bar is not None:
+            self._bar("steps", state.global_step, state.max_steps)
 
     def on_log(
         self,
@@ -82,9 +80,9 @@ class ConsoleCallback(TrainerCallback):
 
     def close(self) -> None:
         """Take the bar away, also after an error."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def _show(self, place: str, entries: list[str]) -> None:
         self.console.print(Text("  ".join([place, *entries])), soft_wrap=True)
@@ -119,19 +117,3 @@ def format_health(logs: Mapping[str, float]) -> list[str]:
         if name.startswith(PROBE):
             shown.append(f"{name.removeprefix(PROBE).removesuffix('_accuracy')} {100 * value:.0f} %")
     return shown
-
-
-@contextmanager
-def shown_progress(console: Console, what: str) -> Iterator:
-    """A function (done, total) that shows how far something is: a bar on a terminal, elsewhere one line."""
-    if not console.is_terminal:
-        console.print(Text(what), soft_wrap=True)
-        yield lambda done, total: None
-        return
-    with Progress(*_bar_columns(what), console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _bar_columns(what: str) -> tuple:
-    return TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

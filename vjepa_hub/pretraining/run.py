@@ -15,7 +15,6 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..core.files import write_whole
+from ..core.progress import ProgressBar
 from ..hub.conversion import convert_original_checkpoint
 from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
 from ..hub.registry import find_bundled
@@ -37,7 +37,7 @@ from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .arguments import VJEPATrainingArguments
 from .checkpoints import INCOMPLETE
-from .console import ConsoleCallback, shown_progress
+from .console import ConsoleCallback
 from .estimate import measure_matrix_flops
 from .interruption import InterruptedRunError, StopOnSignal
 from .metrics_log import MetricsCSVCallback
@@ -285,7 +285,8 @@ def build_trainer(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, co
         folder: Where it writes.
         console: Where progress is shown.
     """
-    data = open_run_data(recipe, args, folder, partial(shown_progress, console))
+    with ProgressBar(console) as progress:
+        data = open_run_data(recipe, args, folder, progress)
     trainer = VJEPATrainer(
         build_model(recipe),
         args,

@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..core.progress import Progress, no_progress
 from ..data.augmentation import resize_cutouts
 from ..data.dataset import ClipReader, VideoClipDataset
 from ..data.quarantine import Quarantine
@@ -36,9 +36,6 @@ NO_DATA = (
     ".parquet), a folder of videos, or tar files"
 )
 
-Progress = Callable[[int, int], None]
-ShowProgress = Callable[[str], AbstractContextManager[Progress]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
@@ -56,24 +53,24 @@ class RunData:
     probe: OnlineProbe | None = None
 
 
-def open_run_data(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, show_progress: ShowProgress) -> RunData:
+def open_run_data(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, progress: Progress) -> RunData:
     """Open the videos of a recipe; where it names none, make them below the run's folder.
 
     Args:
         recipe: The run.
         args: Its arguments.
         folder: Its folder.
-        show_progress: Gives a function (done, total) to show how far the named work is.
+        progress: Called as videos are made and read.
 
     Raises:
         ValueError: There is no data, and the recipe makes none; or a source that cannot be understood.
         OSError: A source that is not there.
     """
     if recipe.data:
-        return _open_given(recipe, args, folder, show_progress)
+        return _open_given(recipe, args, folder, progress)
     if recipe.synthetic is None:
         raise ValueError(NO_DATA.format(name=recipe.name))
-    return _make_synthetic(recipe, recipe.synthetic, args, folder, show_progress)
+    return _make_synthetic(recipe, recipe.synthetic, args, folder, progress)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,7 +78,7 @@ def open_run_data(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, sh
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, show_progress: ShowProgress) -> RunData:
+def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, progress: Progress) -> RunData:
     paths = [share.path for share in recipe.data]
     names = ", ".join(os.path.basename(path.rstrip("/")) for path in paths)
     if recipe.clips.stream:
@@ -96,7 +93,7 @@ def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, show
     description = f"{len(source):,} videos of {names}"
     probe = None
     if args.probe != "none":
-        probe = _probe_of_labels(recipe, args, source, show_progress)
+        probe = _probe_of_labels(recipe, args, source, progress)
     return RunData(dataset=_open_clips(recipe, args, folder, source), description=description, probe=probe)
 
 
@@ -127,7 +124,7 @@ def _clip_settings(recipe: Recipe, args: VJEPATrainingArguments, folder: Path) -
 
 
 def _probe_of_labels(
-    recipe: Recipe, args: VJEPATrainingArguments, source: ClipSource, show_progress: ShowProgress
+    recipe: Recipe, args: VJEPATrainingArguments, source: ClipSource, progress: Progress
 ) -> OnlineProbe | None:
     """A probe on clips of the data itself, drawn once; those that it is judged on are none that it learns from."""
     if not source.has_labels:
@@ -137,9 +134,8 @@ def _probe_of_labels(
         return None
     drawn = np.random.default_rng(args.data_draw_seed).permutation(len(source))[: 2 * args.probe_clips].tolist()
     half = len(drawn) // 2
-    with show_progress("reading clips for the probe") as progress:
-        train = read_labelled_clips(recipe, {"label": source}, drawn[:half], progress=progress)
-        validation = read_labelled_clips(recipe, {"label": source}, drawn[half:], progress=progress)
+    train = read_labelled_clips(recipe, {"label": source}, drawn[:half], progress=progress)
+    validation = read_labelled_clips(recipe, {"label": source}, drawn[half:], progress=progress)
     return OnlineProbe(cast(ProbeKind, args.probe), train, validation)
 
 
@@ -153,22 +149,21 @@ def _make_synthetic(
     settings: SyntheticVideoSettings,
     args: VJEPATrainingArguments,
     folder: Path,
-    show_progress: ShowProgress,
+    progress: Progress,
 ) -> RunData:
     """Make the videos, in the first process; those of the other split are for the probe alone."""
     test_settings = replace(settings, split="test", num_videos=args.probe_clips)
     with args.main_process_first(local=False, desc="making video"):
-        manifest = _make_once(folder / VIDEOS, settings, show_progress)
+        manifest = make_videos(folder / VIDEOS, settings, progress=progress)
         if args.probe != "none":
-            _make_once(folder / TEST_VIDEOS, test_settings, show_progress)
+            make_videos(folder / TEST_VIDEOS, test_settings, progress=progress)
     probe = None
     if args.probe != "none":
         sizes = {VIDEOS: min(args.probe_clips, settings.num_videos), TEST_VIDEOS: args.probe_clips}
-        with show_progress("reading clips for the probe") as progress:
-            train, validation = (
-                read_labelled_clips(recipe, _task_sources(folder / name), range(num_clips), progress=progress)
-                for name, num_clips in sizes.items()
-            )
+        train, validation = (
+            read_labelled_clips(recipe, _task_sources(folder / name), range(num_clips), progress=progress)
+            for name, num_clips in sizes.items()
+        )
         probe = OnlineProbe(cast(ProbeKind, args.probe), train, validation)
     description = (
         f"{settings.num_videos:,} videos that vjepa_hub made itself ({_describe_made(settings)}, {settings.size} "
@@ -176,11 +171,6 @@ def _make_synthetic(
     )
     dataset = _open_clips(recipe, args, folder, open_source(manifest))
     return RunData(dataset=dataset, description=description, probe=probe)
-
-
-def _make_once(folder: Path, settings: SyntheticVideoSettings, show_progress: ShowProgress) -> Path:
-    with show_progress(f"making {settings.num_videos:,} videos in {folder}") as progress:
-        return make_videos(folder, settings, progress=progress)
 
 
 def _describe_made(settings: SyntheticVideoSettings) -> str:
@@ -203,7 +193,7 @@ def read_labelled_clips(
     tasks: Mapping[str, ClipSource],
     indices: Sequence[int],
     *,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> LabelledClips:
     """One clip of each of some videos: whole frames, not mirrored, resized to the model's size.
 
@@ -213,7 +203,7 @@ def read_labelled_clips(
         recipe: Says what a clip is.
         tasks: For each task the same videos in the same order, with the labels of the task.
         indices: Which videos.
-        progress: Called with (videos read, all videos) after each.
+        progress: Called with the videos that are read, and all videos, after each.
 
     Raises:
         ValueError: None of them can be read.
@@ -229,8 +219,7 @@ def read_labelled_clips(
         else:
             clips.append(resize_cutouts([frames], recipe.config().crop_size))
             kept.append(index)
-        if progress is not None:
-            progress(count, len(indices))
+        progress("reading clips for the probe", count, len(indices))
     if not clips:
         raise ValueError(f"none of the {len(indices)} videos of the probe can be read; check them, or set probe=none")
     labels = {task: torch.tensor([source.record(index).label for index in kept]) for task, source in tasks.items()}

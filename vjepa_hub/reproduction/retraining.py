@@ -10,18 +10,16 @@ What a folder gets:
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from ..core.progress import Progress, ProgressBar
 from ..data.synthetic.moving_pictures import MovingPictureSettings
 from ..evaluation.made_tasks import MadeTaskSettings, make_task_videos, probe_tasks, selected_accuracies
-from ..pretraining.console import shown_progress
 from ..pretraining.recipe import Recipe, recipe_from_dict
 from ..pretraining.run import METRICS, RECIPE
 from ..pretraining.run_data import VIDEOS
@@ -32,7 +30,6 @@ from .record import ReproductionRecord, SeedRecord, read_record, this_machine, w
 from .training import Training, computing_with, digest_weights, train_seed
 
 MODEL = "model"
-ShowProgress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 def record_trainings(
@@ -232,12 +229,12 @@ def share_videos(videos: Path, run: Path) -> None:
 
 def _measure(training: Training, seed: int, folder: Path, tasks: MadeTaskSettings, console: Console) -> SeedRecord:
     """Accuracies after each step of a training, by heads that are trained from seed 0."""
-    show_progress = partial(shown_progress, console)
-    make_task_videos(folder / "tasks", tasks, show_progress)
-    accuracies = {
-        step: _accuracies(place, folder, f"seed-{seed}-step-{step}", tasks, show_progress)
-        for step, place in training.snapshots.items()
-    }
+    with ProgressBar(console) as progress:
+        make_task_videos(folder / "tasks", tasks, progress)
+        accuracies = {
+            step: _accuracies(place, folder, f"seed-{seed}-step-{step}", tasks, progress)
+            for step, place in training.snapshots.items()
+        }
     return SeedRecord(
         seed=seed,
         losses=training.losses,
@@ -248,11 +245,11 @@ def _measure(training: Training, seed: int, folder: Path, tasks: MadeTaskSetting
 
 
 def _accuracies(
-    model: Path, folder: Path, name: str, tasks: MadeTaskSettings, show_progress: ShowProgress
+    model: Path, folder: Path, name: str, tasks: MadeTaskSettings, progress: Progress
 ) -> Mapping[str, float]:
     """Of the best head, by task."""
     summaries = probe_tasks(
-        [str(model)], folder / "tasks", folder / "probes" / name, tasks, seeds=(0,), show_progress=show_progress
+        [str(model)], folder / "tasks", folder / "probes" / name, tasks, seeds=(0,), progress=progress
     )
     return selected_accuracies(summaries)
 

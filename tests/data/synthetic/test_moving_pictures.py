@@ -192,7 +192,7 @@ def test_a_second_call_makes_what_is_missing_and_keeps_the_rest(tmp_path):
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.glob("*.mp4")}
     (tmp_path / "video-00001.mp4").unlink()
     calls = []
-    make_moving_pictures(tmp_path, SMALL, **drawn_pictures(), progress=lambda done, total: calls.append((done, total)))
+    make_moving_pictures(tmp_path, SMALL, **drawn_pictures(), progress=lambda what, *counts: calls.append(counts))
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.glob("*.mp4")}
     assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in before.items()}
     assert [name for name in sorted(after) if after[name] != before[name]] == ["video-00001.mp4"]

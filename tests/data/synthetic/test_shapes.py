@@ -91,7 +91,7 @@ def test_a_second_call_makes_what_is_missing_and_keeps_the_rest(tmp_path):
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.mp4")}
     (tmp_path / "video-00001.mp4").unlink()
     calls = []
-    make_synthetic_videos(tmp_path, SMALL, progress=lambda done, total: calls.append((done, total)))
+    make_synthetic_videos(tmp_path, SMALL, progress=lambda what, *counts: calls.append(counts))
     assert video_bytes(tmp_path) == before
     kept = [path for path in tmp_path.glob("*.mp4") if path.stat().st_mtime_ns == times[path.name]]
     assert sorted(path.name for path in kept) == ["video-00000.mp4", "video-00002.mp4"]

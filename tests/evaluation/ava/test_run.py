@@ -177,7 +177,7 @@ def test_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(folder, results)
         if (stage, done) == ("train", 7):
             raise KeyboardInterrupt
 
-    options = {"val_proposals": folder / "proposals.csv", "on_progress": stop}
+    options = {"val_proposals": folder / "proposals.csv", "progress": stop}
     with pytest.raises(KeyboardInterrupt):
         run(folder, "stopped", **options)
     stages.clear()

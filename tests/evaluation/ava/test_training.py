@@ -86,14 +86,14 @@ def test_resumed_training_equals_an_uninterrupted_one(key_frames, features, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_localisation(features, key_frames, PROTOCOL, output_dir=tmp_path / "stopped", on_progress=stop)
+        train_localisation(features, key_frames, PROTOCOL, output_dir=tmp_path / "stopped", progress=stop)
     epochs = []
     resumed = train_localisation(
         features,
         key_frames,
         PROTOCOL,
         output_dir=tmp_path / "stopped",
-        on_progress=lambda stage, done, total: epochs.append(done),
+        progress=lambda stage, done, total: epochs.append(done),
     )
     assert epochs == list(range(6, 13))
     assert resumed.losses == whole.losses
@@ -102,7 +102,7 @@ def test_resumed_training_equals_an_uninterrupted_one(key_frames, features, tmp_
 
 def test_finished_training_is_not_repeated(key_frames, features, tmp_path):
     first = train_localisation(features, key_frames, PROTOCOL, output_dir=tmp_path)
-    again = train_localisation(features, key_frames, PROTOCOL, output_dir=tmp_path, on_progress=pytest.fail)
+    again = train_localisation(features, key_frames, PROTOCOL, output_dir=tmp_path, progress=pytest.fail)
     assert torch.equal(weights_of(first.head), weights_of(again.head))
 
 

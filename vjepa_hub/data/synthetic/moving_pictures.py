@@ -22,13 +22,14 @@ import gzip
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from ...core.progress import Progress, no_progress
 from .shapes import (
     MOTIONS,
     SPLITS,
@@ -270,7 +271,7 @@ def make_moving_pictures(
     pictures: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Write the videos, their labels and the manifests. Videos that are there already are kept.
 
@@ -283,7 +284,7 @@ def make_moving_pictures(
         pictures: `(N, height, width)`, uint8, light on black; each video shows one of them.
         labels: `(N,)`, their classes.
         class_names: Names of the classes.
-        progress: Called with (videos that are there, all videos) before the first and after each.
+        progress: Called with the videos that are there, and all videos, before the first and after each.
 
     Returns:
         The path of `videos.csv`.

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...core.files import write_whole, written_whole
+from ...core.progress import Progress, no_progress
 
 MOTIONS = ("right", "left", "up", "down", "clockwise", "counter-clockwise", "expand", "shrink")
 SPLITS = ("train", "test")
@@ -128,7 +129,7 @@ def make_synthetic_videos(
     folder: str | Path,
     settings: SyntheticVideoSettings | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Write the videos, their labels and the manifests. Videos that are there already are kept.
 
@@ -143,7 +144,7 @@ def make_synthetic_videos(
     Args:
         folder: Made if it is not there.
         settings: By default those of `SyntheticVideoSettings()`.
-        progress: Called with (videos that are there, all videos) before the first and after each.
+        progress: Called with the videos that are there, and all videos, before the first and after each.
 
     Returns:
         The path of `videos.csv`.
@@ -506,7 +507,7 @@ def write_labelled_videos(
     choose: Callable[[int], tuple[int, int]],
     class_names: tuple[Sequence[str], Sequence[str]],
     record: FolderRecord,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Write videos of any maker, with the files and by the rules of `make_synthetic_videos`.
 
@@ -517,7 +518,7 @@ def write_labelled_videos(
         choose: Tells its appearance and motion, as numbers.
         class_names: Names of the appearances, and of the motions.
         record: What the videos depend on.
-        progress: Called with (videos that are there, all videos) before the first and after each.
+        progress: Called with the videos that are there, and all videos, before the first and after each.
 
     Returns:
         The path of `videos.csv`.
@@ -529,14 +530,13 @@ def write_labelled_videos(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _claim_folder(folder, record)
-    if progress is not None:
-        progress(0, settings.num_videos)
+    title = f"making {settings.num_videos:,} videos in {folder}"
+    progress(title, 0, settings.num_videos)
     for index in range(settings.num_videos):
         path = folder / _video_name(index)
         if not path.exists():
             _write_video(path, render(index).frames, settings.fps)
-        if progress is not None:
-            progress(index + 1, settings.num_videos)
+        progress(title, index + 1, settings.num_videos)
     return _write_manifests(folder, [choose(index) for index in range(settings.num_videos)], class_names)
 
 

@@ -1,8 +1,9 @@
 """Video that the package makes, by what it shows: drawn shapes, or pictures of Fashion-MNIST."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from ...core.progress import Progress, no_progress
 from .moving_pictures import MovingPictureSettings, make_moving_pictures, read_fashion_mnist
 from .shapes import SyntheticVideoSettings, make_synthetic_videos
 
@@ -24,7 +25,7 @@ def make_videos(
     settings: SyntheticVideoSettings,
     *,
     pictures: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Make the videos of one split, their labels and the manifests. Videos that are there already are kept.
 
@@ -32,7 +33,7 @@ def make_videos(
         folder: Made if it is not there.
         settings: Of a kind; pictures are those of its split.
         pictures: Folder of the IDX files of Fashion-MNIST; None: that of Debian's package.
-        progress: Called with (videos that are there, all videos) before the first and after each.
+        progress: Called with the videos that are there, and all videos, before the first and after each.
 
     Returns:
         The path of `videos.csv`.

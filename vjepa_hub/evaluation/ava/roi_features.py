@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from torchvision.ops import roi_align
 
 from ...core.files import write_whole
 from ...core.fingerprints import hash_weights
+from ...core.progress import Progress, no_progress
 from ...model.modeling_vjepa import VJEPAModel
 from .key_frames import KeyFrame, KeyFrameDataset, KeyFrameItem
 from .protocol import LocalisationProtocol
@@ -35,7 +36,6 @@ FEATURES_FILE, STATE_FILE = "features.npy", "state.json"
 # Key frames between two writes of the state: what a kill costs
 SAVED_AT_ONCE = 256
 
-Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many are done, how many there are)."""
 
 
@@ -163,7 +163,7 @@ def extract_box_features(
     device: str | torch.device = "cpu",
     compute_dtype: torch.dtype = torch.float32,
     stage: str = "features",
-    on_progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> BoxFeatures:
     """Compute the features of all boxes, or go on where an earlier call was stopped.
 
@@ -177,7 +177,7 @@ def extract_box_features(
         device: Where the encoder runs.
         compute_dtype: float32, or a half precision for autocast.
         stage: What the progress calls it.
-        on_progress: Called after each batch.
+        progress: Called after each batch.
 
     Raises:
         ValueError: the folder holds features of something else, or none of the key frames can be read.
@@ -193,8 +193,7 @@ def extract_box_features(
                 pooled = _encode(features, readable, dataset.protocol, has_mirrored=has_mirrored, device=device)
             store.write(readable, pooled, _first_boxes(dataset.key_frames))
         store.advance(items)
-        if on_progress is not None:
-            on_progress(stage, store.num_done, len(dataset))
+        progress(stage, store.num_done, len(dataset))
     return store.finish(dataset.key_frames)
 
 

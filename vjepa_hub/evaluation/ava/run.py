@@ -20,6 +20,7 @@ import torch
 
 from ... import __version__
 from ...core.files import write_whole
+from ...core.progress import Progress, no_progress
 from ...hub.loading import OpenedModel, open_model
 from ..tokens import EncodingSettings
 from .boxes import (
@@ -33,7 +34,7 @@ from .boxes import (
 from .key_frames import KeyFrame, KeyFrameDataset, list_annotated_boxes, list_proposed_boxes, list_training_boxes
 from .metrics import AvaResult
 from .protocol import PUBLISHED_RESULTS, LocalisationProtocol
-from .roi_features import BoxFeatures, LayerFeatures, Progress, extract_box_features
+from .roi_features import BoxFeatures, LayerFeatures, extract_box_features
 from .training import evaluate_localisation, train_localisation
 
 RESULTS_FORMAT = "vjepa_hub.localisation/1"
@@ -59,7 +60,7 @@ def run_localisation(
     device: str | torch.device = "cpu",
     encoding: EncodingSettings | None = None,
     backend: str | None = "pyav",
-    on_progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Train and evaluate action localisation on a frozen V-JEPA encoder, or go on where a call was stopped.
 
@@ -80,7 +81,7 @@ def run_localisation(
         device: Where encoder and head run.
         encoding: How clips are encoded.
         backend: Of the decoder; None: chosen for each file.
-        on_progress: Called with (stage, done, total); the stages are "features-train", "features-val" and "train".
+        progress: Called with (stage, done, total); the stages are "features-train", "features-val" and "train".
 
     Returns:
         The file `results.json`.
@@ -106,7 +107,7 @@ def run_localisation(
         device=device,
         encoding=encoding or EncodingSettings(),
         backend=backend,
-        on_progress=on_progress,
+        progress=progress,
     )
     train_set, val_set = extraction.open(inputs.train_frames), extraction.open(inputs.val_frames)
     train_features = extraction.run(train_set, "features-train", has_mirrored=protocol.flip_probability > 0)
@@ -118,7 +119,7 @@ def run_localisation(
         output_dir=output_dir,
         seed=seed,
         device=device,
-        on_progress=on_progress,
+        progress=progress,
     )
     result = evaluate_localisation(
         trained.head,
@@ -196,7 +197,7 @@ class _Extraction:
     device: str | torch.device
     encoding: EncodingSettings
     backend: str | None
-    on_progress: Progress | None
+    progress: Progress
 
     def open(self, key_frames: list[KeyFrame]) -> KeyFrameDataset:
         return KeyFrameDataset(
@@ -221,7 +222,7 @@ class _Extraction:
             device=self.device,
             compute_dtype=getattr(torch, self.encoding.dtype),
             stage=stage,
-            on_progress=self.on_progress,
+            progress=self.progress,
         )
 
 

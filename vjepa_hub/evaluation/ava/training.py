@@ -20,11 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...core.files import written_whole
+from ...core.progress import Progress, no_progress
 from .boxes import EVALUATED_CLASS_IDS, KeyFrameBoxes, read_detections, write_detections
 from .key_frames import KeyFrame
 from .metrics import MAX_DETECTIONS, AvaResult, evaluate_detections, highest_per_frame
 from .protocol import LocalisationProtocol
-from .roi_features import BoxFeatures, Progress, check_same_settings
+from .roi_features import BoxFeatures, check_same_settings
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def train_localisation(
     output_dir: str | Path,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    on_progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> TrainedHead:
     """Train a head on the features of boxes, or go on after the last whole epoch that is in the folder.
 
@@ -100,7 +101,7 @@ def train_localisation(
         output_dir: Where `head.pt` is written after each epoch.
         seed: Of the weights, the order and the mirroring. Equal seeds give equal heads on a device.
         device: Where the head is.
-        on_progress: Called after each epoch with ("train", epochs done, epochs).
+        progress: Called after each epoch with ("train", epochs done, epochs).
 
     Raises:
         ValueError: the folder has a head of other settings, there is nothing to train on, or the loss is not finite.
@@ -112,8 +113,7 @@ def train_localisation(
     while run.num_epochs_done < protocol.num_epochs:
         run.train_epoch(usable)
         run.save()
-        if on_progress is not None:
-            on_progress("train", run.num_epochs_done, protocol.num_epochs)
+        progress("train", run.num_epochs_done, protocol.num_epochs)
     return TrainedHead(run.head.eval(), tuple(run.losses))
 
 
