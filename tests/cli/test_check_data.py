@@ -55,7 +55,7 @@ def test_a_folder_without_bad_files_succeeds_and_a_second_run_has_nothing_to_do(
     result = run_check(videos, "--output-dir", tmp_path, "--again", "--backend", "pyav")
     assert "0 of them checked before" in result.output
     lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
-    assert [line["readers"] for line in lines[3:]] == [["pyav"]] * 3
+    assert [line["backend"] for line in lines[3:]] == ["pyav"] * 3
 
 
 def test_causes_and_warnings_are_counted(with_bad, tmp_path):
@@ -79,7 +79,7 @@ def test_causes_and_warnings_are_counted(with_bad, tmp_path):
     [
         (["VIDEOS", "--timeout", "0"], "timeout is 0"),
         (["VIDEOS", "--processes", "0"], "processes is 0"),
-        (["VIDEOS", "--backend", "decorb"], "'decorb' is not available"),
+        (["VIDEOS", "--backend", "decorb"], "'decorb' cannot be used"),
         (["--manifest", "VIDEOS/motion.csv", "--manifest", "VIDEOS/motion.csv"], "2 manifests are called"),
     ],
 )

@@ -189,7 +189,7 @@ def test_files_of_equal_name_never_overwrite_each_other(model_folder, picture, t
     [
         (["--window", "3"], "window is 3 frames, but a clip of this model has 4"),
         (["--stride", "0"], "stride is 0"),
-        (["--backend", "decorb"], "backend is 'decorb'; available here"),
+        (["--backend", "decorb"], "'decorb' cannot be used"),
         (["--device", "abacus"], "device is 'abacus'; this machine has: cpu"),
         (["--no-dense", "--no-pooled"], "both off"),
         (["--dtype", "int8"], "float32"),

@@ -250,7 +250,7 @@ def test_number_outside_the_source_is_an_error(video):
     ("settings", "message"),
     [
         ({"max_tries": 0}, "max_tries is 0"),
-        ({"backend": "opencv"}, "backend is 'opencv', but must be None or one that can be imported here"),
+        ({"backend": "opencv"}, "'opencv' cannot be used"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_a_video_is_blamed(video, settings, message):

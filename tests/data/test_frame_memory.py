@@ -9,7 +9,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vjepa_hub.data import frame_memory
-from vjepa_hub.data import video as decoding
 from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.dataset import VideoClipDataset
@@ -17,6 +16,7 @@ from vjepa_hub.data.frame_memory import FrameMemory, open_memory
 from vjepa_hub.data.records import FrameFolder, VideoRecord
 from vjepa_hub.data.sources import FrameFolderSource, VideoFileSource
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.video import VideoReader
 
 NUM_VIDEOS, NUM_FRAMES, SIZE = 4, 12, 32
 ENOUGH = NUM_VIDEOS * NUM_FRAMES * SIZE * SIZE * 3
@@ -44,10 +44,13 @@ def same(one, other):
 def count_decoded(monkeypatch):
     """Numbers of frames that decoders are asked for from here on, one for each call."""
     decoded = []
-    for name in ("_DecordReader", "_PyAVReader"):
-        reader = getattr(decoding, name)
-        decode = reader._decode
-        monkeypatch.setattr(reader, "_decode", lambda *a, _decode=decode: decoded.append(len(a[1])) or _decode(*a))
+    read = VideoReader.read_frames
+
+    def count(reader, indices, **options):
+        decoded.append(len(set(indices)))
+        return read(reader, indices, **options)
+
+    monkeypatch.setattr(VideoReader, "read_frames", count)
     return decoded
 
 

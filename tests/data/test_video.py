@@ -1,9 +1,9 @@
 """Frame-exactness is shown by content: each frame of the test videos carries its number in its pixels."""
 
-import dataclasses
 import importlib.util
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vjepa_hub.data import video as decoding
+import vjepa_hub
 from vjepa_hub.data.video import (
     DECODING_BACKENDS,
     FrameIndexError,
@@ -27,15 +27,20 @@ from vjepa_hub.data.video import (
 GROUPS_OF_12 = {"g": "12", "bf": "3"}
 OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:b-pyramid=normal"}
 VARIABLE_TIMES = np.cumsum(np.random.default_rng(0).integers(10, 90, size=60)).tolist()
-H264_KINDS = {
-    "bframes=3:b-adapt=0:b-pyramid=none:keyint=40": True,
-    "bframes=7:b-adapt=0:b-pyramid=strict:ref=6": True,
-    "bframes=9:b-adapt=0:b-pyramid=normal:ref=12:keyint=30": True,
-    "bframes=3:b-adapt=0:open-gop=1:keyint=20": True,
-    "bframes=3:b-adapt=0:slices=3:aud=1:repeat-headers=1:keyint=15": True,
-    "bframes=3:b-adapt=0:cabac=0:weightp=2:8x8dct=0": True,
-    "bframes=0": False,
-    "bframes=3:b-adapt=0:tff=1": False,
+SKIPPED_KINDS = {
+    "closed": ("libx264", "bframes=3:b-adapt=0:b-pyramid=none:keyint=40"),
+    "pyramid-strict": ("libx264", "bframes=7:b-adapt=0:b-pyramid=strict:ref=6"),
+    "pyramid": ("libx264", "bframes=9:b-adapt=0:b-pyramid=normal:ref=12:keyint=30"),
+    "open": ("libx264", "bframes=3:b-adapt=0:open-gop=1:keyint=20"),
+    "slices": ("libx264", "bframes=3:b-adapt=0:slices=3:aud=1:repeat-headers=1:keyint=15"),
+    "no-b-frames": ("libx264", "bframes=0"),
+    "interlaced": ("libx264", "bframes=3:b-adapt=0:tff=1"),
+    "hevc": ("libx265", "log-level=none:bframes=4:keyint=30"),
+    "hevc-open": ("libx265", "log-level=none:bframes=4:open-gop=1:keyint=20"),
+    "hevc-layers": ("libx265", "log-level=none:bframes=4:temporal-layers=3:keyint=30"),
+    "vp9": ("libvpx-vp9", None),
+    "mpeg4": ("mpeg4", None),
+    "mpeg2": ("mpeg2video", None),
 }
 KINDS = {
     "b_frames.mp4": GROUPS_OF_12,
@@ -47,9 +52,28 @@ KINDS = {
     "late_start.mp4": {**GROUPS_OF_12, "times_ms": [1500 + 40 * index for index in range(60)]},
     "hevc.mp4": {"codec": "libx265", "g": "12", "x265-params": "log-level=none"},
     "vp9.webm": {"codec": "libvpx-vp9", "g": "12", "cpu-used": "8"},
-    "no_b_frames.avi": {"codec": "mpeg4", "g": "12"},
 }
+MATRICES = {
+    "quarter": (0, -1, 1, 0),
+    "half": (-1, 0, 0, -1),
+    "three-quarters": (0, 1, -1, 0),
+    "left-right": (-1, 0, 0, 1),
+    "up-down": (1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "transposed-turned": (0, -1, -1, 0),
+}
+EXPECTED_TURNS = {
+    "quarter": lambda frames: np.rot90(frames, 1, axes=(1, 2)),
+    "half": lambda frames: frames[:, ::-1, ::-1],
+    "three-quarters": lambda frames: np.rot90(frames, 3, axes=(1, 2)),
+    "left-right": lambda frames: frames[:, :, ::-1],
+    "up-down": lambda frames: frames[:, ::-1],
+    "transposed": lambda frames: frames.swapaxes(1, 2),
+    "transposed-turned": lambda frames: frames.swapaxes(1, 2)[:, ::-1, ::-1],
+}
+OPEN_KINDS = {"open_groups.mp4", "open_groups.mkv", "hevc.mp4"}
 EXACT_IN_PYAV_ONLY = {
+    "no_b_frames.avi": {"codec": "mpeg4", "g": "12"},
     "b_frames.ts": {**GROUPS_OF_12, "times_ms": [1500 + 40 * index for index in range(60)]},
     "b_frames.avi": {"codec": "mpeg4", "g": "12", "bf": "2"},
 }
@@ -58,7 +82,7 @@ EXACT_IN_PYAV_ONLY = {
 @pytest.fixture(params=DECODING_BACKENDS)
 def backend(request):
     if request.param not in available_backends():
-        pytest.skip(f"{request.param} cannot be imported: {decoding._import_failure(request.param)}")
+        pytest.skip(f"{request.param} cannot be imported")
     return request.param
 
 
@@ -94,12 +118,16 @@ def with_edit(path: Path, name: str, duration_ms: int, num_hidden: int) -> Path:
     return patched(path, name, b"elst", 8, struct.pack(">Ii", duration_ms, media_time + 512 * num_hidden))
 
 
+def with_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """A copy whose track header has this display matrix."""
+    matrix = struct.pack(">9i", *(round(value * (1 << 16)) for value in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
+    return patched(path, f"matrix_{a:g}{b:g}{c:g}{d:g}.mp4", b"tkhd", 40, matrix)
+
+
 def rotated(path: Path, quarter_turns: int) -> Path:
     """A copy whose track header asks for counter-clockwise quarter turns."""
     cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns]
-    one = 1 << 16
-    matrix = struct.pack(">9i", cosine * one, -sine * one, 0, sine * one, cosine * one, 0, 0, 0, 1 << 30)
-    return patched(path, f"rotated_{quarter_turns}.mp4", b"tkhd", 40, matrix)
+    return with_matrix(path, cosine, -sine, sine, cosine)
 
 
 def all_cuts(frames: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -119,9 +147,22 @@ def decode_all_with_pyav(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+def is_refused(path: Path, backend: str) -> bool:
+    """Check that decord refuses open groups of pictures, and say whether this is such a file."""
+    if backend != "decord" or path.name not in OPEN_KINDS:
+        return False
+    with pytest.raises(UnsuitableBackendError) as caught:
+        open_video(path, backend=backend)
+    assert "open groups" in caught.value.cause
+    assert "pyav" in caught.value.remedy
+    return True
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_each_index_returns_the_frame_that_was_written_there(write_video, backend, name, read_number):
     path = write_video(name, **KINDS[name])
+    if is_refused(path, backend):
+        return
     with open_video(path, backend=backend) as video:
         frames = video.read_frames(range(60))
         assert video.num_frames == len(video) == 60
@@ -132,6 +173,8 @@ def test_each_index_returns_the_frame_that_was_written_there(write_video, backen
 @pytest.mark.parametrize("name", KINDS)
 def test_random_access_never_differs_from_sequential_decoding(write_video, backend, name):
     path = write_video(name, **KINDS[name])
+    if is_refused(path, backend):
+        return
     expected = decode_all_with_pyav(path)
     order = np.random.default_rng(1).permutation(60)
     with open_video(path, backend=backend) as video:
@@ -145,32 +188,32 @@ def test_backends_return_equal_frames_and_times(write_video, name):
     path = write_video(name, **KINDS[name])
     clips = []
     for backend in available_backends():
-        with open_video(path, backend=backend) as video:
-            clips.append((video.read_frames([3, 17, 40]), video.timestamps, video.average_fps, video.duration))
+        if not is_refused(path, backend):
+            with open_video(path, backend=backend) as video:
+                clips.append((video.read_frames([3, 17, 40]), video.timestamps, video.average_fps, video.duration))
     for frames, timestamps, average_fps, duration in clips[1:]:
         assert np.array_equal(frames, clips[0][0])
-        np.testing.assert_allclose(timestamps, clips[0][1], rtol=0, atol=1e-9)
-        assert (average_fps, duration) == pytest.approx(clips[0][2:], abs=1e-5)
+        assert np.array_equal(timestamps, clips[0][1])
+        assert (average_fps, duration) == clips[0][2:]
 
 
 @pytest.mark.parametrize("name", EXACT_IN_PYAV_ONLY)
-def test_a_container_that_a_backend_misreads_never_gives_a_wrong_frame(write_video, backend, name, read_number):
+def test_container_without_a_frame_index_is_read_by_pyav_alone(write_video, backend, name, read_number):
     path = write_video(name, **EXACT_IN_PYAV_ONLY[name])
     order = np.random.default_rng(2).permutation(60)
-    if backend == "pyav":
-        with open_video(path, backend=backend) as video:
-            assert [read_number(frame) for frame in video.read_frames(order)] == order.tolist()
-    elif backend == "decord":
-        with pytest.raises(VideoDecodingError, match="pyav"):
+    if backend != "pyav":
+        with pytest.raises(UnsuitableBackendError) as caught:
             open_video(path, backend=backend)
-    else:
-        with pytest.raises(VideoDecodingError), open_video(path, backend=backend) as video:
-            video.read_frames(order)
+        assert "pyav" in caught.value.remedy
+        return
+    with open_video(path) as video:
+        assert video.backend == "pyav"
+        assert [read_number(frame) for frame in video.read_frames(order)] == order.tolist()
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
 def test_threads_never_change_a_frame(write_video, backend, num_threads):
-    path = write_video("open_groups.mp4", **OPEN_GROUPS)
+    path = write_video("b_frames.mp4", **KINDS["b_frames.mp4"])
     order = np.random.default_rng(3).permutation(60)
     with open_video(path, backend=backend, num_threads=num_threads) as video:
         assert np.array_equal(video.read_frames(order), decode_all_with_pyav(path)[order])
@@ -179,126 +222,141 @@ def test_threads_never_change_a_frame(write_video, backend, num_threads):
 @pytest.mark.parametrize("name", ["b_frames.mp4", "open_groups.mkv"])
 def test_reads_that_follow_each_other_go_on_and_never_differ(write_video, backend, name, read_number):
     path = write_video(name, **KINDS[name])
+    if is_refused(path, backend):
+        return
     windows = [[0, 5, 11], [12, 13], [13, 20], [50, 59], [3, 4], [5, 40]]
     with open_video(path, backend=backend) as video:
         for window in windows:
             assert [read_number(frame) for frame in video.read_frames(window)] == window
 
 
-def test_pyav_never_decodes_again_what_the_read_before_passed(plain_video, monkeypatch):
-    starts = []
-    original = decoding._PyAVReader._frames_from
-    monkeypatch.setattr(decoding._PyAVReader, "_frames_from", lambda s, key: starts.append(key) or original(s, key))
-    with open_video(plain_video, backend="pyav") as video:
-        starts.clear()
-        for first in range(0, 48, 8):
-            video.read_frames(range(first, first + 8))
-        assert starts == [0]
-        video.read_frames([2])
-        assert starts == [0, 0]
-
-
-@pytest.fixture
-def packets_left_out(monkeypatch) -> list[bool]:
-    """Grows by one entry for each packet that PyAV's reader comes by: whether it was left out.
-
-    Nothing may have to be decoded again without leaving packets out, which would hide that the wrong ones were.
-    """
-    decisions = []
-    original = decoding._PyAVReader._can_leave_out
-
-    def record(reader, packet):
-        decisions.append(original(reader, packet))
-        return decisions[-1]
-
-    monkeypatch.setattr(decoding._PyAVReader, "_can_leave_out", record)
-    monkeypatch.setattr(decoding._PyAVReader, "_give_up_shortcuts", lambda reader: pytest.fail("decoded again"))
-    return decisions
-
-
-@pytest.mark.parametrize("ending", ["mp4", "mkv"])
-@pytest.mark.parametrize("parameters", H264_KINDS)
-def test_packets_that_are_left_out_never_change_a_frame(write_video, packets_left_out, parameters, ending):
-    path = write_video(f"left_out.{ending}", num_frames=120, **{"x264-params": parameters})
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("kind", SKIPPED_KINDS)
+def test_frames_that_are_left_out_on_the_way_never_change_another(write_video, kind, ending, num_threads):
+    codec, parameters = SKIPPED_KINDS[kind]
+    if (kind, ending) in {("vp9", "ts"), ("mpeg2", "mp4")} or (num_threads == 2 and ending != "mp4"):
+        return
+    options = {"bf": "3", "g": "20"} if codec.startswith("mpeg") else {"g": "30"}
+    if parameters is not None:
+        options = {f"{codec.removeprefix('lib')}-params": parameters}
+    path = write_video(f"{kind}.{ending}", num_frames=100, codec=codec, **options)
     expected = decode_all_with_pyav(path)
     random = np.random.default_rng(7)
     for num_wanted in (1, 2, 5, 16):
-        with open_video(path, backend="pyav") as video:
+        with open_video(path, num_threads=num_threads) as video:
             for _ in range(3):  # the second and third read may go on where the first one ended
-                wanted = np.sort(random.choice(120, num_wanted, replace=False))
+                wanted = np.sort(random.choice(100, num_wanted, replace=False))
                 assert np.array_equal(video.read_frames(wanted), expected[wanted]), wanted
-    assert any(packets_left_out) is H264_KINDS[parameters]
 
 
-def test_a_third_of_the_packets_of_a_usual_clip_is_left_out(write_video, packets_left_out):
-    parameters = "bframes=3:b-adapt=0:b-pyramid=normal:keyint=60"
-    path = write_video("usual.mp4", num_frames=120, **{"x264-params": parameters})
-    with open_video(path, backend="pyav") as video:
-        video.read_frames(np.linspace(20, 83, 16).astype(int))
-    assert sum(packets_left_out) >= len(packets_left_out) / 3
-
-
-def test_what_follows_a_read_is_never_left_out_of_the_next(write_video, packets_left_out, read_number):
+def test_frames_that_follow_a_read_are_there_for_the_next(write_video, read_number):
     path = write_video("next_read.mp4", **{"x264-params": "bframes=5:b-adapt=0:b-pyramid=normal"})
     for last in range(10, 30):
-        with open_video(path, backend="pyav") as video:
+        with open_video(path) as video:
             for wanted in ([4, last], [last + 1, last + 2], [last + 4]):
                 assert [read_number(frame) for frame in video.read_frames(wanted)] == wanted
-    assert any(packets_left_out)
 
 
-@pytest.mark.parametrize("profile", ["baseline", "main", "high", "high10", "high444"])
-def test_whole_frames_are_told_from_fields_in_the_header_of_each_profile(write_video, profile):
+def test_composition_offsets_that_are_wrong_never_give_a_wrong_frame(plain_video, read_number):
+    damaged = patched(plain_video, "offsets.mp4", b"ctts", 12, struct.pack(">I", 7 * 512))
+    with open_video(damaged) as video:
+        numbers = [read_number(frame) for frame in video.read_frames([31, 30, 2])]
+    assert numbers == [31, 30, 2]
+
+
+def test_irregular_time_stamps_are_read_as_ffmpeg_reads_them(write_video, tmp_path, read_number):
+    one = write_video("part.ts", num_frames=30, **GROUPS_OF_12)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(2 * one.read_bytes())
+    with open_video(joined) as video:
+        assert [read_number(frame) for frame in video.read_frames(range(60))] == [*range(30), *range(30)]
+        assert [read_number(frame) for frame in video.read_frames([45, 3, 46])] == [15, 3, 16]
+        assert (np.diff(video.timestamps) > 0).all()
+        np.testing.assert_allclose(video.timestamps[-1], 59 / 25, atol=0.05)
+    for backend in set(available_backends()) - {"pyav"}:
+        with pytest.raises(UnsuitableBackendError, match="pyav"):
+            open_video(joined, backend=backend)
+
+
+def test_equal_time_stamps_are_told_apart_by_counting(write_video, tmp_path, read_number):
+    data = bytearray(write_video("times.mkv", num_frames=20, bf="0", g="40").read_bytes())
+    block = data.index(b"\x81" + (280).to_bytes(2, "big"))  # track 1, 280 ms after the cluster: frame 7
+    data[block + 1 : block + 3] = (240).to_bytes(2, "big")  # the time of frame 6
+    path = tmp_path / "equal.mkv"
+    path.write_bytes(data)
+    with open_video(path) as video:
+        assert [read_number(frame) for frame in video.read_frames(range(20))] == list(range(20))
+        assert [read_number(frame) for frame in video.read_frames([7, 6])] == [7, 6]
+        assert (np.diff(video.timestamps) > 0).all()
+
+
+@pytest.mark.parametrize("order", ["preview-first", "preview-last"])
+def test_of_several_video_streams_all_backends_read_ffmpegs_choice(tmp_path, backend, order):
     av = pytest.importorskip("av")
-    headers = []
-    for name, parameters in (("frames", ""), ("fields", "tff=1")):
-        options = {"qp": "0"} if profile == "high444" else {"profile": profile}
-        if profile == "baseline" and name == "fields":
-            continue  # this profile has none
-        path = write_video(f"{profile}_{name}.mp4", num_frames=3, **options, **{"x264-params": parameters})
-        with av.open(str(path)) as container:
-            context = container.streams.video[0].codec_context
-            headers.append(decoding._H264Stream.of_header(context.name, context.extradata))
-            assert decoding._H264Stream.of_header("hevc", context.extradata) is None
-            assert decoding._H264Stream.of_header("h264", context.extradata[:9]) is None
-    assert headers[0] == decoding._H264Stream(length_size=4)
-    assert headers[1:] in ([], [None])
+    path = tmp_path / "two.mp4"
+    sizes = [(48, 32), (96, 64)] if order == "preview-first" else [(96, 64), (48, 32)]
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in sizes]
+        for stream, (width, height) in zip(streams, sizes, strict=True):
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.disposition = av.stream.Disposition.default
+        for number in range(20):
+            for stream, (width, height) in zip(streams, sizes, strict=True):
+                picture = np.full((height, width, 3), 10 * number, dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    if backend == "decord":
+        with pytest.raises(UnsuitableBackendError, match="several video streams"):
+            open_video(path, backend=backend)
+        return
+    with open_video(path, backend=backend) as video:
+        assert (video.num_frames, video.height, video.width) == (20, 64, 96)
+        assert abs(int(video.read_frames([15])[0].mean()) - 150) < 5
 
 
-def test_mp4_is_never_read_through_before_the_first_frame(plain_video, monkeypatch, read_number):
-    monkeypatch.setattr(decoding._PyAVReader, "_index_packets", lambda s: pytest.fail("read through"))
-    with open_video(plain_video, backend="pyav") as video:
-        assert [read_number(frame) for frame in video.read_frames([50, 9])] == [50, 9]
+def test_palette_is_shown_in_its_colours_or_refused(tmp_path, backend):
+    av = pytest.importorskip("av")
+    path = tmp_path / "palette.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "pal8"
+        for index in range(4):
+            frame = av.VideoFrame(32, 16, "pal8")
+            palette = np.zeros((256, 4), dtype=np.uint8)
+            palette[index] = (10, 200, 30, 255)  # blue, green, red, alpha
+            frame.planes[0].update(bytes([index]) * frame.planes[0].buffer_size)
+            frame.planes[1].update(palette.tobytes())
+            container.mux(stream.encode(frame))
+    if backend != "pyav":
+        with pytest.raises(UnsuitableBackendError, match="pyav"):
+            open_video(path, backend=backend)
+        return
+    with open_video(path) as video:
+        assert (video.read_frames(range(4)) == (30, 200, 10)).all()
 
 
-def test_a_sample_table_that_is_wrong_is_noticed_and_the_packets_are_indexed(plain_video, monkeypatch, read_number):
-    container = decoding._inspect_container(plain_video)
-    wrong = dataclasses.replace(container.samples, pts=container.samples.pts // 512 * 500 + 500)
-    monkeypatch.setattr(decoding, "_inspect_container", lambda path: dataclasses.replace(container, samples=wrong))
-    with open_video(plain_video, backend="pyav") as video:
-        assert [read_number(frame) for frame in video.read_frames([31, 30, 2])] == [31, 30, 2]
-    shorter = dataclasses.replace(wrong, pts=wrong.pts[:50], is_shown=wrong.is_shown[:50], keys=wrong.keys[:4])
-    monkeypatch.setattr(decoding, "_inspect_container", lambda path: dataclasses.replace(container, samples=shorter))
-    with (
-        open_video(plain_video, backend="pyav") as video,
-        pytest.raises(VideoDecodingError, match="lists 50 frames, but 60 are in it"),
-    ):
-        video.read_frames([31])
+@pytest.mark.parametrize("name", ["12:30:00.mp4", "http:127.0.0.1:9?x.mp4", "concat:a.mp4"])
+def test_name_with_a_colon_is_a_local_file(plain_video, tmp_path, monkeypatch, backend, name, read_number):
+    (tmp_path / name).write_bytes(plain_video.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with open_video(name, backend=backend) as video:
+        assert read_number(video.read_frames([9])[0]) == 9
 
 
 @pytest.mark.parametrize("box", [(0, 0, 64, 96), (3, 5, 20, 31), (63, 95, 1, 1)])
 def test_a_box_equals_what_is_cut_out_of_whole_frames(write_video, backend, box):
-    for name in ("b_frames.mp4", "open_groups.mkv"):
-        with open_video(write_video(name, **KINDS[name]), backend=backend) as video:
-            for indices in ([40, 3, 3, 17], [5], []):
-                frames = video.read_frames(indices, box=box)
-                assert np.array_equal(frames, all_cuts(video.read_frames(indices), box))
-                assert frames.flags["C_CONTIGUOUS"]
+    with open_video(write_video("b_frames.mp4", **KINDS["b_frames.mp4"]), backend=backend) as video:
+        for indices in ([40, 3, 3, 17], [5], []):
+            frames = video.read_frames(indices, box=box)
+            assert np.array_equal(frames, all_cuts(video.read_frames(indices), box))
+            assert frames.flags["C_CONTIGUOUS"]
 
 
 @pytest.mark.parametrize("quarter_turns", [1, 2, 3])
-def test_a_box_lies_in_the_upright_frame(plain_video, backend, quarter_turns):
-    with open_video(rotated(plain_video, quarter_turns), backend=backend) as video:
+def test_a_box_lies_in_the_upright_frame(plain_video, quarter_turns):
+    with open_video(rotated(plain_video, quarter_turns)) as video:
         box = (2, 30, video.height - 7, video.width - 33)
         assert np.array_equal(video.read_frames([5, 30], box=box), all_cuts(video.read_frames([5, 30]), box))
 
@@ -347,36 +405,44 @@ def test_times_begin_at_zero_where_the_file_begins_later(write_video, backend):
         assert video.average_fps == 25
 
 
-@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
-def test_display_rotation_is_applied(plain_video, backend, quarter_turns):
-    with open_video(plain_video, backend=backend) as video:
-        upright = np.rot90(video.read_frames([5, 30]), quarter_turns, axes=(1, 2))
-    with open_video(rotated(plain_video, quarter_turns), backend=backend) as video:
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_display_matrix_is_followed_as_the_ffmpeg_command_does(plain_video, matrix):
+    path = with_matrix(plain_video, *MATRICES[matrix])
+    with open_video(plain_video) as video:
+        plain = video.read_frames([5, 30])
+    with open_video(path) as video:
         frames = video.read_frames([5, 30])
-        assert (video.height, video.width) == upright.shape[1:3]
-    assert np.array_equal(frames, upright)
+        assert (video.height, video.width) == frames.shape[1:3]
+    assert np.array_equal(frames, EXPECTED_TURNS[matrix](plain))
+    if shutil.which("ffmpeg") is not None:
+        command = ["ffmpeg", "-v", "error", "-i", path, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+        shown = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, dtype=np.uint8)
+        shown = shown.reshape(60, *frames.shape[1:]).astype(int)
+        assert np.abs(shown[[5, 30]] - frames).mean() < 3
+    for backend in set(available_backends()) - {"pyav"}:
+        with pytest.raises(UnsuitableBackendError, match="pyav"):
+            open_video(path, backend=backend)
 
 
-@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
-def test_rotation_is_applied_for_a_torchcodec_that_leaves_it_to_us(plain_video, quarter_turns):
-    container = decoding._inspect_container(rotated(plain_video, quarter_turns))
-    assert container.samples.quarter_turns == quarter_turns
+def test_display_matrix_of_less_than_a_quarter_turn_is_an_error(plain_video):
+    with pytest.raises(VideoDecodingError, match="45 degrees"):
+        open_video(with_matrix(plain_video, 0.7071, 0.7071, -0.7071, 0.7071))
 
 
-def test_frames_before_the_edit_are_never_shown(plain_video, backend, read_number):
-    with open_video(with_edit(plain_video, "trimmed_start.mp4", 1800, 15), backend=backend) as video:
+@pytest.mark.parametrize("kind", ["b_frames.mp4", "open_groups.mp4"])
+@pytest.mark.parametrize(("duration_ms", "num_hidden"), [(1800, 15), (1000, 0)])
+def test_frames_outside_the_edit_are_never_shown(write_video, backend, kind, duration_ms, num_hidden, read_number):
+    path = with_edit(write_video(kind, **KINDS[kind]), "trimmed.mp4", duration_ms, num_hidden)
+    if backend != "pyav":
+        with pytest.raises(UnsuitableBackendError, match="edit list"):
+            open_video(path, backend=backend)
+        return
+    with open_video(path) as video:
         order = np.random.default_rng(4).permutation(video.num_frames)
-        assert [read_number(frame) for frame in video.read_frames(order)] == (order + 15).tolist()
-        assert read_number(video.read_frames([0])[0]) == 15
-        assert (video.num_frames, video.timestamps[0]) == (45, 0)
-
-
-def test_frames_after_the_edit_are_never_shown(plain_video, backend, read_number):
-    with open_video(with_edit(plain_video, "trimmed_end.mp4", 1000, 0), backend=backend) as video:
-        assert video.num_frames == 25
-        assert [read_number(frame) for frame in video.read_frames(range(25))] == list(range(25))
+        assert [read_number(frame) for frame in video.read_frames(order)] == (order + num_hidden).tolist()
+        assert (video.num_frames, video.timestamps[0]) == (duration_ms // 40, 0)
         with pytest.raises(FrameIndexError):
-            video.read_frames([25])
+            video.read_frames([video.num_frames])
 
 
 def test_a_single_frame_is_a_video(write_video, backend, read_number):
@@ -467,18 +533,6 @@ def test_damage_that_ffmpeg_conceals_is_an_error_with_pyav(carphone, tmp_path):
         video.read_frames(range(120))
 
 
-def test_decord_refuses_what_it_would_misplace(write_video):
-    if "decord" not in available_backends():
-        pytest.skip("decord cannot be imported")
-    xvid = write_video("packed.avi", codec="mpeg4").read_bytes()
-    tag = xvid.index(b"Lavc")
-    packed = xvid[:tag] + b"DivX503b1393p" + xvid[tag + 13 :]
-    path = write_video("packed.avi", codec="mpeg4")
-    path.write_bytes(packed)
-    with pytest.raises(VideoDecodingError, match="packed B-frames"):
-        open_video(path, backend="decord")
-
-
 def test_a_closed_reader_refuses_to_read(plain_video, backend):
     with open_video(plain_video, backend=backend) as video:
         video.read_frames([0])
@@ -489,36 +543,23 @@ def test_a_closed_reader_refuses_to_read(plain_video, backend):
         _ = video.timestamps
 
 
-def test_the_default_backend_is_the_first_that_can_be_imported(plain_video, monkeypatch):
-    with open_video(plain_video) as video:
-        assert video.backend == available_backends()[0]
-    monkeypatch.setitem(sys.modules, "decord", None)
-    assert "decord" not in available_backends()
+def test_decord_is_used_only_by_name_and_every_file_needs_pyav(plain_video, monkeypatch):
     with open_video(plain_video) as video:
         assert video.backend == "pyav"
-
-
-def test_the_default_backend_gives_way_where_it_would_misread_the_file(write_video, read_number):
-    if available_backends()[:2] != ("decord", "pyav"):
-        pytest.skip("needs decord and PyAV")
-    path = write_video("b_frames.ts", **EXACT_IN_PYAV_ONLY["b_frames.ts"])
-    with pytest.raises(UnsuitableBackendError, match="pyav"):
-        open_video(path, backend="decord")
-    with open_video(path) as video:
-        assert video.backend == "pyav"
-        assert [read_number(frame) for frame in video.read_frames([41, 7])] == [41, 7]
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "pyav" not in available_backends()
+    for backend in (None, "torchcodec", "decord"):
+        with pytest.raises(VideoDecodingError, match="pip install av"):
+            open_video(plain_video, backend=backend)
 
 
 def test_a_backend_that_is_unknown_or_not_installed_is_an_error_with_the_remedy(plain_video, monkeypatch):
-    with pytest.raises(VideoDecodingError, match="decord, pyav, torchcodec"):
+    with pytest.raises(VideoDecodingError, match=r"opencv.*pyav") as caught:
         open_video(plain_video, backend="opencv")
+    assert caught.value.path == str(plain_video)
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(VideoDecodingError, match="pip install decord"):
         open_video(plain_video, backend="decord")
-    for module in ("av", "torchcodec.decoders"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(VideoDecodingError, match="pip install av"):
-        open_video(plain_video)
 
 
 def test_torchcodec_without_ffmpeg_is_not_available(plain_video, monkeypatch):
@@ -536,11 +577,11 @@ def test_negative_num_threads_is_refused(plain_video):
 
 def test_importing_the_module_imports_no_video_library():
     code = (
-        "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('decoding', {decoding.__file__!r})\n"
-        "module = importlib.util.module_from_spec(spec)\n"
-        "sys.modules['decoding'] = module\n"
-        "spec.loader.exec_module(module)\n"
+        "import sys, types\n"
+        "package = types.ModuleType('vjepa_hub')\n"
+        f"package.__path__ = {list(vjepa_hub.__path__)!r}\n"
+        "sys.modules['vjepa_hub'] = package\n"
+        "import vjepa_hub.data.video\n"
         "assert not {'decord', 'av', 'torchcodec', 'torch'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -588,17 +629,10 @@ def test_read_image_refuses_a_truncated_file(tmp_path):
         read_image(path)
 
 
-def test_absurd_run_count_of_a_damaged_table_takes_no_memory(plain_video, tmp_path):
-    data = bytearray(plain_video.read_bytes())
-    runs = data.find(b"stts") + 12  # after version, flags and the number of runs
-    data[runs : runs + 4] = (2**31 - 1).to_bytes(4, "big")
-    damaged = tmp_path / "runs.mp4"
-    damaged.write_bytes(data)
-    with open_video(plain_video, backend="pyav") as good:
-        expected = good.num_frames
-    with open_video(damaged, backend="pyav") as video:
-        assert video._container.samples is None
-        assert video.num_frames == expected
+def test_absurd_run_count_of_a_damaged_table_takes_no_memory(plain_video):
+    damaged = patched(plain_video, "runs.mp4", b"ctts", 8, (2**31 - 1).to_bytes(4, "big"))
+    with open_video(damaged) as video:
+        assert video.num_frames == 60
 
 
 def test_codec_without_a_decoder_is_an_error(plain_video, tmp_path):

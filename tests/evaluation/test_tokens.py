@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from vjepa_hub.data.clip_order import ClipRequest
+from vjepa_hub.data.records import VideoRecord
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
+from vjepa_hub.data.video import VideoDecodingError
 from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips, TrainingClips
 from vjepa_hub.evaluation.encoders.frozen_encoder import EncoderFacts
 from vjepa_hub.evaluation.encoders.opening import FrozenEncoder
@@ -216,8 +218,13 @@ def test_filling_again_only_tries_what_could_not_be_read(labelled, tmp_path):
 def test_a_video_that_could_not_be_read_for_a_while_is_read_later(labelled, tmp_path, monkeypatch):
     readable = labelled.subset(np.array([0, 1]), "readable")
     source = encoded(readable)
-    monkeypatch.setattr(source.clips, "_backend", "no such decoder", raising=False)
-    CachedClips(tmp_path, source).fill()
+
+    def fail(record, **options):
+        raise VideoDecodingError(record.name, "the disk is away", "try later")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoRecord, "open", fail)
+        CachedClips(tmp_path, source).fill()
     (batch,) = CachedClips(tmp_path, source).batches(requests_for([0, 1]))
     assert batch.is_readable.tolist() == [False, False]
     (batch,) = filled(tmp_path, readable).batches(requests_for([0, 1]))

@@ -307,7 +307,7 @@ def test_processor_with_several_views_is_refused(opened, video):
     [
         ({"stride": 0}, "stride is 0"),
         ({"pooled": False, "dense": False}, "both off"),
-        ({"backend": "decorb"}, "backend is 'decorb'; available here: "),
+        ({"backend": "decorb"}, "'decorb' cannot be used"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

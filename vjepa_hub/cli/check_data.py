@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
-from .options import Manifests, existing, output_folder
+from .options import Backend, Manifests, existing, output_folder
 
 if TYPE_CHECKING:
     from ..data.checking import CheckSummary
@@ -38,13 +38,7 @@ def check_data(
     processes: Annotated[
         int | None, typer.Option(help="Files to decode at the same time. Default: one for each processor.")
     ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help="decord, pyav or torchcodec, and no other. Default: the one that training takes for a file, and then "
-            "pyav, which notices more damage."
-        ),
-    ] = None,
+    backend: Backend = None,
     again: Annotated[bool, typer.Option("--again", help="Check also what was checked before.")] = False,
 ) -> None:
     """Decode every frame of every video, and list the good ones for training.

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
-from .options import ConfigFile, Device, Manifests, ModelName, existing, output_folder
+from .options import Backend, ConfigFile, Device, Manifests, ModelName, existing, output_folder
 
 if TYPE_CHECKING:
     from ..core.distributed import Processes
@@ -77,11 +77,6 @@ ClipsPerPass = Annotated[int, typer.Option(min=1, help="Clips that the model tak
 ModelDtype = Annotated[Dtype | None, typer.Option(help="Number format of the model. Default: as stored.")]
 
 
-FrugalBackend = Annotated[
-    str | None, typer.Option("--backend", help="decord, pyav or torchcodec. Default: pyav, for its bounded memory.")
-]
-
-
 WithPicture = Annotated[
     bool | None, typer.Option("--picture/--no-picture", help="Draw a PNG of dense features. Default: as --dense.")
 ]
@@ -104,7 +99,7 @@ def features(
     clips_per_pass: ClipsPerPass = 1,
     device: Device = None,
     dtype: ModelDtype = None,
-    backend: FrugalBackend = None,
+    backend: Backend = None,
 ) -> None:
     """Compute features of whole videos, as safetensors with timestamps, and draw them as colours.
 

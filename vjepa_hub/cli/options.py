@@ -132,7 +132,7 @@ ConfigFile = Annotated[Path | None, typer.Option(help="Configuration (JSON) for 
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
 ]
-Backend = Annotated[str | None, typer.Option(help="decord, pyav or torchcodec. Default: the first that is there.")]
+Backend = Annotated[str | None, typer.Option(help="pyav (the default), torchcodec or decord.")]
 ClassNames = Annotated[
     Path | None,
     typer.Option(

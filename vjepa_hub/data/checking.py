@@ -29,7 +29,7 @@ from typing import Any
 from ..core.files import write_whole
 from ..core.progress import Progress, no_progress
 from .manifests import read_manifest_entries
-from .video import available_backends
+from .video import require_backend
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +62,11 @@ class CheckedVideo:
         path: Absolute path.
         size: In bytes when the check of it began; None where there is no such file.
         mtime_ns: When it was changed last, in nanoseconds since 1970; None where there is no such file.
-        backends: The decoders that the check was allowed.
+        backend: The decoder that was asked for; None: as `open_video` chooses, which is that of training.
         ok: Whether every frame was read.
         cause: Why not; None if ok.
         remedy: What to do about that; None if ok.
         warnings: What is unusual about a video that is ok.
-        readers: The decoders that have read all of its frames.
         num_frames: Frames that were read.
         declared_frames: Frames that the header promises; None where it does not say.
         fps: Frames per second.
@@ -80,12 +79,11 @@ class CheckedVideo:
     path: str
     size: int | None
     mtime_ns: int | None
-    backends: tuple[str, ...]
+    backend: str | None
     ok: bool
     cause: str | None = None
     remedy: str | None = None
     warnings: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
     num_frames: int | None = None
     declared_frames: int | None = None
     fps: float | None = None
@@ -147,17 +145,16 @@ def check_videos(
 ) -> CheckSummary:
     """Decode every frame of every video, in parallel, and remember the results in a report.
 
-    By default a video is read with the decoder that training takes for it, and with PyAV too if that is another one:
-    it notices damage that the others conceal. A video is good if both read all of their frames, and equally many. One
-    whose header declares another number than there are is good too if that is so, with a warning.
+    A video is read with the decoder that training takes for it, and is good if all of its frames are read. One whose
+    header declares another number than there are is good too, with a warning.
 
     Args:
         videos: Video files. One that is given twice is checked once.
         report: JSON lines, see `CheckedVideo`; made if it is not there. Results are appended, and the last one of a
-            video counts. A file whose size, time of change and backends are those in the report is not checked again.
+            video counts. A file whose size, time of change and backend are those in the report is not checked again.
         timeout: Seconds without a new frame after which the decoder hangs: its process is killed, and the file is bad.
         processes: Files that are decoded at the same time, one thread each. None: as many as there are processors.
-        backend: The only decoder to use. None: as said above.
+        backend: The decoder, as for `open_video`.
         again: Whether to check also what the report knows.
         progress: Called with the videos that are checked, and all videos, at the beginning and after each; its words
             count the bad ones.
@@ -170,9 +167,9 @@ def check_videos(
     _require_positive("timeout", timeout)
     processes = _num_processors() if processes is None else processes
     _require_positive("processes", processes)
-    backends = _allowed_backends(backend)
+    require_backend(backend)
     checked = _read_report(Path(report))
-    tasks = {path: _Task.of(path, backends) for path in map(os.path.abspath, videos)}
+    tasks = {path: _Task.of(path, backend) for path in map(os.path.abspath, videos)}
     done = {} if again else {path: checked[path] for path in tasks if tasks[path].is_done_by(checked.get(path))}
     num_done_before, num_bad = len(done), 0
     progress("checking", len(done), len(tasks))
@@ -194,20 +191,6 @@ def _require_positive(name: str, value: float) -> None:
 def _num_processors() -> int:
     """Processors that this process may use: fewer than the machine has in many containers and batch systems."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _allowed_backends(backend: str | None) -> tuple[str, ...]:
-    """The decoders that `open_video` may choose from; those after PyAV, which reads all, never come into play."""
-    available = available_backends()
-    if backend is not None and backend not in available:
-        raise ValueError(
-            f"the decoding backend '{backend}' is not available; here are: {', '.join(available) or 'none'}"
-        )
-    if backend is not None:
-        return (backend,)
-    if not available:
-        raise ValueError("no decoding backend is installed: pip install av")
-    return available[: available.index("pyav") + 1] if "pyav" in available else available
 
 
 # --- the report ---
@@ -275,15 +258,15 @@ class _Task:
     path: str
     size: int | None
     mtime_ns: int | None
-    backends: tuple[str, ...]
+    backend: str | None
 
     @classmethod
-    def of(cls, path: str, backends: tuple[str, ...]) -> "_Task":
+    def of(cls, path: str, backend: str | None) -> "_Task":
         try:
             state = os.stat(path)
         except OSError:  # that it is missing, or may not be seen, is found out when its turn comes
-            return cls(path, None, None, backends)
-        return cls(path, state.st_size, state.st_mtime_ns, backends)
+            return cls(path, None, None, backend)
+        return cls(path, state.st_size, state.st_mtime_ns, backend)
 
     def is_done_by(self, video: CheckedVideo | None) -> bool:
         """Whether a result is that of this file, unchanged."""
@@ -338,7 +321,7 @@ class _Child:
         self._errors.truncate(0)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has died: the news is on its way
-            self._process.stdin.write(json.dumps({"path": task.path, "backends": task.backends}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"path": task.path, "backend": task.backend}).encode() + b"\n")
             self._process.stdin.flush()
 
     def take_result(self, findings: dict) -> CheckedVideo:

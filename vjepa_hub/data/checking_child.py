@@ -11,17 +11,10 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from .video import (
-    VideoDecodingError,
-    VideoReader,
-    _inspect_container,
-    _open_with_pyav,
-    open_video,
-)
+from .video import VideoDecodingError, VideoReader, open_video
 
 _BYTES_AT_ONCE = 1 << 24
 _SECONDS_BETWEEN_SIGNS = 0.1
@@ -35,7 +28,6 @@ class Findings:
         cause: Why it is bad, None if it is good.
         remedy: What to do about that.
         warnings: What is unusual about one that is read exactly nevertheless.
-        readers: The backends that have read all of its frames.
         num_frames: Frames that were read.
         declared_frames: Frames that the header promises to show; None where it does not say.
         fps: Frames per second, from the timestamps.
@@ -47,7 +39,6 @@ class Findings:
     cause: str | None = None
     remedy: str | None = None
     warnings: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
     num_frames: int | None = None
     declared_frames: int | None = None
     fps: float | None = None
@@ -56,70 +47,39 @@ class Findings:
     duration: float | None = None
 
 
-def decode_fully(path: str, backends: Sequence[str], *, sign_of_life: Callable[[], None]) -> Findings:
-    """Read every frame and every timestamp of a video, as training does; a second time with PyAV if that is allowed.
-
-    decord and torchcodec do not notice damage that FFmpeg conceals. PyAV does, mostly.
+def decode_fully(path: str, backend: str | None, *, sign_of_life: Callable[[], None]) -> Findings:
+    """Read every frame and every timestamp of a video, as training does.
 
     Args:
         path: The file.
-        backends: The decoders that may be used: one, or those that `open_video` chooses from.
+        backend: The decoder, as for `open_video`.
         sign_of_life: Called now and then as frames come in.
     """
-    readers: list[str] = []
     try:
-        with open_video(path, backend=backends[0] if len(backends) == 1 else None) as video:
-            first = _read_all(video, sign_of_life)
-        readers.append(video.backend)
-        if "pyav" in backends and video.backend != "pyav":
-            _read_again(path, first, video.backend, sign_of_life)
-            readers.append("pyav")
-        declared = _declared_frames(path) if "pyav" in backends else None
+        with open_video(path, backend=backend) as video:
+            return _read_all(video, sign_of_life)
     except VideoDecodingError as error:
-        return Findings(cause=error.cause, remedy=error.remedy, readers=tuple(readers))
+        return Findings(cause=error.cause, remedy=error.remedy)
     except OSError as error:
-        cause = f"it cannot be read ({error.strerror or error})"
-        return Findings(cause=cause, remedy="check the disk or the network", readers=tuple(readers))
-    warnings = _warnings(first["num_frames"], declared)
-    return Findings(warnings=warnings, readers=tuple(readers), declared_frames=declared, **first)
+        return Findings(cause=f"it cannot be read ({error.strerror or error})", remedy="check the disk or the network")
 
 
-def _read_all(video: VideoReader, sign_of_life: Callable[[], None]) -> dict:
-    """Read all frames, a few at once; the facts of a video that `Findings` hold."""
+def _read_all(video: VideoReader, sign_of_life: Callable[[], None]) -> Findings:
+    """Read all frames, a few at once."""
     sign_of_life()
     num_at_once = max(1, _BYTES_AT_ONCE // (3 * video.height * video.width))
     for start in range(0, video.num_frames, num_at_once):
         video.read_frames(range(start, min(start + num_at_once, video.num_frames)))
         sign_of_life()
-    return {
-        "num_frames": video.num_frames,
-        "fps": video.average_fps,
-        "height": video.height,
-        "width": video.width,
-        "duration": video.duration,
-    }
-
-
-def _read_again(path: str, first: dict, first_backend: str, sign_of_life: Callable[[], None]) -> None:
-    try:
-        with open_video(path, backend="pyav") as video:
-            second = _read_all(video, sign_of_life)
-    except VideoDecodingError as error:
-        cause = f"{error.cause} (so says pyav; {first_backend} does not notice)"
-        raise VideoDecodingError(path, cause, error.remedy) from error
-    names = [name for name in ("num_frames", "height", "width") if first[name] != second[name]]
-    if names:
-        told = ", ".join(f"{name} {first[name]} and {second[name]}" for name in names)
-        raise VideoDecodingError(path, f"{first_backend} and pyav disagree ({told})", "re-encode the file")
-
-
-def _declared_frames(path: str) -> int | None:
-    """Frames that the header says are shown: MP4's sample table less what its edit list hides, or another's count."""
-    container = _inspect_container(Path(path))
-    if container.samples is not None:
-        return container.samples.num_shown if container.samples.num_edits <= 1 else None
-    with _open_with_pyav(Path(path)) as opened:
-        return opened.streams.video[0].frames or None
+    return Findings(
+        warnings=_warnings(video.num_frames, video.declared_frames),
+        num_frames=video.num_frames,
+        declared_frames=video.declared_frames,
+        fps=video.average_fps,
+        height=video.height,
+        width=video.width,
+        duration=video.duration,
+    )
 
 
 def _warnings(num_frames: int, declared: int | None) -> tuple[str, ...]:
@@ -141,7 +101,7 @@ def serve() -> None:
     _answer(answers, "ready", True)
     while True:
         request = requests.get()
-        findings = decode_fully(request["path"], request["backends"], sign_of_life=_Sign(answers))
+        findings = decode_fully(request["path"], request["backend"], sign_of_life=_Sign(answers))
         _answer(answers, "findings", asdict(findings))
 
 

@@ -19,7 +19,7 @@ from .frame_memory import open_memory
 from .quarantine import NoReadableVideoError, Quarantine
 from .random_streams import Stream, draw_uniform, generator_at
 from .records import ClipSource, VideoRecord
-from .video import VideoDecodingError, available_backends
+from .video import VideoDecodingError, require_backend
 
 
 class _Clip(TypedDict):
@@ -53,8 +53,7 @@ class ClipReader:
         seed: Seed of the run.
         quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
         max_tries: Videos that are tried for one clip.
-        backend: The decoder, as for `open_video`. None: PyAV where it is installed, which is the fastest for single
-            clips, since it passes over frames that no other needs.
+        backend: The decoder, as for `open_video`.
 
     Raises:
         ValueError: If `max_tries` is below 1, or if the decoder cannot be imported.
@@ -74,16 +73,10 @@ class ClipReader:
             raise ValueError(
                 f"max_tries is {max_tries}, but at least the video itself has to be tried; give 1 or more"
             )
-        usable = available_backends()
-        # Found out here, a decoder that is missing is an error; found out later, it would be each video's fault.
-        if not usable or backend not in (None, *usable):
-            raise ValueError(
-                f"backend is {backend!r}, but must be None or one that can be imported here: "
-                f"{', '.join(usable) or 'none can'}; pip install av"
-            )
+        require_backend(backend)
         self.clips, self.crop, self.seed, self.max_tries = clips, crop, seed, max_tries
         self.quarantine = Quarantine() if quarantine is None else quarantine
-        self.backend = "pyav" if backend is None and "pyav" in usable else backend
+        self.backend = backend
 
     def read(self, record: VideoRecord, *, position: int) -> Clip:
         """Read the clip at a position of the global order from a video.

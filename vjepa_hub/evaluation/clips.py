@@ -33,7 +33,7 @@ from ..core.settings import Settings
 from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, draw_crop
 from ..data.clip_order import ClipRequest
 from ..data.random_streams import Stream, draw_uniform, generator_at
-from ..data.video import VideoDecodingError, available_backends
+from ..data.video import VideoDecodingError
 from ..model.video_processing_vjepa import RESIZE_OVER_CROP, VJEPAVideoProcessor
 from .labelled import ImageSource, LabelledSet, VideoSource
 from .protocols import Augmentation, Protocol
@@ -114,7 +114,7 @@ class _LabelledClips(Dataset[LabelledClip]):
         """(T, H, W, 3) uint8 frames of each clip of a video."""
         source = cast(VideoSource, self.labelled.source)
         record = source.record(int(self.labelled.indices[index]))
-        with record.open(backend=self._backend) as reader:
+        with record.open() as reader:
             fps = None if self.clip_spec.clip_duration is None else reader.average_fps
             try:
                 indices = self.clip_spec.sample_indices(
@@ -126,11 +126,6 @@ class _LabelledClips(Dataset[LabelledClip]):
                 # The settings are checked, so it is this video that is too slow
                 raise VideoDecodingError(record.name, str(error), "leave the video out") from error
             return np.split(reader.read_frames(np.concatenate(indices)), len(indices))
-
-    @cached_property
-    def _backend(self) -> str | None:
-        """The decoder: PyAV passes over frames that no other needs. Looked for once: imports that fail take long."""
-        return "pyav" if "pyav" in available_backends() else None
 
     def _image(self, index: int) -> Image.Image:
         return cast(ImageSource, self.labelled.source).read(int(self.labelled.indices[index]))

@@ -30,7 +30,7 @@ from ..core.fingerprints import hash_weights
 from ..core.progress import Progress, no_progress
 from ..core.settings import Settings
 from ..data.clip_sampling import plan_windows
-from ..data.video import VideoReader, available_backends, open_video, read_image
+from ..data.video import VideoReader, open_video, read_image, require_backend
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,7 +69,7 @@ class ExtractionSettings(Settings):
         pooled: Keeps one vector per clip, the mean over its tokens (float32).
         dense: Keeps every token.
         dense_dtype: "model" stores dense features as the model computes them, "float16" in half precision.
-        backend: Video decoder, as for `open_video`; None takes PyAV, whose memory stays bounded on long videos.
+        backend: Video decoder, as for `open_video`.
 
     Raises:
         SettingsError: A value out of its range, a decoder that is not installed, or neither pooled nor dense features.
@@ -86,8 +86,7 @@ class ExtractionSettings(Settings):
     @field_validator("backend")
     @classmethod
     def _require_decoder(cls, backend: str | None) -> str | None:
-        if backend is not None and backend not in available_backends():
-            raise ValueError(f"backend is '{backend}'; available here: {', '.join(available_backends())}")
+        require_backend(backend)
         return backend
 
     @model_validator(mode="after")
@@ -184,7 +183,7 @@ def open_frames(path: str | Path, backend: str | None = None) -> Iterator[VideoR
 
     Args:
         path: The file.
-        backend: Video decoder, as for `open_video`; None takes PyAV, whose memory stays bounded on long videos.
+        backend: Video decoder, as for `open_video`.
 
     Raises:
         VideoDecodingError: the file cannot be opened or read.
@@ -192,17 +191,8 @@ def open_frames(path: str | Path, backend: str | None = None) -> Iterator[VideoR
     if Path(path).suffix.lower() in IMAGE_ENDINGS:
         yield StillImage(path)
         return
-    with open_video(path, backend=backend or _frugal_backend(), num_threads=0) as video:
+    with open_video(path, backend=backend, num_threads=0) as video:
         yield video
-
-
-def _frugal_backend() -> str | None:
-    """The decoder whose memory stays bounded, where it is there.
-
-    While the model computes, decord 0.6 decodes ahead without bound, until the whole video is in memory; PyAV decodes
-    what is read.
-    """
-    return "pyav" if "pyav" in available_backends() else None
 
 
 def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tensor:

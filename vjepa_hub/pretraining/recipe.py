@@ -75,7 +75,7 @@ class ClipRecipe(FrameSampling, CropSpec):
         ratio: Smallest and largest width of the random crop, divided by its height.
         flip_probability: Probability of a horizontal flip.
         max_tries: Videos that are tried for a clip before the run stops.
-        backend: decord, pyav or torchcodec; by default the first that is there.
+        backend: pyav, torchcodec or decord; none: as for `vjepa_hub.data.video.open_video`.
         stream: Whether tar files are read from beginning to end, again and again, rather than by number.
         max_memory_gib: GiB of decoded frames that may be kept in memory, over all processes of this machine. If all
             videos fit, each is decoded once; 0 keeps none. It changes no clip.

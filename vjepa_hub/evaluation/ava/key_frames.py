@@ -169,8 +169,7 @@ class KeyFrameDataset(Dataset):
         std: Of each channel.
         start_second: The second of the film at which the files begin: 0 for whole films, 900 for files that hold
             the annotated quarter of an hour alone.
-        backend: Of the decoder; None: chosen for each file. PyAV is the quickest for clips, and the one that still
-            works in a process that was forked after its first use.
+        backend: The decoder, as for `open_video`.
 
     Raises:
         FileNotFoundError: the folder has none of the videos.
@@ -186,7 +185,7 @@ class KeyFrameDataset(Dataset):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         start_second: float = 0.0,
-        backend: str | None = "pyav",
+        backend: str | None = None,
     ):
         self.key_frames, self.videos, self.protocol = list(key_frames), Path(videos), protocol
         self.crop_size, self.mean, self.std = crop_size, tuple(mean), tuple(std)

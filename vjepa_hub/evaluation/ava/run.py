@@ -59,7 +59,7 @@ def run_localisation(
     seed: int = 0,
     device: str | torch.device = "cpu",
     encoding: EncodingSettings | None = None,
-    backend: str | None = "pyav",
+    backend: str | None = None,
     progress: Progress = no_progress,
 ) -> Path:
     """Train and evaluate action localisation on a frozen V-JEPA encoder, or go on where a call was stopped.
@@ -80,7 +80,7 @@ def run_localisation(
         seed: Of the head's weights, the order and the mirroring.
         device: Where encoder and head run.
         encoding: How clips are encoded.
-        backend: Of the decoder; None: chosen for each file.
+        backend: The decoder, as for `open_video`.
         progress: Called with (stage, done, total); the stages are "features-train", "features-val" and "train".
 
     Returns:
