@@ -63,7 +63,7 @@ from vjepa_hub.evaluation.protocols import Augmentation
 from vjepa_hub.pretraining.checkpoints import save_published
 from vjepa_hub.pretraining.console import ConsoleCallback
 from vjepa_hub.pretraining.interruption import InterruptedRunError
-from vjepa_hub.pretraining.recipe import Recipe, recipe_from_dict
+from vjepa_hub.pretraining.recipe import Recipe
 from vjepa_hub.pretraining.run import build_model, build_processor
 from vjepa_hub.pretraining.run_data import VIDEOS
 from vjepa_hub.publishing.machine_paths import shorten_machine_paths
@@ -96,7 +96,7 @@ class Baselines:
     @cached_property
     def recipe(self) -> Recipe:
         """What was trained."""
-        return recipe_from_dict(dict(self.record.recipe), name=str(self.record.recipe["name"]))
+        return Recipe.from_tree(self.record.recipe)
 
     @cached_property
     def pixel_recipe(self) -> Recipe:
@@ -228,7 +228,7 @@ class Baselines:
             augmentation=crops,
             mixup=0.0,
             cutmix=0.0,
-            num_workers=self.recipe.argument("dataloader_num_workers"),
+            num_workers=self.recipe.training.dataloader_num_workers,
             seed=seed,
         )
 
@@ -245,7 +245,7 @@ class Baselines:
             TRAINED: f"the frozen encoder after {self.record.num_steps:,} steps",
             UNTRAINED: "the same encoder untrained",
             LABELS: f"the same architecture trained with {self.tasks.num_train:,} labels, {self.label_epochs} epochs",
-            PIXEL_PREDICTION: f"equal compute spent on pixels, {self.pixel_recipe.argument('max_steps'):,} steps",
+            PIXEL_PREDICTION: f"equal compute spent on pixels, {self.pixel_recipe.training.max_steps:,} steps",
             RAW_PIXELS: f"raw pixels of frames of {self.pixel_size} x {self.pixel_size}, no encoder",
         }[row]
 

@@ -128,7 +128,7 @@ def _hide_more(kind: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def _blocks_of(recipe: Recipe) -> list[dict[str, Any]]:
-    masks = recipe.to_dict()["masks"]
+    masks = recipe.to_tree()["masks"]
     if any(kind["kind"] != "multi-block" for kind in masks):
         kinds = ", ".join(kind["kind"] for kind in masks)
         raise ValueError(f"the recipe's masks are {kinds}, but must be multi-block; leave out --claims masks share")
@@ -245,9 +245,9 @@ class Cost:
 
 def measure_cost(recipe: Recipe, *, has_stop_gradient: bool = True) -> Cost:
     """Count on the masks that a run draws."""
-    config, options = recipe.config(), {"is_checkpointed": bool(recipe.argument(CHECKPOINTING))}
-    draws = draw_token_counts(config, recipe.masks, recipe.argument("per_device_train_batch_size"))
-    predicts_pixels = recipe.argument("targets") == "pixels"
+    config, options = recipe.config(), {"is_checkpointed": bool(getattr(recipe.training, CHECKPOINTING))}
+    draws = draw_token_counts(config, recipe.masks, recipe.training.per_device_train_batch_size)
+    predicts_pixels = recipe.training.targets == "pixels"
     flops = [step_flops(config, counts, predicts_pixels=predicts_pixels, **options) for counts in draws]
     num_tokens = recipe.grid().num_tokens
     total = statistics.fmean(found.total for found in flops)
@@ -258,7 +258,7 @@ def measure_cost(recipe: Recipe, *, has_stop_gradient: bool = True) -> Cost:
 
 def seen_by_kind(recipe: Recipe) -> list[float]:
     """Share of tokens that the context encoder sees, for each kind of masks, over the first steps of a run."""
-    draws = draw_token_counts(recipe.config(), recipe.masks, recipe.argument("per_device_train_batch_size"))
+    draws = draw_token_counts(recipe.config(), recipe.masks, recipe.training.per_device_train_batch_size)
     return _seen_by_kind(draws, recipe.grid().num_tokens)
 
 
@@ -277,7 +277,7 @@ def vary(reference: Recipe, variant: Variant) -> Recipe:
     Raises:
         ValueError: The recipe counts no steps, or is the variant already.
     """
-    num_steps = int(reference.argument("max_steps"))
+    num_steps = int(reference.training.max_steps)
     if num_steps < 1:
         raise ValueError(f"max_steps is {num_steps}, but equal compute is counted in steps; --set max_steps=300")
     masks = {} if variant.masks is None else {"masks": variant.masks(reference)}
@@ -288,7 +288,7 @@ def vary(reference: Recipe, variant: Variant) -> Recipe:
     cost = measure_cost(changed, has_stop_gradient=variant.has_stop_gradient).flops
     steps = equal_steps(num_steps, reference=measure_cost(reference).flops, variant=cost)
     overrides = {"training.max_steps": steps, "training.health_steps": math.ceil(steps / NUM_HEALTH)}
-    warmup = reference.argument("warmup_steps")
+    warmup = reference.training.warmup_steps
     if warmup >= 1:  # below 1 it is a share of the steps
         overrides["training.warmup_steps"] = round(warmup * steps / num_steps)
     return changed.with_overrides(overrides)
@@ -366,7 +366,7 @@ def _describe(variant: Variant, recipe: Recipe, trainer: VJEPATrainer, seconds: 
     ranks = [row[f"{PREFIX}target_effective_rank"] for row in state.log_history if f"{PREFIX}fixed_loss" in row]
     return Training(
         variant=variant.name,
-        seed=recipe.argument("seed"),
+        seed=recipe.training.seed,
         steps=state.global_step,
         seconds=round(seconds, 1),
         seen=measure_cost(recipe).seen,
@@ -462,8 +462,8 @@ class Study:
         return works
 
     def _train_and_judge(self, title: str, variant: Variant, recipe: Recipe) -> tuple[Training, list[Score]]:
-        seed = recipe.argument("seed")
-        self.console.print(Text(f"{title}, {recipe.argument('max_steps')} steps", style="bold"))
+        seed = recipe.training.seed
+        self.console.print(Text(f"{title}, {recipe.training.max_steps} steps", style="bold"))
         folder = self.folder / variant.name / f"seed-{seed}"
         training = train(variant, recipe, folder, videos=self.folder / VIDEOS, console=self.console)
         return training, list(self._judge(variant.name, seed, str(folder)))
@@ -744,7 +744,7 @@ def write(study: Study, results: Results, command: str) -> None:
     numbers = {
         "command": command,
         "machine": machine,
-        "recipe": study.recipe.to_dict(),
+        "recipe": study.recipe.to_tree(),
         "tasks": {name: value for name, value in study.tasks.to_tree().items() if name != "pictures"},
         **asdict(results),
         "claims": {name: {"verdict": overall(found), "comparisons": found} for name, found in verdicts.items()},

@@ -15,7 +15,7 @@ from vjepa_hub.evaluation.made_tasks import TASKS
 from vjepa_hub.evaluation.probe_run import SummaryRow
 from vjepa_hub.pretraining.checkpoints import save_published
 from vjepa_hub.pretraining.interruption import InterruptedRunError
-from vjepa_hub.pretraining.recipe import recipe_from_dict
+from vjepa_hub.pretraining.recipe import Recipe
 from vjepa_hub.pretraining.run import build_model, build_processor
 from vjepa_hub.reproduction.record import Machine, ReproductionRecord, SeedRecord, write_record
 from vjepa_hub.reproduction.training import digest_weights
@@ -62,7 +62,7 @@ def accuracies_from_weights(encoders, videos, output_dir, settings, *, seeds, pr
 
 def make_reproduction(folder):
     """What `vjepa-hub reproduce` leaves, as far as it is read."""
-    recipe = recipe_from_dict(RECIPE, name="small")
+    recipe = Recipe.from_tree({"name": "small", **RECIPE})
     model = build_model(recipe)
     build_processor(recipe).save_pretrained(folder / "model")
     save_published(folder / "model", model.config, model.state_dict())
@@ -78,7 +78,7 @@ def make_reproduction(folder):
     ]
     machine = Machine(processor="a processor", torch="2", num_threads=1)
     record = ReproductionRecord(
-        recipe=recipe.to_dict(), short_steps=1, num_steps=3, tasks=TASK_SETTINGS, machine=machine, seeds=trainings
+        recipe=recipe.to_tree(), short_steps=1, num_steps=3, tasks=TASK_SETTINGS, machine=machine, seeds=trainings
     )
     write_record(folder / "model", record)
     return folder
@@ -134,15 +134,17 @@ def test_the_trained_row_is_that_of_the_record_and_raw_pixels_differ_by_the_head
 
 def test_untrained_weights_are_those_that_the_training_starts_from(measured):
     for seed in ACCURACIES:
-        start = build_model(recipe_from_dict(RECIPE, name="small").with_overrides({"training.seed": seed})).encoder
+        start = build_model(
+            Recipe.from_tree({"name": "small", **RECIPE}).with_overrides({"training.seed": seed})
+        ).encoder
         found = VJEPAModel.from_pretrained(measured[0] / "untrained" / f"seed-{seed}").encoder
         assert all(torch.equal(value, start.state_dict()[name]) for name, value in found.state_dict().items())
 
 
 def test_pixels_are_predicted_at_equal_compute(baselines, measured):
     study = make(baselines, measured[0])
-    steps = study.pixel_recipe.argument("max_steps")
-    assert study.pixel_recipe.argument("targets") == "pixels"
+    steps = study.pixel_recipe.training.max_steps
+    assert study.pixel_recipe.training.targets == "pixels"
     costs = [sys.modules["claims"].measure_cost(recipe).flops for recipe in (study.recipe, study.pixel_recipe)]
     assert steps * costs[1] == pytest.approx(3 * costs[0], rel=0.5 / steps)
     for seed in ACCURACIES:

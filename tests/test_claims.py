@@ -21,7 +21,7 @@ from vjepa_hub.evaluation.label_efficiency import SplitSummary
 from vjepa_hub.evaluation.made_tasks import TASKS, MadeTaskSettings
 from vjepa_hub.evaluation.probe_run import SummaryRow
 from vjepa_hub.pretraining.interruption import InterruptedRunError
-from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
+from vjepa_hub.pretraining.recipe import Recipe, load_recipe
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "claims.py"
 RECIPE = SMALL_RECIPE
@@ -150,7 +150,7 @@ def test_half_the_cost_gives_twice_the_steps(claims, tiny):
     for variant in claims.VARIANTS.values():
         recipe = claims.vary(tiny, variant)
         own = claims.measure_cost(recipe, has_stop_gradient=variant.has_stop_gradient).flops
-        assert recipe.argument("max_steps") * own == pytest.approx(300 * cost, rel=0.5 / recipe.argument("max_steps"))
+        assert recipe.training.max_steps * own == pytest.approx(300 * cost, rel=0.5 / recipe.training.max_steps)
 
 
 def test_without_stop_gradient_a_step_costs_the_backward_pass_of_the_targets(claims, tiny):
@@ -163,18 +163,18 @@ def test_without_stop_gradient_a_step_costs_the_backward_pass_of_the_targets(cla
 
 def test_variants_of_the_recipe_tiny_change_what_they_say(claims, tiny):
     made = {name: claims.vary(tiny, variant) for name, variant in claims.VARIANTS.items()}
-    assert made["pixel-targets"].argument("targets") == "pixels"
-    assert made["l2"].argument("objective") == "l2"
+    assert made["pixel-targets"].training.targets == "pixels"
+    assert made["l2"].training.objective == "l2"
     assert [type(kind) for kind in made["random-tube"].masks] == [RandomTubeMasking] * 2
     blocks = made["reference"].masks
-    assert made["causal"].masks == tuple(replace(kind, max_temporal_keep=0.75) for kind in blocks)
+    assert made["causal"].masks == tuple(kind.with_values(max_temporal_keep=0.75) for kind in blocks)
     for name in ("no-ema", "no-stop-gradient"):
         schedules = made[name].arguments("unused").schedules(100)
         assert {schedules.momentum_at(step) for step in (0, 50, 99)} == {0.0}
     seen = {name: claims.measure_cost(made[name]).seen for name in ("less-masked", "reference", "more-masked")}
     assert 1.5 * seen["more-masked"] < seen["reference"] < seen["less-masked"] / 1.5
-    assert {recipe.argument("probe") for recipe in made.values()} == {"none"}
-    assert all(0 < recipe.argument("health_steps") < 100 for recipe in made.values())
+    assert {recipe.training.probe for recipe in made.values()} == {"none"}
+    assert all(0 < recipe.training.health_steps < 100 for recipe in made.values())
 
 
 @pytest.mark.parametrize("name", ["tiny", "vit-tiny"])
@@ -205,7 +205,7 @@ def test_variants_of_blocks_need_blocks(claims, tiny):
 
 def test_a_warmup_in_steps_stays_the_same_share_of_the_run(claims, tiny):
     recipe = claims.vary(tiny.with_overrides({"training.warmup_steps": 30}), claims.VARIANTS["less-masked"])
-    assert recipe.argument("warmup_steps") / recipe.argument("max_steps") == pytest.approx(0.1, abs=0.005)
+    assert recipe.training.warmup_steps / recipe.training.max_steps == pytest.approx(0.1, abs=0.005)
 
 
 def test_a_recipe_that_is_the_variant_already_is_an_error(claims, tiny):
@@ -259,7 +259,7 @@ def quick_probe(claims):
 
 def make_study(claims, folder, *names, seeds=(0,), recipe=RECIPE):
     return claims.Study(
-        recipe=recipe_from_dict(recipe, name="small"),
+        recipe=Recipe.from_tree({"name": "small", **recipe}),
         claims=[claims.CLAIMS[name] for name in names],
         seeds=seeds,
         folder=folder,
@@ -384,7 +384,7 @@ def test_a_training_that_was_killed_after_its_last_step_is_measured_there(claims
 
 def vary_small(claims, variant, **training):
     overrides = {f"training.{key}": value for key, value in {"seed": 0, **training}.items()}
-    return claims.vary(recipe_from_dict(RECIPE, name="small"), variant).with_overrides(overrides)
+    return claims.vary(Recipe.from_tree({"name": "small", **RECIPE}), variant).with_overrides(overrides)
 
 
 def train_alone(claims, name, folder, **training):
@@ -429,7 +429,7 @@ def test_the_command_line_chooses_claims_and_settings(claims):
     study = claims.plan(claims.parse_arguments(given.split()))
     assert [claim.name for claim in study.claims] == ["masks", "loss"]
     assert [variant.name for variant in study.variants] == ["reference", "random-tube", "causal", "l2"]
-    assert (study.recipe.argument("max_steps"), study.recipe.argument("momentum")) == (7, 0.9)
+    assert (study.recipe.training.max_steps, study.recipe.training.momentum) == (7, 0.9)
     assert (study.tasks.num_test, study.tasks.has_pictures, study.tasks.size) == (5, False, 64)
 
 

@@ -88,7 +88,7 @@ def test_every_card_names_an_entry_of_hubconf_for_its_own_architecture():
 @pytest.mark.parametrize("entry", RELEASED, ids=lambda entry: entry.name)
 def test_training_facts_are_those_of_the_recipe(entry):
     recipe = load_recipe(entry.recipe)
-    steps, batch_size = recipe.argument("max_steps"), recipe.global_batch_size
+    steps, batch_size = recipe.training.max_steps, recipe.training.global_batch_size
     assert entry.training["steps"] == f"{steps:,} of {batch_size:,} clips"
     data = recipe.published["data"]
     assert {"VideoMix2M", "Kinetics-710", "HowTo100M"} <= set(re.findall(r"[\w-]+", data))

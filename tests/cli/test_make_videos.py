@@ -71,8 +71,8 @@ def test_missing_pictures_are_an_error_with_the_remedy(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--kind", "fashion-mnist", "--scene", "foggy"), "scene is 'foggy', but has to be one of textured, grainy"),
-        (("--size", "33"), "H.264 in yuv420p wants even sides"),
+        (("--kind", "fashion-mnist", "--scene", "foggy"), "scene is 'foggy', but must be 'textured' or 'grainy'"),
+        (("--size", "33"), "must be a multiple of 2"),
         (("--split", "val"), "split is 'val'"),
     ],
 )

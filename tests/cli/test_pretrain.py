@@ -34,7 +34,7 @@ def test_a_run_shows_its_progress_and_ends_with_a_model_and_plots(recipe_file, t
     for name in ("model.safetensors", "report.html", "README.md", "metrics.csv", "recipe.yaml"):
         assert (tmp_path / "out" / name).is_file()
     stored = load_recipe(tmp_path / "out" / "recipe.yaml")
-    assert (stored.training["max_steps"], stored.training["momentum"]) == (2, 0.25)
+    assert (stored.training.max_steps, stored.training.momentum) == (2, 0.25)
 
 
 def test_the_same_command_again_asks_whether_to_resume_or_overwrite(recipe_file, tmp_path):
@@ -48,7 +48,7 @@ def test_the_same_command_again_asks_whether_to_resume_or_overwrite(recipe_file,
     ("options", "message"),
     [
         (["--set", "learning_rat=1"], "the nearest is 'learning_rate'"),
-        (["--set", "learning_rate=fast"], "must be float"),
+        (["--set", "learning_rate=fast"], "must be a number"),
         (["--resume"], "start it without --resume"),
         (["--set", "warmup_steps=100"], "warmup_steps is 100"),
         (["--set", "global_batch_size=6"], "global_batch_size=8"),

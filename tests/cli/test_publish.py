@@ -12,7 +12,7 @@ from tests.pretraining.test_run import RECIPE
 from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
 from vjepa_hub.cli import app
 from vjepa_hub.evaluation.slice_evaluation import find_stated_protocol
-from vjepa_hub.pretraining.recipe import recipe_from_dict
+from vjepa_hub.pretraining.recipe import Recipe
 from vjepa_hub.pretraining.run import pretrain
 from vjepa_hub.publishing.card_metadata import read_metadata
 
@@ -86,7 +86,7 @@ def test_a_tuned_classifier_is_published_with_its_settings_and_log(labelled_fold
 
 def test_a_pretraining_run_is_published_without_its_videos_and_with_what_its_own_card_says(server, tmp_path):
     out = tmp_path / "run"
-    recipe = recipe_from_dict(RECIPE, name="small-run").with_overrides({"probe": "none"})
+    recipe = Recipe.from_tree({"name": "small-run", **RECIPE}).with_overrides({"probe": "none"})
     pretrain(recipe, output_dir=out, console=Console(quiet=True))
     result = command("publish", out, "--repo-id", "tester/small", "--license", "apache-2.0")
     assert result.exit_code == 0, result.output

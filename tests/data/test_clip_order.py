@@ -149,7 +149,7 @@ def test_weighted_draws_depend_on_seed_and_position_alone():
     ("changes", "message"),
     [
         ({"num_items": 0}, "num_items is 0"),
-        ({"clips_per_step": 2.0}, "clips_per_step is 2.0"),
+        ({"clips_per_step": -2}, "clips_per_step is -2"),
         ({"steps_per_epoch": 0}, "steps_per_epoch is 0"),
         ({"weights": [1.0]}, "weights have shape \\(1,\\).*3 items"),
         ({"weights": [1.0, -0.5, 1.0]}, "weight of item 1 is -0.5"),

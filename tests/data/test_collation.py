@@ -1,5 +1,4 @@
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
@@ -115,12 +114,12 @@ def test_finished_clips_of_other_data_sets_are_stacked_unchanged(resize_to):
     [
         (SHORT_RANGE, LONG_RANGE),
         (RANDOM_TUBE,),
-        (CAUSAL, replace(LONG_RANGE, max_temporal_keep=0.5), replace(SHORT_RANGE, num_blocks=2, mask_index=2)),
+        (CAUSAL, LONG_RANGE.with_values(max_temporal_keep=0.5), SHORT_RANGE.with_values(num_blocks=2, mask_index=2)),
     ],
 )
 def test_masks_are_those_of_the_kinds_in_their_order_at_the_positions_and_their_step(mask_kinds):
     positions = [25, 27, 30]  # of step 2
-    mask_kinds = tuple(replace(kind, ratio=0.8) if kind is RANDOM_TUBE else kind for kind in mask_kinds)
+    mask_kinds = tuple(kind.with_values(ratio=0.8) if kind is RANDOM_TUBE else kind for kind in mask_kinds)
     batch = build(mask_kinds=mask_kinds)([sample_at(position) for position in positions])
     pairs = [sample_masks_at(kind, GRID, positions, seed=SEED, step=2) for kind in mask_kinds]
     assert masks_of(batch) == [
@@ -243,10 +242,10 @@ def test_impossible_batches_are_named_in_the_error(samples, message):
     ("changes", "message"),
     [
         ({"mask_kinds": (LONG_RANGE, SHORT_RANGE)}, r"mask indices \[1, 0\].*mask tokens"),
-        ({"mask_kinds": (LONG_RANGE,)}, r"mask indices \[1\].*replace"),
+        ({"mask_kinds": (LONG_RANGE,)}, r"mask indices \[1\].*with_values"),
         ({"mask_kinds": ()}, r"mask indices \[\]"),
-        ({"mask_kinds": (replace(SHORT_RANGE, spatial_scale=(0.9, 1.0)),)}, "without context in .* draws"),
-        ({"mask_kinds": (replace(RANDOM_TUBE, ratio=0.99),)}, "ratio 0.99 keeps none of the 16 patches"),
+        ({"mask_kinds": (SHORT_RANGE.with_values(spatial_scale=(0.9, 1.0)),)}, "without context in .* draws"),
+        ({"mask_kinds": (RANDOM_TUBE.with_values(ratio=0.99),)}, "ratio 0.99 keeps none of the 16 patches"),
         ({"clips_per_step": 0}, "clips_per_step is 0"),
         ({"resize_to": 224}, "resize_to is 224.*64 x 64"),
     ],

@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,12 +143,12 @@ def test_grid_of_a_model_is_that_of_its_clips_unless_others_are_given():
         ({"height": 50}, "height is 50.*patch_size=16.*48"),
         ({"width": 8}, "width is 8.*patch_size=16.*16"),
         ({"patch_size": 0}, "patch_size is 0"),
-        ({"num_frames": 8.0}, "num_frames is 8.0"),
+        ({"num_frames": 8.5}, "num_frames is 8.5"),
     ],
 )
 def test_impossible_grids_are_named_in_the_error(changes, message):
     with pytest.raises(ValueError, match=message):
-        replace(SMALL_GRID, **changes)
+        SMALL_GRID.with_values(**changes)
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ def test_block_sizes_are_those_of_the_released_code(name):
 
 
 def test_the_training_kinds_are_those_of_the_reference():
-    assert replace(settings_of(STATISTICS["short_range_224"]["config"]), mask_index=0) == replace(
-        SHORT_RANGE, spatial_scale=[0.15, 0.15], temporal_scale=[1.0, 1.0], aspect_ratio=[0.75, 1.5]
+    assert settings_of(STATISTICS["short_range_224"]["config"]).with_values(mask_index=0) == SHORT_RANGE.with_values(
+        spatial_scale=[0.15, 0.15], temporal_scale=[1.0, 1.0], aspect_ratio=[0.75, 1.5]
     )
-    assert replace(settings_of(STATISTICS["long_range_224"]["config"]), mask_index=1) == replace(
-        LONG_RANGE, spatial_scale=[0.7, 0.7], temporal_scale=[1.0, 1.0], aspect_ratio=[0.75, 1.5]
+    assert settings_of(STATISTICS["long_range_224"]["config"]).with_values(mask_index=1) == LONG_RANGE.with_values(
+        spatial_scale=[0.7, 0.7], temporal_scale=[1.0, 1.0], aspect_ratio=[0.75, 1.5]
     )
 
 
@@ -269,7 +269,7 @@ def test_a_single_clip_is_never_cut(settings):
 
 
 def test_targets_are_a_union_of_blocks_of_the_drawn_size():
-    settings = replace(SHORT_RANGE, num_blocks=2, temporal_scale=(0.5, 0.5))
+    settings = SHORT_RANGE.with_values(num_blocks=2, temporal_scale=(0.5, 0.5))
     for step in range(20):
         pair = sample_multi_block_masks(settings, GRID, 1, step=step, generator=generator(step))
         is_target = volume(pair.target_mask, GRID)
@@ -382,21 +382,21 @@ def test_a_random_tube_that_keeps_nothing_raises():
     ("changes", "message"),
     [
         ({"num_blocks": 0}, "num_blocks is 0"),
-        ({"spatial_scale": (0.0, 0.5)}, "spatial_scale is"),
-        ({"spatial_scale": (0.5, 1.5)}, "spatial_scale is .* up to 1"),
-        ({"spatial_scale": (0.15,)}, "spatial_scale is .*twice"),
-        ({"temporal_scale": (1.0, 0.5)}, "temporal_scale is .*smallest and a largest"),
-        ({"aspect_ratio": (-1.0, 1.5)}, "aspect_ratio is"),
-        ({"aspect_ratio": (0.75, float("nan"))}, "aspect_ratio is"),
+        ({"spatial_scale": (0.0, 0.5)}, "spatial_scale.0 is 0.0"),
+        ({"spatial_scale": (0.5, 1.5)}, "spatial_scale.1 is 1.5"),
+        ({"spatial_scale": (0.15,)}, "spatial_scale is .*more values"),
+        ({"temporal_scale": (1.0, 0.5)}, "temporal_scale is .*smaller number first.*twice"),
+        ({"aspect_ratio": (-1.0, 1.5)}, "aspect_ratio.0 is -1.0"),
+        ({"aspect_ratio": (0.75, float("nan"))}, "aspect_ratio.1 is nan"),
         ({"max_temporal_keep": 0.0}, "max_temporal_keep is 0.0"),
-        ({"aspect_ratio": (0.75, float("inf"))}, "aspect_ratio is .* finite"),
+        ({"aspect_ratio": (0.75, float("inf"))}, "aspect_ratio.1 is inf.* finite"),
         ({"max_context_tokens": 0}, "max_context_tokens is 0"),
         ({"mask_index": -1}, "mask_index is -1"),
     ],
 )
 def test_impossible_settings_raise_when_built(changes, message):
     with pytest.raises(ValueError, match=message):
-        replace(SHORT_RANGE, **changes)
+        SHORT_RANGE.with_values(**changes)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 90, float("nan")])
@@ -453,7 +453,7 @@ def test_masks_at_positions_follow_from_seed_position_and_kind_alone(settings, g
     for other in (
         draw_at(settings, grid, range(8), seed=1),
         draw_at(settings, grid, range(8, 16)),
-        draw_at(replace(settings, mask_index=settings.mask_index + 1), grid, range(8)),
+        draw_at(settings.with_values(mask_index=settings.mask_index + 1), grid, range(8)),
     ):
         assert other != expected
 
@@ -469,7 +469,7 @@ def test_the_step_changes_the_size_of_the_blocks_of_all_clips_alike():
 
 
 def test_no_positions_raise():
-    with pytest.raises(ValueError, match="number of positions is 0"):
+    with pytest.raises(ValueError, match="num_positions is 0"):
         sample_masks_at(SHORT_RANGE, GRID, [], seed=0, step=0)
 
 
@@ -529,7 +529,7 @@ def test_a_cut_of_ones_own_takes_the_place_of_the_released_one():
 
 @pytest.mark.parametrize("cut", [cut_to_batch_minimum, cut_at_random])
 def test_the_context_can_be_cut_to_a_fixed_number(cut):
-    settings = replace(SHORT_RANGE, max_context_tokens=100)
+    settings = SHORT_RANGE.with_values(max_context_tokens=100)
     for step in range(5):
         pair = sample_masks_at(settings, GRID, range(8), seed=0, step=step, cut=cut)
         assert pair.context_mask.shape == (8, 100)
@@ -553,7 +553,7 @@ def test_the_context_can_be_cut_to_a_fixed_number(cut):
     ],
 )
 def test_settings_that_never_leave_context_at_some_step_are_found_before_a_run(changes, message):
-    settings = replace(SHORT_RANGE, **changes)
+    settings = SHORT_RANGE.with_values(**changes)
     if message is None:
         require_possible(settings, GRID)
         return
@@ -588,7 +588,7 @@ def test_settings_found_possible_never_stop_a_run(kind, side):
 
 @pytest.mark.parametrize("tubelet_size", [1, 2, 4])
 def test_the_context_of_a_future_mask_never_holds_a_hidden_frame(tubelet_size):
-    grid = replace(SMALL_GRID, tubelet_size=tubelet_size)
+    grid = SMALL_GRID.with_values(tubelet_size=tubelet_size)
     for frame in range(tubelet_size, grid.num_frames):
         is_hidden = np.zeros((grid.num_frames, grid.height, grid.width), dtype=bool)
         is_hidden[frame:, ::16, ::16] = True
@@ -656,11 +656,10 @@ def test_the_mask_index_of_a_box_is_the_kind_of_the_nearer_share(right, mask_ind
     [
         ({"bottom": 49}, "top to bottom is 0 to 49.*48"),
         ({"right": 81}, "left to right is 0 to 81.*80"),
-        ({"left": -1}, "left is -1"),
+        ({"left": -1}, "left to right is -1"),
         ({"top": 16}, "top to bottom is 16 to 16"),
         ({"last_frame": 8}, "is 0 to 9.*8"),
         ({"first_frame": 5, "last_frame": 4}, "is 5 to 5"),
-        ({"right": 16.5}, "right is 16.5"),
         ({"bottom": 33, "right": 65}, "context_mask is empty.*hide less"),
     ],
 )

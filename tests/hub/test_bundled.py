@@ -14,7 +14,7 @@ from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.cli import app
 from vjepa_hub.hub.loading import open_model
 from vjepa_hub.hub.registry import MODELS
-from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
+from vjepa_hub.pretraining.recipe import Recipe, load_recipe
 from vjepa_hub.pretraining.run import open_initial
 from vjepa_hub.publishing.cards import render_card
 from vjepa_hub.publishing.registry_cards import registered_facts
@@ -59,8 +59,8 @@ def test_weights_and_recipe_are_those_of_the_record():
     record = read_record(FOLDER)
     assert digest_weights(FOLDER) == record.seeds[0].digests[record.num_steps]
     assert len(record.seeds) == 3
-    recipe = recipe_from_dict(dict(record.recipe), name=str(record.recipe["name"]))
-    assert recipe.to_dict() == load_recipe(MODELS[NAME].recipe).to_dict()
+    recipe = Recipe.from_tree(record.recipe)
+    assert recipe.to_tree() == load_recipe(MODELS[NAME].recipe).to_tree()
 
 
 def test_features_are_those_of_the_target_encoder_and_training_goes_on_from_both():

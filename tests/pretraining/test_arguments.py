@@ -18,7 +18,7 @@ def test_defaults_of_transformers_that_fight_the_recipe_are_off(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"objective": "cosine"}, "objective is 'cosine', but must be l1 or l2 or smooth_l1"),
+        ({"objective": "cosine"}, "objective is 'cosine', but must be 'l1', 'l2' or 'smooth_l1'"),
         ({"targets": "edges"}, "targets is 'edges'"),
         ({"probe": "linear"}, "probe is 'linear'"),
         ({"momentum": 1.5}, "momentum is 1.5"),

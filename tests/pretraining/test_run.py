@@ -18,7 +18,7 @@ from vjepa_hub.data.synthetic import videos as made_videos
 from vjepa_hub.pretraining import run
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.metrics_log import read_metrics
-from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
+from vjepa_hub.pretraining.recipe import Recipe, load_recipe
 from vjepa_hub.pretraining.run import (
     build_model,
     clear_folder,
@@ -94,14 +94,14 @@ def with_videos_of(finished: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def small_recipe():
-    return recipe_from_dict(RECIPE, name="small-run")
+    return Recipe.from_tree({"name": "small-run", **RECIPE})
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run to the end, with a probe: its folder, its trainer, and what it showed."""
     folder, shown = tmp_path_factory.mktemp("run") / "out", Shown()
-    recipe = recipe_from_dict(RECIPE, name="small-run").with_overrides({"probe": "knn"})
+    recipe = Recipe.from_tree({"name": "small-run", **RECIPE}).with_overrides({"probe": "knn"})
     trainer = pretrain(recipe, output_dir=folder, console=shown.console)
     return folder, trainer, shown.text
 

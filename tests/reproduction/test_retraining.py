@@ -14,7 +14,7 @@ from vjepa_hub.cli import app
 from vjepa_hub.evaluation.label_efficiency import SplitSummary
 from vjepa_hub.evaluation.made_tasks import MadeTaskSettings
 from vjepa_hub.evaluation.probe_run import SummaryRow
-from vjepa_hub.pretraining.recipe import load_recipe, recipe_from_dict
+from vjepa_hub.pretraining.recipe import Recipe, load_recipe
 from vjepa_hub.reproduction import retraining, training
 from vjepa_hub.reproduction.comparison import compare_published
 from vjepa_hub.reproduction.record import read_record
@@ -57,7 +57,7 @@ def _quick_probe():
 def recorded(tmp_path_factory, _quick_probe):
     """The folder of trainings with two seeds."""
     folder = tmp_path_factory.mktemp("recorded")
-    recipe = recipe_from_dict(RECIPE, name="small")
+    recipe = Recipe.from_tree({"name": "small", **RECIPE})
     record_trainings(recipe, folder, seeds=(0, 1), short_steps=2, tasks=TASKS, num_threads=1, console=quiet())
     return folder
 
@@ -109,21 +109,21 @@ def test_weights_that_are_not_those_of_the_record_beside_them_fail(recorded):
 
 
 def test_steps_that_do_not_fit_are_an_error(tmp_path):
-    recipe = recipe_from_dict(RECIPE, name="small")
+    recipe = Recipe.from_tree({"name": "small", **RECIPE})
     with pytest.raises(ValueError, match=r"short_steps is 4, but must be at least 1 and below .* max_steps, 4"):
         record_trainings(recipe, tmp_path, short_steps=4, console=quiet())
 
 
 @pytest.mark.parametrize("seeds", [(0,), (1, 1)])
 def test_a_record_of_one_seed_is_refused_before_anything_is_trained(tmp_path, seeds):
-    recipe = recipe_from_dict(RECIPE, name="small")
+    recipe = Recipe.from_tree({"name": "small", **RECIPE})
     with pytest.raises(ValueError, match=r"the seeds are .*, but a record needs at least two"):
         record_trainings(recipe, tmp_path / "out", seeds=seeds, short_steps=2, tasks=TASKS, console=quiet())
     assert not (tmp_path / "out").exists()
 
 
 def test_seeds_that_were_only_trained_are_collected_and_not_trained_again(recorded, tmp_path, monkeypatch):
-    recipe = recipe_from_dict(RECIPE, name="small")
+    recipe = Recipe.from_tree({"name": "small", **RECIPE})
     for seed in (1, 0):
         train_seeds(recipe, tmp_path, seeds=(seed,), short_steps=2, tasks=TASKS, num_threads=1, console=quiet())
     assert not (tmp_path / "model").exists()
@@ -167,11 +167,11 @@ def test_the_command_trains_again_and_gives_a_verdict(recorded, tmp_path):
 
 
 def test_frozen_encoders_are_judged_on_the_recipe_s_own_kind_of_video():
-    recipe = recipe_from_dict(RECIPE, name="small")
+    recipe = Recipe.from_tree({"name": "small", **RECIPE})
     tasks = tasks_of(recipe, num_train=5)
     assert (tasks.num_train, tasks.size, tasks.num_frames, tasks.frame_step) == (5, 32, 8, 2)
     assert not tasks.has_pictures
     pictures = recipe.with_overrides(["synthetic.kind=fashion-mnist", "synthetic.scene=grainy"])
-    assert tasks_of(pictures).videos("test", 3) == replace(pictures.synthetic, split="test", num_videos=3, fps=8)
+    assert tasks_of(pictures).videos("test", 3) == pictures.synthetic.with_values(split="test", num_videos=3, fps=8)
     with pytest.raises(ValueError, match=r"the recipe vitl16 has no `synthetic` video"):
         tasks_of(load_recipe("vitl16"))

@@ -56,9 +56,8 @@ def make_videos(
 
     look: dict[str, Any] = {} if scene is None else {"scene": scene}
     with usage_errors():
-        settings = MADE_KINDS[kind.value](
-            num_videos=num_videos, size=size, num_frames=num_frames, split=split, seed=seed, **look
-        )
+        numbers = {"num_videos": num_videos, "size": size, "num_frames": num_frames, "seed": seed}
+        settings = MADE_KINDS[kind.value].from_tree({**numbers, "split": split, **look})
         with ProgressBar() as progress:
             manifest = make(folder, settings, pictures=pictures, progress=progress)
     typer.echo(f"wrote {manifest}")

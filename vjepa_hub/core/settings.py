@@ -13,12 +13,11 @@ Where the type says nothing (`Any`), plain words and numbers are those of YAML 1
 """
 
 import difflib
-import math
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
@@ -39,10 +38,12 @@ __all__ = [
     "nearest",
     "parse_assignment",
     "read_yaml",
+    "require_at_least",
     "write_yaml",
 ]
 
 _NOTHING = frozenset(("none", "null", "~", ""))
+_KIND = "kind"  # field that tells settings of a union apart
 _FLOAT_PATTERN = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))"
 
 
@@ -140,7 +141,12 @@ class Settings(BaseModel):
         pairs = overrides.items() if isinstance(overrides, Mapping) else map(parse_assignment, overrides)
         tree = self.to_tree()
         for key, value in pairs:
-            _assign(tree, self._locate(key), value)
+            path = self._locate(key)
+            place = _assign(tree, path, value)
+            if path[-1] == _KIND:  # what only settings of the kind before have goes
+                kinds = [option for option in _types_at(type(self), path[:-1]) if _is_of_kind(option, value)]
+                for name in [name for name in place if kinds and name not in kinds[0].model_fields]:
+                    del place[name]
         return type(self).from_tree(tree)
 
     def flatten(self) -> dict[str, Any]:
@@ -187,13 +193,19 @@ class Settings(BaseModel):
     def _read_plain_text(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        read = dict(values)
-        for name in values.keys() & cls.model_fields.keys():
-            options = _options(cls.model_fields[name].annotation)
-            if isinstance(values[name], bool) and {int, float} & set(options) and bool not in options:
-                raise PydanticCustomError("number_type", "must be a number", {"key": name, "value": values[name]})
-            read[name] = _meaning(values[name], cls.model_fields[name].annotation)
-        return read
+        fields = {name: cls.model_fields[name].annotation for name in values.keys() & cls.model_fields.keys()}
+        return {**values, **{name: _meaning(values[name], hint, name) for name, hint in fields.items()}}
+
+
+def require_at_least(least: float, **values: float | None) -> None:
+    """Check arguments that are no settings; None is not checked.
+
+    Raises:
+        SettingsError: A value is below `least`.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise SettingsError(f"{name} is {value}, but must be at least {least}")
 
 
 # ------------------------------------------------------------------------------------------------ grammar
@@ -216,41 +228,44 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)[0]
 
 
-def _meaning(value: Any, annotation: Any) -> Any:
-    """What a value stands for in a field of a type: texts become what the type wants, all else stays."""
+def _meaning(value: Any, annotation: Any, key: str) -> Any:
+    """Value as a field of a type reads it: texts become what the type wants, all else stays."""
     options = _options(annotation)
+    if isinstance(value, bool) and {int, float} & set(options) and bool not in options:
+        raise PydanticCustomError("number_type", "must be a number", {"key": key, "value": value})
     if not isinstance(value, str):
-        return _meaning_of_items(value, options)
-    if type(None) in options and value.strip().lower() in _NOTHING and not _is_quoted(value):
+        return _meaning_of_items(value, options, key)
+    text = value.strip()
+    if type(None) in options and text.lower() in _NOTHING and not isinstance(value, _Quoted):
         return None
     if Any in options:
-        return _yaml_scalar(value) if isinstance(value, PlainText) else value
-    literals = [option for option in options if typing.get_origin(option) is typing.Literal]
-    for choice in (choice for literal in literals for choice in typing.get_args(literal)):
-        if str(choice) == value.strip():  # numbers too: a literal takes no text for them
-            return choice
-    item = _item_annotation(options)
-    if item is not None and str not in options:
-        text = value.strip()
+        return _yaml_scalar(value) if isinstance(value, PlainText) else str(value)
+    literals = [option for option in options if typing.get_origin(option) is Literal]
+    choices = {str(choice): choice for literal in literals for choice in typing.get_args(literal)}
+    if str in options or text in choices:
+        return choices.get(text, str(value))  # numbers too: a literal takes no text for them
+    if _item_annotation(options) is not None and not isinstance(value, _Quoted):
         if text.startswith("[") and text.endswith("]"):
-            return _meaning_of_items(read_yaml(text, source=f"'{text}'"), options)
-        return _meaning_of_items([PlainText(part.strip()) for part in text.split(",") if part.strip()], options)
-    if float in options and str not in options and value.strip().lower() in ("inf", "+inf", ".inf", "-inf", "-.inf"):
-        return -math.inf if value.strip().startswith("-") else math.inf
+            return _meaning_of_items(read_yaml(text, source=f"'{text}'"), options, key)
+        return _meaning_of_items([PlainText(part.strip()) for part in text.split(",") if part.strip()], options, key)
+    if {int, float} & set(options) and re.fullmatch(f"{_FLOAT_PATTERN}|[-+]?inf", text.lower()):
+        return float(text.lower().replace(".inf", "inf"))
     return str(value)
 
 
-def _meaning_of_items(value: Any, options: Sequence[Any]) -> Any:
+def _meaning_of_items(value: Any, options: Sequence[Any], key: str) -> Any:
     if isinstance(value, list | tuple):
         item = _item_annotation(options)
-        return [_meaning(entry, Any if item is None else item) for entry in value]
+        return [_meaning(entry, Any if item is None else item, f"{key}.{place}") for place, entry in enumerate(value)]
     if isinstance(value, Mapping):
         hint = next((option for option in options if typing.get_origin(option) in _MAPPINGS), None)
         of_values = typing.get_args(hint)[1] if hint is not None else None
-        if of_values is not None:
-            return {str(key): _meaning(entry, of_values) for key, entry in value.items()}
-        is_open = Any in options or {dict, Mapping} & set(options)
-        return {str(key): _meaning(entry, Any) if is_open else entry for key, entry in value.items()}
+        if of_values is None and {Any, dict, Mapping} & set(options):
+            of_values = Any
+        return {
+            str(name): entry if of_values is None else _meaning(entry, of_values, f"{key}.{name}")
+            for name, entry in value.items()
+        }
     return value
 
 
@@ -278,35 +293,93 @@ def _item_annotation(options: Sequence[Any]) -> Any:
     return None
 
 
-def _is_quoted(text: str) -> bool:
-    return isinstance(text, _Quoted)
+def _is_of_kind(option: type["Settings"], kind: str) -> bool:
+    return _KIND in option.model_fields and kind in typing.get_args(option.model_fields[_KIND].annotation)
+
+
+def _types_at(settings: type["Settings"], path: Sequence[str | int]) -> list[type["Settings"]]:
+    return _walk(settings, path)[1]
+
+
+def _walk(settings: type["Settings"], path: Sequence[str | int]) -> tuple[str, list[type["Settings"]]]:
+    """Key with dots at the end of a path, and the classes of settings that may stand there.
+
+    The names of types and kinds, which pydantic puts into the place of an error, are left out of the key.
+    """
+    keys: list[str] = []
+    options: tuple[Any, ...] = (settings,)
+    for part in path:
+        sections = _settings_among(options)
+        holder = next((section for section in sections if part in section.model_fields), None)
+        if holder is not None:
+            keys.append(str(part))
+            options = _options(holder.model_fields[str(part)].annotation)
+        elif str(part).isdigit():
+            keys.append(str(part))
+            options = _options(_item_annotation(options))
+        elif any(_is_of_kind(section, str(part)) for section in sections):
+            options = tuple(section for section in sections if _is_of_kind(section, str(part)))
+        elif any(typing.get_origin(option) in _MAPPINGS or option is dict for option in options):
+            keys.append(str(part))
+            options = (Any,)
+    return ".".join(keys), _settings_among(options)
+
+
+def _settings_among(options: Sequence[Any]) -> list[type["Settings"]]:
+    return [option for option in options if isinstance(option, type) and issubclass(option, Settings)]
 
 
 # ------------------------------------------------------------------------------------------------ errors
 
+# In place of pydantic's words
+_RULES = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must have keys and values",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_from_float": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "list_type": "must be a list",
+    "model_type": "must have keys and values",
+    "string_type": "must be text",
+    "too_long": "must have fewer values",
+    "tuple_type": "must be a list",
+}
 
-def _translate(error: ValidationError, settings: type[Settings]) -> SettingsError:
+
+def _translate(error: ValidationError, settings: type["Settings"]) -> SettingsError:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if not _is_type_name(part))
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, SettingsError):
+        return cause
     if first["type"] == "extra_forbidden":
-        *sections, key = where.split(".")
-        owner = _settings_at(settings, sections)
-        return UnknownSettingError(_unknown(".".join(sections) or _words(owner), key, owner.model_fields))
-    return SettingsError(_message(where, first, settings))
+        *path, key = first["loc"]
+        where, owners = _walk(settings, path)
+        return UnknownSettingError(_unknown(where or _words(settings), str(key), owners[0].model_fields))
+    return SettingsError(_message(_walk(settings, first["loc"])[0], first, settings))
 
 
-def _message(where: str, details: ErrorDetails, settings: type[Settings]) -> str:
-    said = details["msg"].removeprefix("Value error, ")
-    if details["type"] == "value_error":
-        return said  # rules over several fields name their fields themselves
-    if details["type"] == "number_type":
-        key, value = details["ctx"]["key"], details["ctx"]["value"]
-        return f"{'.'.join(filter(None, (where, key)))} is {value}, but {said}"
-    if details["type"] == "missing":
-        return f"{_words(settings)} has no '{where}', but needs one"
-    rule = re.sub(r"^Input should ", "must ", said).split(", unable to")[0]
-    rule = re.sub(r"^must be a valid dictionary.*", "must have keys and values", rule)
-    rule = rule if rule.startswith("must ") else f"that does not fit: {said}"
+def _message(where: str, details: ErrorDetails, settings: type["Settings"]) -> str:
+    kind, said, facts = details["type"], details["msg"], details.get("ctx", {})
+    if kind == "value_error":
+        return said.removeprefix("Value error, ")  # rules over several fields name their fields themselves
+    if kind == "number_type":
+        # The key is that of the value in its section, at which the error stands
+        *sections, _ = (*_walk(settings, details["loc"])[0].split("."), "")
+        return f"{'.'.join(filter(None, (*sections, facts['key'])))} is {facts['value']}, but {said}"
+    section, _, key = where.rpartition(".")
+    if kind == "missing" and key.isdigit():
+        return f"{section} is {_shown(details['input'])}, but must have more values"
+    if kind == "missing":
+        return f"{section or _words(settings)} has no '{key}', but needs one"
+    if kind == "union_tag_not_found":
+        return f"{where} has no '{_KIND}', but needs one"
+    if kind == "union_tag_invalid":
+        expected = " or ".join(facts["expected_tags"].split(", "))
+        return f"{where}.{_KIND} is '{facts['tag']}', but must be {expected}"
+    rule = _RULES.get(kind) or said.replace("Input should ", "must ")
     return f"{where or _words(settings)} is {_shown(details['input'])}, but {rule}"
 
 
@@ -314,21 +387,7 @@ def _unknown(where: str, key: str, known: Iterable[str]) -> str:
     return f"{where} has no '{key}'; the nearest is '{nearest(key, known)}'"
 
 
-def _is_type_name(part: Any) -> bool:
-    """Pydantic puts the options of a union into the place of an error; keys of settings look otherwise."""
-    return (isinstance(part, str) and not re.fullmatch(r"[a-z_][a-z0-9_.\-]*", part)) or part in ("function-before",)
-
-
-def _settings_at(settings: type[Settings], sections: Sequence[str]) -> type[Settings]:
-    for section in sections:
-        field = settings.model_fields.get(section)
-        options = _options(field.annotation) if field is not None else ()
-        inner = [option for option in options if isinstance(option, type) and issubclass(option, Settings)]
-        settings = inner[0] if inner else settings
-    return settings
-
-
-def _words(settings: type[Settings]) -> str:
+def _words(settings: type["Settings"]) -> str:
     name = settings.settings_name or re.sub(r"(?<!^)(?=[A-Z])", " ", settings.__name__).lower()
     return f"the {name.removesuffix(' settings')}"
 
@@ -341,13 +400,15 @@ def _shown(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------ trees
 
 
-def _assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def _assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> Any:
+    """Set the value at the end of a path; returns the mapping or list that has it."""
     place: Any = tree
     for part in path[:-1]:
         if isinstance(place, dict) and place.get(part) is None:
             place[part] = {}
         place = place[_key_in(place, part, path)]
     place[_key_in(place, path[-1], path)] = value
+    return place
 
 
 def _key_in(place: Any, part: str, path: Sequence[str]) -> str | int:

@@ -12,21 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core.settings import PositiveRange, Probability, Settings, ShareRange
+from ..core.settings import PositiveRange, Probability, Settings, ShareRange, require_at_least
 from .random_streams import Stream, draw_uniform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_DRAWS = 10  # of a size, until one fits into the frame; as torchvision
-
-
-def _require_integer(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")
 
 
 class CropSpec(Settings):
@@ -83,8 +77,7 @@ def draw_crop(settings: CropSpec, *, height: int, width: int, seed: int, positio
     Raises:
         ValueError: If the height or the width is not a positive integer.
     """
-    _require_integer("height", height)
-    _require_integer("width", width)
+    require_at_least(1, height=height, width=width)
     num_draws = 2 + 2 * MAX_DRAWS
     vertical, horizontal, *sizes = draw_uniform(seed, [position], stream=Stream.CROP, num_draws=num_draws)[0].tolist()
     is_flipped = draw_uniform(seed, [position], stream=Stream.FLIP, num_draws=1).item() < settings.flip_probability
@@ -138,7 +131,7 @@ def resize_cutouts(cutouts: Sequence[torch.Tensor], crop_size: int) -> torch.Ten
         ValueError: If there is no cut-out, if they are not such tensors, if they differ in their number of frames, or
             if `crop_size` is not a positive integer.
     """
-    _require_integer("crop_size", crop_size)
+    require_at_least(1, crop_size=crop_size)
     _require_cutouts(cutouts)
     shape = (len(cutouts), len(cutouts[0]), crop_size, crop_size, 3)
     resized = torch.empty(shape, dtype=torch.uint8, device=cutouts[0].device)
@@ -175,7 +168,7 @@ def finish_clips(
         ValueError: If the clips or the flips have another shape or dtype, if the clips have another size than
             `crop_size`, or if mean and std are not three numbers each, those of std positive.
     """
-    _require_integer("crop_size", crop_size)
+    require_at_least(1, crop_size=crop_size)
     groups = _groups_of_clips(pixel_values_videos, crop_size)
     num_clips, device = len(pixel_values_videos), pixel_values_videos[0].device
     _require_flips(is_flipped, num_clips, device)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..core.settings import require_at_least
 from .random_streams import Stream, draw_uniform
 
 
@@ -57,10 +58,7 @@ class ClipOrder(Sampler[ClipRequest]):
         is_shuffled: bool = True,
     ) -> None:
         super().__init__()
-        _require_count("num_items", num_items)
-        _require_count("clips_per_step", clips_per_step)
-        if steps_per_epoch is not None:
-            _require_count("steps_per_epoch", steps_per_epoch)
+        require_at_least(1, num_items=num_items, clips_per_step=clips_per_step, steps_per_epoch=steps_per_epoch)
         if weights is not None and not is_shuffled:
             raise ValueError(
                 "weights are given and is_shuffled is False, but items are drawn by weight at random; leave one out"
@@ -122,11 +120,6 @@ class ClipOrder(Sampler[ClipRequest]):
             # A stable sort, so that equal keys come out alike on every machine.
             self._permutation = number, keys.argsort(kind="stable")
         return self._permutation[1]
-
-
-def _require_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1")
 
 
 def _accumulate(weights: Sequence[float] | np.ndarray | torch.Tensor, num_items: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from ..core.settings import Settings
+from ..core.settings import Settings, require_at_least
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,7 +95,7 @@ class ClipSpec(FrameSampling):
         generator: torch.Generator | None = None,
     ) -> list[np.ndarray]:
         """Sample the frames of the clips of one video; arguments, rule and errors as for `sample_clip_indices`."""
-        _require_positive(num_video_frames=num_video_frames)
+        require_at_least(1, num_video_frames=num_video_frames)
         num_clips, window = self.num_segments, self.frames_per_clip * self.frame_step_at(fps)
         if num_video_frames // num_clips > window:
             starts = _window_starts(num_video_frames, num_clips, window, generator)
@@ -185,7 +185,9 @@ def plan_windows(num_video_frames: int, *, frames_per_clip: int, window: int, st
     Raises:
         ValueError: If an argument is not a positive integer, or if the window has fewer frames than a clip.
     """
-    _require_positive(num_video_frames=num_video_frames, frames_per_clip=frames_per_clip, window=window, stride=stride)
+    require_at_least(
+        1, num_video_frames=num_video_frames, frames_per_clip=frames_per_clip, window=window, stride=stride
+    )
     if window < frames_per_clip:
         raise ValueError(
             f"window is {window} frames, but a clip takes frames_per_clip={frames_per_clip} different frames from it; "
@@ -228,9 +230,3 @@ def _partition_starts(num_video_frames: int, num_clips: int) -> np.ndarray:
     if num_video_frames < num_clips:
         return np.arange(num_clips) * num_video_frames // num_clips
     return np.arange(num_clips) * (num_video_frames // num_clips)
-
-
-def _require_positive(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count}, but must be an integer of at least 1")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..core.settings import require_at_least
 from .augmentation import resize_cutouts
 from .masking import (
     LONG_RANGE,
@@ -77,8 +78,7 @@ class MaskCollator:
     resize_to: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.clips_per_step, int) or self.clips_per_step < 1:
-            raise ValueError(f"clips_per_step is {self.clips_per_step!r}, but must be an integer of at least 1")
+        require_at_least(1, clips_per_step=self.clips_per_step)
         _require_order(self.mask_kinds)
         for kind in self.mask_kinds:
             require_possible(kind, self.grid)
@@ -196,7 +196,7 @@ def _require_order(mask_kinds: Sequence[MaskKind]) -> None:
         raise ValueError(
             f"mask_kinds have the mask indices {indices}, but the i-th kind belongs to the i-th of the predictor's "
             "mask tokens; give at least one kind, and set mask_index to 0, 1, ... in the order of the kinds "
-            "(dataclasses.replace(kind, mask_index=0))"
+            "(kind.with_values(mask_index=0))"
         )
 
 

@@ -17,14 +17,19 @@ Shapes: B clips in the batch, K blocks, D x R x C the grid (depth, rows, columns
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from ..core.settings import PositiveRange, Settings, Share, ShareRange, require_at_least
 from .random_streams import Stream, draw_uniform
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # A clip whose blocks leave no context is drawn again: about 2 % of the clips of `LONG_RANGE` at 224 pixels, none of
 # `SHORT_RANGE`. Settings that leave none in more than three quarters of the draws are refused before a run
@@ -42,39 +47,6 @@ Draw: TypeAlias = Callable[[int], torch.Tensor]
 _DrawFor: TypeAlias = Callable[[np.ndarray, int, int], torch.Tensor]
 
 
-def _require_integer(name: str, value: int, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < at_least:
-        raise ValueError(f"{name} is {value!r}, but must be an integer of at least {at_least}")
-
-
-def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
-    if value % divisor:
-        nearest = max(divisor, round(value / divisor) * divisor)
-        raise ValueError(
-            f"{name} is {value}, but must be a multiple of {divisor_name}={divisor}; crop or resize to {nearest}, "
-            "for example"
-        )
-
-
-def _require_range(name: str, bounds: tuple[float, float], *, largest: float) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= largest or math.isinf(bounds[1]):
-        limit = "finite" if math.isinf(largest) else f"up to {largest:g}"
-        raise ValueError(
-            f"{name} is {bounds}, but must be a smallest and a largest value above 0 and {limit}; "
-            "give the same number twice for a fixed value"
-        )
-
-
-def _require_inside(name: str, first: int, end: int, size: int) -> None:
-    for edge, value in zip(name.split(" to "), (first, end), strict=True):
-        _require_integer(edge, value, at_least=0)
-    if not 0 <= first < end <= size:
-        raise ValueError(
-            f"{name} is {first} to {end}, but a box has to hold something and lie within the clip; "
-            f"give numbers with 0 <= first < end <= {size}"
-        )
-
-
 class TokenizerConfig(Protocol):
     """What tells the tokens of a clip: a `VJEPAConfig`, which this room does not know."""
 
@@ -84,8 +56,7 @@ class TokenizerConfig(Protocol):
     tubelet_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenGrid:
+class TokenGrid(Settings):
     """The tokens that the encoder makes of one clip: one for each tubelet of `tubelet_size` frames and `patch_size`
     pixels squared.
 
@@ -95,22 +66,24 @@ class TokenGrid:
         width: Pixels, a multiple of `patch_size`.
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames of a tubelet.
-
-    Raises:
-        ValueError: If a size is not a positive integer, or no multiple as said above.
     """
 
-    num_frames: int
-    height: int
-    width: int
-    patch_size: int = 16
-    tubelet_size: int = 2
+    num_frames: PositiveInt
+    height: PositiveInt
+    width: PositiveInt
+    patch_size: PositiveInt = 16
+    tubelet_size: PositiveInt = 2
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            _require_integer(name, value, at_least=1)
-        for name, divisor in (("num_frames", "tubelet_size"), ("height", "patch_size"), ("width", "patch_size")):
-            _require_multiple(name, getattr(self, name), divisor, getattr(self, divisor))
+    @model_validator(mode="after")
+    def _require_multiples(self) -> "Self":
+        for name, divisor_name in (("num_frames", "tubelet_size"), ("height", "patch_size"), ("width", "patch_size")):
+            value, divisor = getattr(self, name), getattr(self, divisor_name)
+            if value % divisor:
+                raise ValueError(
+                    f"{name} is {value}, but must be a multiple of {divisor_name}={divisor}; crop or resize to "
+                    f"{max(divisor, round(value / divisor) * divisor)}, for example"
+                )
+        return self
 
     @classmethod
     def from_config(
@@ -184,82 +157,57 @@ class MaskPair:
         for name in ("context_mask", "target_mask"):
             _require_token_indices(name, getattr(self, name))
         _require_disjoint(self.context_mask, self.target_mask)
-        _require_integer("mask_index", self.mask_index, at_least=0)
+        require_at_least(0, mask_index=self.mask_index)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MultiBlockMasking:
+class MultiBlockMasking(Settings):
     """Settings of one kind of multi-block masks (paper, section 3.2): the targets are a union of blocks.
 
     All blocks of a batch have the same size, drawn from these ranges; each has its own place.
 
     Args:
         num_blocks: Blocks in each clip; they may overlap.
-        spatial_scale: Smallest and largest share of the frame that a block hides, in (0, 1].
-        temporal_scale: Smallest and largest share of the clip's depth that a block hides, in (0, 1].
+        spatial_scale: Smallest and largest share of the frame that a block hides.
+        temporal_scale: Smallest and largest share of the clip's depth that a block hides.
         aspect_ratio: Smallest and largest ratio of a block's height to its width.
         max_temporal_keep: Causal multi-block masks: the context comes from this first share of the clip's depth, and
             all later tokens are targets. 0.5 keeps the first half of the clip's frames, 1.0 puts no limit.
         max_context_tokens: The context of all clips is cut to this number, unless one of the batch has fewer; None
             cuts to the batch's smallest alone, as the released configurations do.
-        mask_index: Which of the predictor's mask tokens stands for the targets.
-
-    Raises:
-        ValueError: If a number lies outside its range, or a range has its ends exchanged.
+        mask_index: Which of the predictor's mask tokens stands for the targets; in a file, the place in the list.
     """
 
-    num_blocks: int
-    spatial_scale: tuple[float, float]
-    temporal_scale: tuple[float, float] = (1.0, 1.0)
-    aspect_ratio: tuple[float, float] = (0.75, 1.5)
-    max_temporal_keep: float = 1.0
-    max_context_tokens: int | None = None
-    mask_index: int = 0
-
-    def __post_init__(self) -> None:
-        _require_integer("num_blocks", self.num_blocks, at_least=1)
-        _require_range("spatial_scale", self.spatial_scale, largest=1.0)
-        _require_range("temporal_scale", self.temporal_scale, largest=1.0)
-        _require_range("aspect_ratio", self.aspect_ratio, largest=math.inf)
-        if not 0 < self.max_temporal_keep <= 1:
-            raise ValueError(
-                f"max_temporal_keep is {self.max_temporal_keep}, but must be the share of the clip that may be "
-                "context, above 0 and up to 1; give 1.0 for masks that are not causal"
-            )
-        if self.max_context_tokens is not None:
-            _require_integer("max_context_tokens", self.max_context_tokens, at_least=1)
-        _require_integer("mask_index", self.mask_index, at_least=0)
+    kind: Literal["multi-block"] = "multi-block"
+    num_blocks: PositiveInt
+    spatial_scale: ShareRange
+    temporal_scale: ShareRange = (1.0, 1.0)
+    aspect_ratio: PositiveRange = (0.75, 1.5)
+    max_temporal_keep: Share = 1.0
+    max_context_tokens: PositiveInt | None = None
+    mask_index: NonNegativeInt = Field(default=0, exclude=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RandomTubeMasking:
+class RandomTubeMasking(Settings):
     """Settings of random tube masks (paper, ablation of masks): the same random patches are hidden in all frames.
 
     Args:
         ratio: Share of the patches that are hidden, between 0 and 1.
-        mask_index: Which of the predictor's mask tokens stands for the targets.
-
-    Raises:
-        ValueError: If the ratio does not lie strictly between 0 and 1.
+        mask_index: Which of the predictor's mask tokens stands for the targets; in a file, the place in the list.
     """
 
-    ratio: float = 0.9
-    mask_index: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio is {self.ratio}, but must lie between 0 and 1, both excluded; the paper uses 0.9")
-        _require_integer("mask_index", self.mask_index, at_least=0)
+    kind: Literal["random-tube"] = "random-tube"
+    ratio: float = Field(default=0.9, gt=0, lt=1)
+    mask_index: NonNegativeInt = Field(default=0, exclude=True)
 
 
 # The two kinds that training uses together (paper, section 3.2, and the released configurations of all three models).
 SHORT_RANGE = MultiBlockMasking(num_blocks=8, spatial_scale=(0.15, 0.15), mask_index=0)
 LONG_RANGE = MultiBlockMasking(num_blocks=2, spatial_scale=(0.7, 0.7), mask_index=1)
 # The others of the paper's ablation of masks: context from the first 12 of 16 frames, and tubes that hide 90 %.
-CAUSAL = replace(SHORT_RANGE, max_temporal_keep=0.75)
+CAUSAL = SHORT_RANGE.with_values(max_temporal_keep=0.75)
 RANDOM_TUBE = RandomTubeMasking()
 
-MaskKind: TypeAlias = MultiBlockMasking | RandomTubeMasking
+MaskKind: TypeAlias = Annotated[MultiBlockMasking | RandomTubeMasking, Field(discriminator="kind")]
 
 
 class Cut(Protocol):
@@ -347,7 +295,7 @@ def sample_multi_block_masks(
     Raises:
         ValueError: If the blocks leave a clip without context 100 times in a row.
     """
-    _require_integer("batch_size", batch_size, at_least=1)
+    require_at_least(1, batch_size=batch_size)
     clips, draw = np.arange(batch_size), _draw_from(generator)
     is_context = _draw_block_context(settings, grid, clips, step=step, draw=draw)
     return _cut_to_pair(is_context, settings, cut=cut_to_batch_minimum, draw=draw)
@@ -370,7 +318,7 @@ def sample_random_tube_masks(
     Raises:
         ValueError: If the grid has too few patches to keep one of them at this ratio.
     """
-    _require_integer("batch_size", batch_size, at_least=1)
+    require_at_least(1, batch_size=batch_size)
     clips, draw = np.arange(batch_size), _draw_from(generator)
     is_context = _draw_tube_context(settings, grid, clips, draw=draw)
     return _cut_to_pair(is_context, settings, cut=cut_to_batch_minimum, draw=draw)
@@ -404,7 +352,7 @@ def sample_masks_at(
     Raises:
         ValueError: If there are no positions, or settings and grid do not go together (`require_possible`).
     """
-    _require_integer("number of positions", len(positions), at_least=1)
+    require_at_least(1, num_positions=len(positions))
     all_positions = np.asarray(positions)
 
     def draw(clips: np.ndarray, first_draw: int, num_draws: int) -> torch.Tensor:
@@ -427,7 +375,7 @@ def sample_block_size(settings: MultiBlockMasking, grid: TokenGrid, *, step: int
         grid: The tokens of a clip.
         step: Iteration of the training run, from 0: the seed of the draw.
     """
-    _require_integer("step", step, at_least=0)
+    require_at_least(0, step=step)
     generator = torch.Generator().manual_seed(int(step))
     return _block_size(
         grid,
@@ -482,7 +430,6 @@ def mask_future(grid: TokenGrid, frame: int, *, batch_size: int = 1) -> MaskPair
     Raises:
         ValueError: If `frame` leaves nothing to see or nothing to predict.
     """
-    _require_integer("frame", frame, at_least=0)
     if not grid.tubelet_size <= frame < grid.num_frames:
         raise ValueError(
             f"frame is {frame}, but the context needs a whole tubelet ({grid.tubelet_size} frames) before it and the "
@@ -524,9 +471,16 @@ def mask_box(
         ValueError: If the box is empty, reaches beyond the clip, or overlaps all tokens.
     """
     end_frame = grid.num_frames if last_frame is None else last_frame + 1
-    _require_inside("top to bottom", top, bottom, grid.height)
-    _require_inside("left to right", left, right, grid.width)
-    _require_inside("first_frame to last_frame + 1", first_frame, end_frame, grid.num_frames)
+    for name, first, end, size in (
+        ("top to bottom", top, bottom, grid.height),
+        ("left to right", left, right, grid.width),
+        ("first_frame to last_frame + 1", first_frame, end_frame, grid.num_frames),
+    ):
+        if not 0 <= first < end <= size:
+            raise ValueError(
+                f"{name} is {first} to {end}, but a box has to hold something and lie within the clip; "
+                f"give numbers with 0 <= first < end <= {size}"
+            )
     is_target = torch.zeros(grid.depth, grid.rows, grid.columns, dtype=torch.bool)
     is_target[
         _overlapped(first_frame, end_frame, grid.tubelet_size),
@@ -702,7 +656,7 @@ def _cut_to_pair(is_context: np.ndarray, settings: MaskKind, *, cut: Cut, draw: 
 
 def _pair_from_targets(is_target: torch.Tensor, mask_index: int, batch_size: int) -> MaskPair:
     """Gives all clips of a batch the same targets (D, R, C), and the rest as context."""
-    _require_integer("batch_size", batch_size, at_least=1)
+    require_at_least(1, batch_size=batch_size)
     target_mask = is_target.flatten().nonzero().flatten()
     context_mask = (~is_target).flatten().nonzero().flatten()
     return MaskPair(context_mask.repeat(batch_size, 1), target_mask.repeat(batch_size, 1), mask_index)

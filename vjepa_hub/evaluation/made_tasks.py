@@ -10,8 +10,8 @@ from pydantic import PositiveInt
 
 from ..core.progress import Progress, no_progress
 from ..core.settings import Settings
-from ..data.synthetic.moving_pictures import FASHION_MNIST_CLASSES, MovingPictureSettings
-from ..data.synthetic.shapes import MOTIONS, SyntheticVideoSettings
+from ..data.synthetic.moving_pictures import FASHION_MNIST_CLASSES, MovingPictureSettings, SceneName
+from ..data.synthetic.shapes import MOTIONS, Split, SyntheticVideoSettings
 from ..data.synthetic.videos import make_videos
 from ..heads.pooling import HeadSettings
 from .probe_run import ProbeSettings, SummaryRow, run_probe
@@ -24,7 +24,8 @@ TASKS: Mapping[str, int] = {"appearance": len(FASHION_MNIST_CLASSES), "motion": 
 ATTENTIVE_HEADS = tuple(
     HeadSettings(pooling="attentive", learning_rate=rate, weight_decay=0.01) for rate in (3e-4, 1e-3, 3e-3)
 )
-TRAIN, TEST = "train", "test"
+TRAIN: Split = "train"
+TEST: Split = "test"
 
 
 class MadeTaskSettings(Settings):
@@ -49,10 +50,10 @@ class MadeTaskSettings(Settings):
     frame_step: PositiveInt = 2
     num_epochs: PositiveInt = 20
     has_pictures: bool = True
-    scene: str = "textured"
+    scene: SceneName = "textured"
     pictures: Path | None = None
 
-    def videos(self, split: str, num_videos: int) -> SyntheticVideoSettings:
+    def videos(self, split: Split, num_videos: int) -> SyntheticVideoSettings:
         """Settings of the videos of a split."""
         if self.has_pictures:
             return MovingPictureSettings(

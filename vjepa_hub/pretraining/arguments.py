@@ -5,20 +5,17 @@ machine; `recipes/*.yaml` hold whole runs.
 """
 
 import dataclasses
-import math
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model
 from transformers import TrainingArguments
 
+from ..core.settings import Probability, Settings
 from .schedules import Schedules
 
-OBJECTIVES = ("l1", "l2", "smooth_l1")
-TARGETS = ("features", "pixels")
-PROBES = ("none", "knn", "attentive", "average")
-RESIZE_PLACES = ("auto", "worker", "device")
 # transformers 5.24 renamed it
 CHECKPOINTING = (
     "activation_checkpointing"
@@ -59,27 +56,27 @@ class VJEPATrainingArguments(TrainingArguments):
         report: Whether the run ends with a page of plots.
     """
 
-    start_learning_rate: float = 2e-4
-    learning_rate: float = 6.25e-4
-    final_learning_rate: float = 1e-6
-    warmup_steps: float = 0.1
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    momentum: float = 0.998
-    final_momentum: float = 1.0
-    schedule_stretch: float = 1.25
-    max_grad_norm: float = 10.0
-    clip_after_steps: int | None = None
-    steps_per_epoch: int | None = None
-    objective: str = field(default="l1", metadata={"one_of": OBJECTIVES})
-    targets: str = field(default="features", metadata={"one_of": TARGETS})
-    resize: str = field(default="auto", metadata={"one_of": RESIZE_PLACES})
-    max_bad_share: float = 0.05
-    batch_timeout: float = 600.0
-    health_steps: int = 100
-    health_batch_size: int = 16
-    probe: str = field(default="none", metadata={"one_of": PROBES})
-    probe_clips: int = 256
+    start_learning_rate: NonNegativeFloat = 2e-4
+    learning_rate: NonNegativeFloat = 6.25e-4
+    final_learning_rate: NonNegativeFloat = 1e-6
+    warmup_steps: NonNegativeInt | NonNegativeFloat = 0.1
+    weight_decay: NonNegativeFloat = 0.04
+    final_weight_decay: NonNegativeFloat = 0.4
+    momentum: Probability = 0.998
+    final_momentum: Probability = 1.0
+    schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
+    max_grad_norm: NonNegativeFloat = 10.0
+    clip_after_steps: NonNegativeInt | None = None
+    steps_per_epoch: PositiveInt | None = None
+    objective: Literal["l1", "l2", "smooth_l1"] = "l1"
+    targets: Literal["features", "pixels"] = "features"
+    resize: Literal["auto", "worker", "device"] = "auto"
+    max_bad_share: Probability = 0.05
+    batch_timeout: NonNegativeFloat = 600.0
+    health_steps: NonNegativeInt = 100
+    health_batch_size: Annotated[int, Field(ge=2)] = 16
+    probe: Literal["none", "knn", "attentive", "average"] = "none"
+    probe_clips: PositiveInt = 256
     report: bool = True
 
     # Defaults of transformers that fight the recipe
@@ -97,8 +94,7 @@ class VJEPATrainingArguments(TrainingArguments):
             # Otherwise transformers refuses bfloat16, and takes several processes for one each
             self.use_cpu = True
         super().__post_init__()
-        self._check_choices()
-        self._check_numbers()
+        _AddedArguments(**{name: getattr(self, name) for name in _AddedArguments.model_fields})
         self._refuse_what_fights_the_recipe()
         if getattr(self, CHECKPOINTING) and not getattr(self, f"{CHECKPOINTING}_kwargs"):
             # Reentrant checkpoints mark a parameter ready twice under DDP: the encoder runs once for each mask kind
@@ -135,30 +131,6 @@ class VJEPATrainingArguments(TrainingArguments):
             return self.clip_after_steps
         return self.get_warmup_steps(total_steps) + steps_per_epoch
 
-    def _check_choices(self) -> None:
-        for entry in dataclasses.fields(self):
-            choices = entry.metadata.get("one_of")
-            if choices and getattr(self, entry.name) not in choices:
-                raise ValueError(f"{entry.name} is '{getattr(self, entry.name)}', but must be {' or '.join(choices)}")
-
-    def _check_numbers(self) -> None:
-        for name in ("momentum", "final_momentum", "max_bad_share"):
-            _require(name, getattr(self, name), "within 0 and 1", 0 <= getattr(self, name) <= 1)
-        positive = (
-            "start_learning_rate",
-            "learning_rate",
-            "final_learning_rate",
-            "weight_decay",
-            "final_weight_decay",
-        )
-        for name in (*positive, "batch_timeout", "health_steps", "clip_after_steps"):
-            value = getattr(self, name)
-            _require(name, value, "0 or more, and finite", value is None or 0 <= value < math.inf)
-        _require("health_batch_size", self.health_batch_size, "at least 2", self.health_batch_size >= 2)
-        for name in ("steps_per_epoch", "probe_clips"):
-            value = getattr(self, name)
-            _require(name, value, "an integer of at least 1", value is None or value >= 1)
-
     def _refuse_deepspeed(self) -> None:
         if self.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
             raise ValueError(
@@ -185,6 +157,8 @@ class VJEPATrainingArguments(TrainingArguments):
             )
 
 
-def _require(name: str, value: Any, rule: str, is_met: bool) -> None:
-    if not is_met:
-        raise ValueError(f"{name} is {value}, but must be {rule}")
+_HINTS = get_type_hints(VJEPATrainingArguments, include_extras=True)
+_ADDED: dict[str, Any] = {
+    name: (_HINTS[name], getattr(VJEPATrainingArguments, name)) for name in VJEPATrainingArguments.__annotations__
+}
+_AddedArguments = create_model("PretrainingArguments", __base__=Settings, **_ADDED)

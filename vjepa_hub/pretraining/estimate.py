@@ -250,12 +250,14 @@ def estimate_recipe(recipe: Recipe, *, num_processes: int = 1, device: str | tor
     Raises:
         ValueError: The recipe's global batch cannot be made of the processes' batches.
     """
-    batch_size = recipe.argument("per_device_train_batch_size")
-    accumulated = recipe.argument("gradient_accumulation_steps")
-    if recipe.global_batch_size is not None:
-        accumulated = accumulation_steps(recipe.global_batch_size, batch_size=batch_size, num_processes=num_processes)
+    batch_size = recipe.training.per_device_train_batch_size
+    accumulated = recipe.training.gradient_accumulation_steps
+    if recipe.training.global_batch_size is not None:
+        accumulated = accumulation_steps(
+            recipe.training.global_batch_size, batch_size=batch_size, num_processes=num_processes
+        )
     formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    max_steps = recipe.argument("max_steps")
+    max_steps = recipe.training.max_steps
     return estimate(
         recipe.config(),
         recipe.masks,
@@ -263,9 +265,9 @@ def estimate_recipe(recipe: Recipe, *, num_processes: int = 1, device: str | tor
         clips_per_step=batch_size * num_processes * accumulated,
         total_steps=max_steps if max_steps > 0 else None,
         num_processes=num_processes,
-        autocast_dtype=next((dtype for name, dtype in formats.items() if recipe.argument(name)), None),
-        is_checkpointed=bool(recipe.argument(CHECKPOINTING)),
-        predicts_pixels=recipe.argument("targets") == "pixels",
+        autocast_dtype=next((dtype for name, dtype in formats.items() if getattr(recipe.training, name)), None),
+        is_checkpointed=bool(getattr(recipe.training, CHECKPOINTING)),
+        predicts_pixels=recipe.training.targets == "pixels",
         device=best_device() if device is None else device,
     )
 

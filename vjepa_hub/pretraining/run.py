@@ -187,7 +187,7 @@ class PretrainingRun:
                 folder,
                 history=history,
                 title=self.recipe.name,
-                settings=self.recipe.settings(),
+                settings=self.recipe.flatten(),
                 warnings=self.trainer.health.warnings if self.trainer.health else [],
             )
         for path in written:
@@ -315,8 +315,8 @@ def build_model(recipe: Recipe) -> VJEPAForPreTraining:
         ValueError: The weights have another architecture than the recipe.
         KeyError: There are no weights of that name.
     """
-    model_class = VJEPAForPixelPrediction if recipe.argument("targets") == "pixels" else VJEPAForPreTraining
-    config, seed = recipe.config(), recipe.argument("seed")
+    model_class = VJEPAForPixelPrediction if recipe.training.targets == "pixels" else VJEPAForPreTraining
+    config, seed = recipe.config(), recipe.training.seed
     config.weights_origin = f"{UNTRAINED}, seed {seed}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

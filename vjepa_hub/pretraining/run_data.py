@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,7 +152,7 @@ def _make_synthetic(
     progress: Progress,
 ) -> RunData:
     """Make the videos, in the first process; those of the other split are for the probe alone."""
-    test_settings = replace(settings, split="test", num_videos=args.probe_clips)
+    test_settings = settings.with_values(split="test", num_videos=args.probe_clips)
     with args.main_process_first(local=False, desc="making video"):
         manifest = make_videos(folder / VIDEOS, settings, progress=progress)
         if args.probe != "none":

@@ -20,7 +20,7 @@ from rich.text import Text
 from ..core.progress import Progress, ProgressBar
 from ..data.synthetic.moving_pictures import MovingPictureSettings
 from ..evaluation.made_tasks import MadeTaskSettings, make_task_videos, probe_tasks, selected_accuracies
-from ..pretraining.recipe import Recipe, recipe_from_dict
+from ..pretraining.recipe import Recipe
 from ..pretraining.run import METRICS, RECIPE
 from ..pretraining.run_data import VIDEOS
 from ..publishing.model_folder import CARD_FILE
@@ -72,7 +72,7 @@ def record_trainings(
         recipe, folder, seeds=seeds, short_steps=short_steps, tasks=tasks, num_threads=num_threads, console=console
     )
     record = ReproductionRecord(
-        recipe=recipe.to_dict(),
+        recipe=recipe.to_tree(),
         short_steps=short_steps,
         num_steps=num_steps,
         tasks=_plain(tasks),
@@ -136,7 +136,7 @@ def tasks_of(recipe: Recipe, *, num_train: int = 1000, num_test: int = 1000, num
         ValueError: The recipe makes no video, or its clips are not told by a step.
     """
     made, clips = recipe.synthetic, recipe.clips
-    if made is None or clips.clip_duration is not None:
+    if made is None or clips.clip_duration is not None or clips.frame_step is None:
         raise ValueError(
             f"the recipe {recipe.name} has no `synthetic` video with clips of a frame_step, which heads could be "
             "judged on; give one that has, such as tiny"
@@ -149,7 +149,7 @@ def tasks_of(recipe: Recipe, *, num_train: int = 1000, num_test: int = 1000, num
         num_frames=made.num_frames,
         frame_step=clips.frame_step,
         has_pictures=isinstance(made, MovingPictureSettings),
-        **({"scene": made.scene} if isinstance(made, MovingPictureSettings) else {}),
+        scene=made.scene if isinstance(made, MovingPictureSettings) else "textured",
     )
 
 
@@ -177,7 +177,7 @@ def verify_training(
         ValueError: The record cannot be read.
     """
     record, folder, console = read_record(model_folder), Path(folder), console or Console()
-    recipe = recipe_from_dict(dict(record.recipe), name=str(record.recipe["name"]))
+    recipe = Recipe.from_tree(record.recipe)
     seed = record.seeds[0].seed if seed is None else seed
     step = record.short_steps if is_short else record.num_steps
     steps = [record.short_steps] if is_short else [record.short_steps, record.num_steps]
@@ -200,7 +200,7 @@ def verify_training(
 
 
 def _require_steps(recipe: Recipe, short_steps: int) -> int:
-    num_steps = int(recipe.argument("max_steps"))
+    num_steps = int(recipe.training.max_steps)
     if not 1 <= short_steps < num_steps:
         raise ValueError(
             f"short_steps is {short_steps}, but must be at least 1 and below the recipe's max_steps, {num_steps}"

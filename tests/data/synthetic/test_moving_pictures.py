@@ -1,7 +1,6 @@
 import gzip
 import json
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -201,7 +200,7 @@ def test_a_second_call_makes_what_is_missing_and_keeps_the_rest(tmp_path):
 
 def test_other_settings_in_a_folder_are_an_error_that_names_them(made):
     with pytest.raises(ValueError, match=r"moving pictures .*\(split is train there and test now\): name another"):
-        make_moving_pictures(made, replace(SMALL, split="test"), **drawn_pictures())
+        make_moving_pictures(made, SMALL.with_values(split="test"), **drawn_pictures())
 
 
 @pytest.mark.parametrize("changed", ["pictures", "labels", "class_names"])
@@ -232,10 +231,10 @@ def test_pictures_that_do_not_fit_their_labels_are_refused_before_anything_is_wr
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"size": 33}, "take 34"),
+        ({"size": 33}, "multiple of 2"),
         ({"num_videos": 0}, "num_videos is 0"),
         ({"split": "val"}, "split is 'val'"),
-        ({"scene": "foggy"}, "scene is 'foggy', but has to be one of textured"),
+        ({"scene": "foggy"}, "scene is 'foggy', but must be 'textured' or 'grainy'"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, message):
@@ -336,7 +335,7 @@ def test_the_ground_of_a_grainy_video_is_that_of_the_video_without_its_picture()
     video, ground = render(GRAINY, 3).frames, render_moving_picture_background(GRAINY, 3)
     same = (video == ground).all(axis=-1)
     assert 0.4 < same.mean() < 0.98
-    assert (render(replace(GRAINY, seed=1), 3).frames != video).any()
+    assert (render(GRAINY.with_values(seed=1), 3).frames != video).any()
 
 
 # --- what must not give the labels away ---
@@ -379,7 +378,7 @@ def test_places_sizes_and_angles_are_distributed_alike_in_all_classes_and_at_all
 
 
 def test_a_video_never_depends_on_how_many_are_made():
-    many = replace(SMALL, num_videos=1000)
+    many = SMALL.with_values(num_videos=1000)
     assert np.array_equal(render(SMALL, 2).frames, render(many, 2).frames)
 
 

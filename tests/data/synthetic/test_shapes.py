@@ -1,6 +1,5 @@
 import json
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,13 +73,13 @@ def test_equal_settings_give_equal_files(tmp_path):
 
 
 def test_other_seeds_and_splits_give_other_videos(made, tmp_path):
-    for changed in (replace(SMALL, seed=1), replace(SMALL, split="test")):
+    for changed in (SMALL.with_values(seed=1), SMALL.with_values(split="test")):
         other = make_synthetic_videos(tmp_path / f"{changed.seed}-{changed.split}", changed).parent
         assert not set(video_bytes(other)) & set(video_bytes(made))
 
 
 def test_a_video_never_depends_on_how_many_are_made():
-    many = replace(SMALL, num_videos=1000)
+    many = SMALL.with_values(num_videos=1000)
     for index in (0, 2):
         assert np.array_equal(render_synthetic_video(SMALL, index).frames, render_synthetic_video(many, index).frames)
 
@@ -108,7 +107,7 @@ def test_a_video_that_is_not_written_to_its_end_never_has_its_name(tmp_path):
 
 def test_other_settings_in_a_folder_are_an_error_that_names_them(made):
     with pytest.raises(ValueError, match=r"seed is 0 there and 7 now\): name another folder"):
-        make_synthetic_videos(made, replace(SMALL, seed=7))
+        make_synthetic_videos(made, SMALL.with_values(seed=7))
 
 
 def test_videos_of_somebody_else_are_never_taken_for_made_ones(tmp_path):
@@ -121,13 +120,13 @@ def test_videos_of_somebody_else_are_never_taken_for_made_ones(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_videos": 0}, "num_videos is 0, but must be an integer of at least 1"),
+        ({"num_videos": 0}, "num_videos is 0"),
         ({"size": 16}, "size is 16"),
-        ({"size": 33}, "size is 33, but H.264 in yuv420p wants even sides; take 34"),
+        ({"size": 33}, "size is 33.* multiple of 2"),
         ({"num_frames": 1}, "num_frames is 1"),
         ({"fps": 12.5}, "fps is 12.5"),
         ({"seed": -1}, "seed is -1"),
-        ({"split": "val"}, "split is 'val', but has to be one of train, test"),
+        ({"split": "val"}, "split is 'val', but must be 'train' or 'test'"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, message):

@@ -23,11 +23,12 @@ import hashlib
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
+from pydantic import Field, PositiveInt
 
 from ...core.progress import Progress, no_progress
 from .shapes import (
@@ -75,6 +76,7 @@ _RANGES = MotionRanges(
     orbit_periods=(12.0, 24.0),
     zoom_periods=(16.0, 28.0),
 )
+SceneName = Literal["textured", "grainy"]
 _OPAQUE_FROM = 0.25  # brightness; below it the background shines through
 
 
@@ -105,7 +107,7 @@ class Scene:
         return np.broadcast_to(generator.uniform(*bounds, 1 if self.is_grey else 3), 3).astype(np.float32)
 
 
-SCENES: Mapping[str, Scene] = {
+SCENES: Mapping[SceneName, Scene] = {
     "textured": Scene(ranges=_RANGES, background=(10, 90), contrast=0.6, darkest=(110, 190), lightest=(200, 255)),
     "grainy": Scene(
         ranges=replace(_RANGES, radii=(0.28, 0.42)),
@@ -119,9 +121,8 @@ SCENES: Mapping[str, Scene] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class MovingPictureSettings(SyntheticVideoSettings):
-    """What is made; the fields are those of `SyntheticVideoSettings`.
+    """Settings of videos of moving pictures; the fields are those of `SyntheticVideoSettings` and `scene`.
 
     Args:
         num_videos: Number of videos. Classes are balanced over each run of one video for each pair of classes.
@@ -129,21 +130,14 @@ class MovingPictureSettings(SyntheticVideoSettings):
         num_frames: Frames of each video. Speeds are set per frame.
         fps: Frames per second that the files declare.
         seed: Everything is a function of it.
-        split: One of `SPLITS`. No background of one split is in the other.
+        split: No background of one split is in the other.
         scene: One of `SCENES`.
-
-    Raises:
-        ValueError: If a number is below its least value, the size is odd, or the split or the scene is unknown.
     """
 
-    num_frames: int = 16
-    fps: int = 8
-    scene: str = "textured"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scene not in SCENES:
-            raise ValueError(f"scene is '{self.scene}', but has to be one of {', '.join(SCENES)}")
+    kind: Literal["fashion-mnist"] = "fashion-mnist"  # type: ignore[assignment]  # settings of another kind
+    num_frames: int = Field(default=16, ge=2)
+    fps: PositiveInt = 8
+    scene: SceneName = "textured"
 
 
 class PictureFiles(NamedTuple):
@@ -296,7 +290,7 @@ def make_moving_pictures(
     """
     settings = settings or MovingPictureSettings()
     _check_pictures(pictures, labels, class_names)
-    contents = {"format": _FORMAT, **asdict(settings), "pictures": _digest(pictures, labels, class_names)}
+    contents = {"format": _FORMAT, **settings.to_tree(), "pictures": _digest(pictures, labels, class_names)}
     return write_labelled_videos(
         folder,
         settings,

@@ -20,18 +20,21 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from ...core.files import write_whole, written_whole
 from ...core.progress import Progress, no_progress
+from ...core.settings import Settings
 
 MOTIONS = ("right", "left", "up", "down", "clockwise", "counter-clockwise", "expand", "shrink")
-SPLITS = ("train", "test")
+Split = Literal["train", "test"]
+SPLITS: tuple[str, ...] = get_args(Split)
 
 MANIFEST = "videos.csv"
 _CLASSES_FILE = "classes.json"
@@ -45,39 +48,25 @@ _REACH = 1.42  # beyond it there is nothing of any shape, not even half a pixel 
 _BRIGHTNESS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SyntheticVideoSettings:
-    """What is made.
+class SyntheticVideoSettings(Settings):
+    """Settings of synthetic videos.
 
     Args:
         num_videos: Number of videos. Classes are balanced over each run of 80, one of each pair of classes.
-        size: Side of the square frames in pixels, even.
+        size: Side of the square frames in pixels; H.264 in yuv420p wants even sides.
         num_frames: Frames of each video. Speeds are set per frame.
         fps: Frames per second that the files declare.
         seed: Everything is a function of it.
-        split: One of `SPLITS`. No video of one split is in the other, whatever the number of videos.
-
-    Raises:
-        ValueError: If a number is below its least value, the size is odd, or the split is unknown.
+        split: No video of one split is in the other, whatever the number of videos.
     """
 
-    num_videos: int = 1000
-    size: int = 64
-    num_frames: int = 32
-    fps: int = 16
-    seed: int = 0
-    split: str = "train"
-
-    def __post_init__(self) -> None:
-        least = {"num_videos": 1, "size": 32, "num_frames": 2, "fps": 1, "seed": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                raise ValueError(f"{name} is {value!r}, but must be an integer of at least {smallest}")
-        if self.size % 2:
-            raise ValueError(f"size is {self.size}, but H.264 in yuv420p wants even sides; take {self.size + 1}")
-        if self.split not in SPLITS:
-            raise ValueError(f"split is '{self.split}', but has to be one of {', '.join(SPLITS)}")
+    kind: Literal["shapes"] = "shapes"
+    num_videos: PositiveInt = 1000
+    size: int = Field(default=64, ge=32, multiple_of=2)
+    num_frames: int = Field(default=32, ge=2)
+    fps: PositiveInt = 16
+    seed: NonNegativeInt = 0
+    split: Split = "train"
 
     def generator(self, *numbers: int) -> np.random.Generator:
         """A generator for these numbers, of this seed and split."""
@@ -160,7 +149,7 @@ def make_synthetic_videos(
         render=lambda index: render_synthetic_video(settings, index),
         choose=lambda index: choose_classes(settings, index),
         class_names=(APPEARANCES, MOTIONS),
-        record=FolderRecord("synthetic.json", "synthetic videos", {"format": _FORMAT, **asdict(settings)}),
+        record=FolderRecord("synthetic.json", "synthetic videos", {"format": _FORMAT, **settings.to_tree()}),
         progress=progress,
     )
 

@@ -2,22 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
 
 from ...core.progress import Progress, no_progress
 from .moving_pictures import MovingPictureSettings, make_moving_pictures, read_fashion_mnist
 from .shapes import SyntheticVideoSettings, make_synthetic_videos
 
-SHAPES, FASHION_MNIST = "shapes", "fashion-mnist"
+VideoSettings: TypeAlias = Annotated[SyntheticVideoSettings | MovingPictureSettings, Field(discriminator="kind")]
+"""Settings of any kind of video, told apart by `kind`."""
 MADE_KINDS: Mapping[str, type[SyntheticVideoSettings]] = {
-    SHAPES: SyntheticVideoSettings,
-    FASHION_MNIST: MovingPictureSettings,
+    "shapes": SyntheticVideoSettings,
+    "fashion-mnist": MovingPictureSettings,
 }
 """The settings of each kind."""
-
-
-def kind_of(settings: SyntheticVideoSettings) -> str:
-    """What video of these settings shows, a key of `MADE_KINDS`."""
-    return next(kind for kind, settings_class in MADE_KINDS.items() if type(settings) is settings_class)
 
 
 def make_videos(
