@@ -7,10 +7,10 @@ from tests.evaluation.finetuning_sets import NUM_FRAMES, SIZE, labelled_set, sav
 from vjepa_hub.evaluation.encoders.opening import open_encoder
 from vjepa_hub.evaluation.neighbours import (
     Neighbours,
+    compute_descriptors,
     count_times,
     describe_set,
     describe_token_source,
-    describe_tokens,
     precision_at_k,
     search,
 )
@@ -27,24 +27,24 @@ def found(places) -> Neighbours:
 
 def test_mean_and_deviation_are_those_over_tokens():
     tokens = torch.tensor([[[1.0, 2.0], [3.0, 2.0]]])
-    assert describe_tokens(tokens, "mean").tolist() == [[2.0, 2.0]]
-    assert describe_tokens(tokens, "mean-std").tolist() == [[2.0, 2.0, 1.0, 0.0]]
+    assert compute_descriptors(tokens, "mean").tolist() == [[2.0, 2.0]]
+    assert compute_descriptors(tokens, "mean-std").tolist() == [[2.0, 2.0, 1.0, 0.0]]
 
 
 def test_temporal_descriptor_has_the_mean_of_each_time_and_its_changes():
     tokens = torch.tensor([[[1.0], [3.0], [4.0], [8.0], [0.0], [0.0]]])
-    assert describe_tokens(tokens, "temporal", num_times=3).tolist() == [[2.0, 6.0, 0.0, 4.0, -6.0]]
+    assert compute_descriptors(tokens, "temporal", num_times=3).tolist() == [[2.0, 6.0, 0.0, 4.0, -6.0]]
 
 
 def test_only_the_temporal_descriptor_tells_a_clip_from_its_reverse():
     tokens = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
     for descriptor, is_alike in (("mean", True), ("mean-std", True), ("temporal", False)):
-        pair = [describe_tokens(t, descriptor, num_times=4) for t in (tokens, tokens.flip(1))]
+        pair = [compute_descriptors(t, descriptor, num_times=4) for t in (tokens, tokens.flip(1))]
         assert torch.allclose(*pair, atol=1e-6) == is_alike
 
 
 def test_half_precision_is_averaged_in_single_precision():
-    assert describe_tokens(torch.full((1, 4096, 1), 100.0, dtype=torch.float16), "mean").item() == 100.0
+    assert compute_descriptors(torch.full((1, 4096, 1), 100.0, dtype=torch.float16), "mean").item() == 100.0
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_half_precision_is_averaged_in_single_precision():
 )
 def test_tokens_that_cannot_be_described_are_refused(shape, descriptor, num_times, error, message):
     with pytest.raises(error, match=message):
-        describe_tokens(torch.zeros(shape), descriptor, num_times=num_times)
+        compute_descriptors(torch.zeros(shape), descriptor, num_times=num_times)
 
 
 def test_videos_that_cannot_be_read_are_left_out_and_counted():

@@ -45,14 +45,14 @@ MAX_TRANSLATION = 0.45
 
 
 class LabelledClip(TypedDict):
-    """What the data sets give for a video or image.
+    """Item of both data sets: a video or image.
 
     Attributes:
         pixel_values_videos: Normalised float32; `(num_views, num_segments, num_frames, 3, crop, crop)` in validation,
             `(num_segments, num_frames, 3, crop, crop)` in training. An image is one frame.
         label: Number of its class.
         index: Its place in the set.
-        is_readable: Whether it could be decoded; if not, the pixels are zeros.
+        is_readable: False where it could not be decoded; the pixels are then zeros.
     """
 
     pixel_values_videos: torch.Tensor

@@ -56,7 +56,7 @@ DESCRIPTORS: Mapping[str, Callable[[torch.Tensor, int], torch.Tensor]] = Mapping
 """By name: mean over tokens; that and the standard deviation over tokens; means of each time and their changes."""
 
 
-def describe_tokens(tokens: torch.Tensor, descriptor: str = "mean-std", *, num_times: int = 1) -> torch.Tensor:
+def compute_descriptors(tokens: torch.Tensor, descriptor: str = "mean-std", *, num_times: int = 1) -> torch.Tensor:
     """One vector for each clip, not yet centred.
 
     Args:
@@ -172,7 +172,7 @@ def describe_token_source(
     Args:
         source: Tokens, computed or from a cache.
         descriptor: One of `DESCRIPTORS`.
-        num_times: See `describe_tokens`.
+        num_times: See `compute_descriptors`.
         batch_size: Videos at once.
         progress: Called with the videos that are described, and all videos, after each batch.
 
@@ -193,7 +193,7 @@ def describe_token_source(
         is_readable.append(readable.cpu().numpy())
         if readable.any():
             tokens = batch.tokens[readable].flatten(1, 3)  # (B, V S N, D)
-            features.append(describe_tokens(tokens, descriptor, num_times=num_times).cpu())
+            features.append(compute_descriptors(tokens, descriptor, num_times=num_times).cpu())
         progress("describing", sum(map(len, is_readable)), num_videos)
     if not features:
         raise ValueError(f"none of {num_videos} videos of {source.labelled.description or 'the set'} could be read")

@@ -297,7 +297,7 @@ def _split(batch: list[ClipRequest], size: int) -> list[list[ClipRequest]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What heads say of a set.
+    """Predictions of heads for a set.
 
     Attributes:
         probabilities: Of each head, class probabilities `(num_videos, num_classes)` float64, the mean over views (and

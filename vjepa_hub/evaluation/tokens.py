@@ -100,7 +100,7 @@ class EncodedClips(TokenSource):
         self.labelled = clips.labelled
 
     def batches(self, requests: Batches) -> Iterator[TokenBatch | None]:
-        """See `TokenSource`."""
+        """Tokens of these batches, in their order."""
         device = next(self.encoder.parameters()).device
         if not requests:
             return
@@ -209,7 +209,7 @@ class CachedClips(TokenSource):
             progress("encoding", done, len(share))
 
     def batches(self, requests: Batches) -> Iterator[TokenBatch | None]:
-        """See `TokenSource`."""
+        """Tokens of these batches, in their order."""
         device = next(self.source.encoder.parameters()).device
         state = self._state()
         if state is None:
@@ -259,7 +259,7 @@ class CachedClips(TokenSource):
             )
 
     def _state(self) -> np.ndarray | None:
-        """What is known of each video; None if nothing is there yet.
+        """State of each video; None if nothing is there yet.
 
         Raises:
             ValueError: The folder holds something else.
@@ -285,7 +285,7 @@ class SubsetTokens(TokenSource):
         self.source, self.positions, self.labelled = source, positions, labelled
 
     def batches(self, requests: Batches) -> Iterator[TokenBatch | None]:
-        """See `TokenSource`."""
+        """Tokens of these batches, in their order."""
         moved = [
             [request._replace(index=int(self.positions[request.index])) for request in batch] for batch in requests
         ]

@@ -27,7 +27,7 @@ SUM_TOLERANCE = 0.02
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClassificationMetrics:
-    """What a classifier got right. Accuracies are shares of all videos, see the module for what counts as wrong.
+    """Accuracies of a classifier, as shares of all videos; the module says what counts as wrong.
 
     Attributes:
         num_videos: All, also those that could not be decoded.

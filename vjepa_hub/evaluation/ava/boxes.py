@@ -87,7 +87,7 @@ class KeyFrameBoxes:
         return KeyFrameBoxes(self.key_frames, *columns)
 
     def without(self, excluded: Set[KeyFrameId]) -> "KeyFrameBoxes":
-        """What is left without some key frames."""
+        """Boxes without those of some key frames."""
         is_kept = np.array([key_frame not in excluded for key_frame in self.key_frames], dtype=bool)
         new_indices = np.cumsum(is_kept) - 1
         rows = self.rows(is_kept[self.frame_indices])

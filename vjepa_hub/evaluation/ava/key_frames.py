@@ -61,7 +61,7 @@ class KeyFrameItem(NamedTuple):
 
     @property
     def is_readable(self) -> bool:
-        """Whether there are pixels."""
+        """True where there are pixels."""
         return self.pixel_values_videos is not None
 
 

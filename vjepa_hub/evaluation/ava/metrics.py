@@ -27,7 +27,7 @@ MIN_OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class AvaResult:
-    """What the evaluation says.
+    """Result of the evaluation.
 
     Attributes:
         mean_average_precision: Mean over the classes that have ground truth, in [0, 1].
@@ -124,7 +124,7 @@ def _on_frames_of(truth: KeyFrameBoxes, found: KeyFrameBoxes) -> KeyFrameBoxes:
 
 
 def _match(truth: KeyFrameBoxes, found: KeyFrameBoxes, min_overlap: float) -> np.ndarray:
-    """Whether each detection of a class is true, in descending order of scores."""
+    """Mark the true detections of a class, in descending order of scores."""
     found = found.rows(np.argsort(-found.scores, kind="stable"))
     best, best_overlaps = _best_truths(truth.rows(np.argsort(truth.frame_indices, kind="stable")), found)
     candidates = np.flatnonzero(best_overlaps >= min_overlap)

@@ -200,7 +200,7 @@ def extract_box_features(
 def _describe(
     features: LayerFeatures, dataset: KeyFrameDataset, *, has_mirrored: bool, compute_dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What the features depend on, besides the videos; as JSON gives it back."""
+    """Plain values that the features depend on, besides the videos."""
     boxes = hashlib.sha256()
     for key_frame in dataset.key_frames:
         boxes.update(f"{key_frame.id}\n".encode() + key_frame.boxes.tobytes())

@@ -282,7 +282,7 @@ def _describe_comparison(extraction: _Extraction, inputs: _Inputs, val_features:
 
 
 def _count(key_frames: Sequence[KeyFrame], features: BoxFeatures) -> dict[str, Any]:
-    """What there was of a set, and what of it could not be read."""
+    """Sizes of a set, and its key frames that could not be read."""
     named = list(features.failures.items())[:MAX_NAMED]
     videos = {frame.id.video_id for frame in key_frames}
     return {

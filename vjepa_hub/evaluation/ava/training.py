@@ -147,7 +147,7 @@ class _TrainingRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the head depends on, as a file gives it back."""
+        """Plain values that the head depends on, as a file gives them back."""
         protocol = self.protocol.to_tree()
         del protocol["description"]
         labels = hashlib.sha256(np.packbits(self.labels).tobytes()).hexdigest()

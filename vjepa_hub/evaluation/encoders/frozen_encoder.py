@@ -1,4 +1,4 @@
-"""What an attentive probe needs of a frozen encoder, and the two ways to see a clip: whole, or frame by frame.
+"""Frozen encoders under an attentive probe, which see a clip whole, or frame by frame.
 
 A video model turns a clip into tokens. An image model encodes each frame by itself, and the tokens of all frames are
 put one after the other: the comparison of the paper (Bardes et al. 2024), in which every
@@ -29,10 +29,10 @@ USUAL_HEAD_WIDTH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderFacts:
-    """What is to be known about an encoder besides its weights.
+    """Facts of an encoder besides its weights.
 
     Attributes:
-        name: What it was opened by.
+        name: Name, folder or file that it was opened by.
         hidden_size: Width of its tokens.
         num_attention_heads: Heads for the cross-attention of a probe on it.
         crop_size: Height and width of its input, in pixels.
@@ -214,7 +214,7 @@ def count_heads(width: int, num_heads: int | None) -> int:
 
 
 def build_with_seed(seed: int, build: Callable[[], Module]) -> Module:
-    """What `build` returns, built on the CPU with torch's generator at this seed; it is put back afterwards.
+    """Build a module on the CPU with torch's generator at this seed, which is put back afterwards.
 
     Only the CPU's generator is set: `torch.manual_seed` would set those of the accelerators too.
     """

@@ -208,7 +208,7 @@ def _read_state_dict(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _one_line(error: Exception) -> str:
-    """What an error says, as a part of a sentence; torch's go over many lines."""
+    """Message of an error on one line; torch's go over many."""
     return " ".join(str(error).split())[:500].rstrip(" .")
 
 

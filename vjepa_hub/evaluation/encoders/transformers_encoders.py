@@ -126,7 +126,7 @@ class VJEPA2Encoder(ClipEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What `open_transformers` was asked for."""
+    """Arguments of `open_transformers`."""
 
     name: str
     frames_per_clip: int | None

@@ -33,7 +33,7 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FineTuningClip(TypedDict):
-    """What `FineTuningClips` gives.
+    """Item of `FineTuningClips`.
 
     Attributes:
         pixel_values_videos: `(num_frames, 3, height, width)`, or `(num_segments, num_frames, 3, height, width)` where
