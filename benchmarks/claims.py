@@ -22,7 +22,6 @@ than the others. All of it lies in the folder: claims.md, claims.json, claims.pn
 
 import argparse
 import fcntl
-import io
 import json
 import math
 import shlex
@@ -61,7 +60,6 @@ from vjepa_hub.pretraining.estimate import draw_token_counts, step_flops
 from vjepa_hub.pretraining.health import PREFIX, SHORTEST_WARMUP, diagnose
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.recipe import Recipe, differing_keys, load_recipe
-from vjepa_hub.pretraining.report import AMBER, BLUE, FAINT, INK
 from vjepa_hub.pretraining.run import RECIPE, build_model, build_processor, clear_folder, prepare_run
 from vjepa_hub.pretraining.run_data import VIDEOS
 from vjepa_hub.pretraining.trainer import VJEPATrainer
@@ -69,6 +67,7 @@ from vjepa_hub.publishing.machine_paths import shorten_machine_paths
 from vjepa_hub.reproduction.record import this_machine
 from vjepa_hub.reproduction.retraining import share_videos, tasks_of
 from vjepa_hub.reproduction.training import computing_with
+from vjepa_hub.viz.style import AMBER, BLUE, INK, encode_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -689,22 +688,21 @@ def to_markdown(rows: Sequence[Sequence[str]], lines: Sequence[str], command: st
 # ------------------------------------------------------------------------------------------------ picture
 
 
+@style()
 def draw(results: Results, claims: Sequence[Claim]) -> bytes:
     """A panel for each claim, as a PNG: dots are means, bars standard deviations, colours the tasks."""
     from matplotlib.figure import Figure
 
     pairs = [claims[first : first + 2] for first in range(0, len(claims), 2)]
     heights = [0.9 + 0.26 * max(1 + len(claim.rows) for claim in pair) for pair in pairs]  # inches
-    figure = Figure(figsize=(11, sum(heights) + 0.4), dpi=144, layout="constrained")
+    figure = Figure(figsize=(11, sum(heights) + 0.4), layout="constrained")
     panels = figure.subplots(len(pairs), 2, sharex=True, squeeze=False, height_ratios=heights).flat
     for axes, claim in zip(panels, claims, strict=False):
         _draw_panel(axes, results, claim)
     for axes in panels[len(claims) :]:
         axes.set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    return encode_figure(figure, "png")
 
 
 def _draw_panel(axes: "Axes", results: Results, claim: Claim) -> None:
@@ -717,11 +715,11 @@ def _draw_panel(axes: "Axes", results: Results, claim: Claim) -> None:
         axes.errorbar(means, places, xerr=bars, fmt="o", ms=4, color=colour, lw=1.2, label=f"{task}, top-1 in %")
     axes.set_yticks(range(len(rows)), [_label(results, claim, *row) for row in rows.items()])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.tick_params(length=0, labelsize=8, labelcolor=INK, labelbottom=True)
-    axes.grid(color=FAINT, lw=0.8)
+    axes.tick_params(labelcolor=INK, labelbottom=True)
+    axes.grid()
     axes.spines[:].set_visible(False)
     verdict = overall(judge(results, claim))
-    axes.set_title(f"{claim.name}: {verdict}\n{claim.statement}", loc="left", fontsize=8.5, color=INK)
+    axes.set_title(f"{claim.name}: {verdict}\n{claim.statement}", fontsize=8.5)
 
 
 def _label(results: Results, claim: Claim, words: str, condition: Condition) -> str:

@@ -5,7 +5,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vjepa_hub.cli import app
-from vjepa_hub.viz.masks import MASK_KINDS, TRAINING_KINDS, MaskCounts, MaskSampler, token_grid
+from vjepa_hub.viz.masks import MASK_KINDS, TRAINING_KINDS, MaskSampler, count_tokens, token_grid
 
 SMALL = ("--model", "vjepa-vit-tiny", "--size", "48x64")
 
@@ -37,9 +37,7 @@ def test_printed_counts_are_those_of_the_masks(tmp_path):
     rows = printed_counts(result.output)
     for kind in ("long-range", "random-tube"):
         mask = MaskSampler(grid=grid, step=3, seed=4, batch_size=5).sample(kind)
-        counts = MaskCounts.of(mask, grid)
-        numbers = (mask.context_mask.shape[1], mask.target_mask.shape[1], counts.num_unused)
-        assert rows[kind] == [*map(str, numbers), f"{100 * counts.share_hidden:.1f}", "%", str(mask.mask_index)]
+        assert rows[kind] == list(count_tokens(mask, grid).values())
     assert f"4 x 3 x 4 = {grid.num_tokens} tokens" in result.output
 
 

@@ -12,8 +12,8 @@ from vjepa_hub.viz.masks import (
     FRAME_SIDE,
     MASK_KINDS,
     TRAINING_KINDS,
-    MaskCounts,
     MaskSampler,
+    count_tokens,
     describe_tokens,
     draw_masks,
     read_tubelet_frames,
@@ -67,7 +67,7 @@ def test_tokens_that_the_batch_cut_off_are_neither_dark_nor_open():
     mask = MaskSampler(grid=grid, batch_size=6, seed=2).sample("short-range")
     brightness = drawn_brightness({"short-range": mask}, grid)[1]
     is_unused = ~(is_in(mask.target_mask, grid) | is_in(mask.context_mask, grid))
-    assert 0 < is_unused.sum() == MaskCounts.of(mask, grid).num_unused
+    assert 0 < is_unused.sum() == int(count_tokens(mask, grid)["in neither"])
     np.testing.assert_array_equal((brightness > 200) & (brightness < 255), is_unused)
     assert "pale" in describe_tokens({"short-range": mask}, grid)
     assert "pale" not in describe_tokens({"box": MaskSampler(grid=grid).sample("box")}, grid)
@@ -77,11 +77,15 @@ def test_tokens_that_the_batch_cut_off_are_neither_dark_nor_open():
 def test_counts_are_those_of_the_masks(kind):
     grid = TokenGrid(num_frames=16, height=224, width=224)
     mask = MaskSampler(grid=grid, step=1).sample(kind)
-    counts = MaskCounts.of(mask, grid)
-    assert counts.num_context == len(set(mask.context_mask[0].tolist()))
-    assert counts.num_targets == len(set(mask.target_mask[0].tolist())) == 1568 - counts.num_context
-    assert counts.share_hidden == pytest.approx(counts.num_targets / 1568)
-    assert counts.mask_index == mask.mask_index
+    num_context, num_targets = (len(set(tokens[0].tolist())) for tokens in (mask.context_mask, mask.target_mask))
+    assert num_context + num_targets == 1568
+    assert count_tokens(mask, grid) == {
+        "context": str(num_context),
+        "targets": str(num_targets),
+        "in neither": "0",
+        "hidden": f"{num_targets / 15.68:.1f}%",
+        "mask token": str(mask.mask_index),
+    }
 
 
 def test_same_step_and_seed_give_the_same_masks_and_other_seeds_others():

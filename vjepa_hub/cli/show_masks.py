@@ -107,13 +107,12 @@ def _require_new_png(output: Path, video: Path | None) -> None:
 
 
 def _show_counts(masks: dict[str, MaskPair], grid: TokenGrid) -> None:
-    from ..viz.masks import MaskCounts, describe_tokens
+    from ..viz.masks import count_tokens, describe_tokens
 
-    table = Table("mask", "context", "targets", "in neither", "hidden", "mask token", box=None, pad_edge=False)
-    for name, mask in masks.items():
-        counts = MaskCounts.of(mask, grid)
-        numbers = (counts.num_context, counts.num_targets, counts.num_unused)
-        table.add_row(name, *map(str, numbers), f"{100 * counts.share_hidden:.1f} %", str(counts.mask_index))
+    counts = {name: count_tokens(mask, grid) for name, mask in masks.items()}
+    table = Table("mask", *next(iter(counts.values())), box=None, pad_edge=False)
+    for name, numbers in counts.items():
+        table.add_row(name, *numbers.values())
     console = Console()
     console.print(Text(describe_tokens(masks, grid)))
     console.print(table)

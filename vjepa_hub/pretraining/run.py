@@ -132,6 +132,7 @@ class PretrainingRun:
         trainer: With its model and data.
         console: Where progress is shown.
         checkpoint: What it goes on from; None: it begins.
+        start_warnings: What is likely to go wrong, known before the first step.
     """
 
     recipe: Recipe
@@ -139,6 +140,7 @@ class PretrainingRun:
     trainer: VJEPATrainer
     console: Console
     checkpoint: Path | None
+    start_warnings: Sequence[str] = ()
 
     def train(self) -> None:
         """Train to the end, and write the published model with its card, and the plots.
@@ -189,6 +191,7 @@ class PretrainingRun:
                 title=self.recipe.name,
                 settings=self.recipe.flatten(),
                 warnings=self.trainer.health.warnings if self.trainer.health else [],
+                start_warnings=self.start_warnings,
             )
         for path in written:
             self.console.print(Text(f"wrote {path}"), soft_wrap=True)
@@ -216,13 +219,21 @@ def prepare_run(
     trainer = build_trainer(recipe, args, folder, console)
     for callback in callbacks:
         trainer.add_callback(callback)
-    for fact in describe_run(recipe, trainer):
+    facts = describe_run(recipe, trainer)
+    for fact in facts:
         console.print(Text(fact.text, style="bold yellow" if fact.is_warning else ""), soft_wrap=True)
     if args.process_index == 0:  # not before: what could not be prepared is no run
         write_whole(folder / RECIPE, recipe.to_yaml())
     newest = get_last_checkpoint(str(folder)) if resume else None
     checkpoint = None if newest is None else Path(newest)
-    return PretrainingRun(recipe=recipe, folder=folder, trainer=trainer, console=console, checkpoint=checkpoint)
+    return PretrainingRun(
+        recipe=recipe,
+        folder=folder,
+        trainer=trainer,
+        console=console,
+        checkpoint=checkpoint,
+        start_warnings=[fact.text for fact in facts if fact.is_warning],
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def _draw_matrix(axes: Axes, bar_axes: Axes, confusion: np.ndarray) -> None:
     ticks = {0: "0", 0.01: "1 %", 0.05: "5 %", 0.2: "20 %", 0.5: "50 %", 1: "100 %"}
     bar = bar_axes.figure.colorbar(image, cax=bar_axes)
     bar.set_ticks(list(ticks), labels=list(ticks.values()))
-    bar.outline.set_edgecolor(FAINT)  # type: ignore[operator]
+    bar.outline.set_edgecolor(FAINT)
 
 
 def _names_beside(confusion: np.ndarray, class_names: Sequence[str] | None) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .image_grid import ImageRow, draw_image_grid
+from .image_grid import ImageRow, draw_image_grid, resize_images
 from .style import AMBER, GREY
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def draw_feature_maps(
     rows, columns = colours.shape[1:3]
     side = max(1, round(FRAME_SIDE / max(rows, columns)))
     size, resampling = (columns * side, rows * side), Image.Resampling
-    shown = _resized(frames, size, resampling.BICUBIC)
-    maps = _resized(
+    shown = resize_images(frames, size, resampling.BICUBIC)
+    maps = resize_images(
         (colours * 255).round().astype(np.uint8), size, resampling.BILINEAR if is_smooth else resampling.NEAREST
     )
     overlay = ((shown.astype(np.uint16) + maps + 1) // 2).astype(np.uint8)
@@ -119,7 +119,3 @@ def draw_feature_maps(
         title=title,
         lines=[(model, GREY if is_trained else AMBER), (tokens, GREY)],
     )
-
-
-def _resized(images: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
-    return np.stack([np.asarray(Image.fromarray(image).resize(size, resampling)) for image in images])

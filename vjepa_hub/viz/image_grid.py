@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from .style import DPI, GREY, INK, style
 
@@ -41,6 +42,11 @@ class ImageRow:
 def evenly_spaced(length: int, count: int) -> list[int]:
     """At most `count` places in a sequence, evenly spread, with the first and (from 2 on) the last among them."""
     return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+
+def resize_images(images: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    """Images (num_images, height, width, 3) of a size in pixels, (width, height)."""
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, resampling)) for image in images])
 
 
 @style()

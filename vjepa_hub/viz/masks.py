@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -32,13 +32,11 @@ from ..data.masking import (
 from ..hub.registry import find_model
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
-from .image_grid import ImageRow, draw_image_grid, evenly_spaced
+from .image_grid import ImageRow, draw_image_grid, evenly_spaced, resize_images
 from .style import GREY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ..data.video import VideoReader
 
 BLOCKS = {"short-range": SHORT_RANGE, "long-range": LONG_RANGE, "causal": CAUSAL}
 TRAINING_KINDS = ("short-range", "long-range", "random-tube", "causal")
@@ -51,6 +49,17 @@ HIDDEN_OPACITY, UNUSED_OPACITY = 0.86, 0.80
 FRAME_SIDE = 168
 MIN_LINE_SPACING = 6
 NUM_MOMENTS = 8
+
+
+class FrameReader(Protocol):
+    """An open video, or an image as a video of one frame."""
+
+    num_frames: int
+
+    @property
+    def timestamps(self) -> np.ndarray: ...  # noqa: D102
+
+    def read_frames(self, indices: np.ndarray, /) -> np.ndarray: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,44 +104,18 @@ class MaskSampler:
         raise KeyError(f"unknown kind of mask '{kind}'; available: {', '.join(MASK_KINDS)}")
 
 
-@dataclass(frozen=True)
-class MaskCounts:
-    """Tokens of the first clip of a batch.
-
-    Attributes:
-        num_context: Tokens that the encoder sees.
-        num_targets: Tokens that the predictor predicts.
-        num_tokens: Tokens of the clip; more than both together where the batch was cut to its smallest counts.
-        mask_index: The predictor's mask token that stands for the targets.
+def count_tokens(mask: MaskPair, grid: TokenGrid) -> dict[str, str]:
+    """Numbers of tokens in the context, in the targets and in neither (where a batch was cut to its smallest counts),
+    the share that is hidden from the encoder, and the mask token that stands for the targets.
     """
-
-    num_context: int
-    num_targets: int
-    num_tokens: int
-    mask_index: int
-
-    @classmethod
-    def of(cls, mask: MaskPair, grid: TokenGrid) -> MaskCounts:
-        """Count the tokens of a mask on its grid."""
-        return cls(mask.context_mask.shape[1], mask.target_mask.shape[1], grid.num_tokens, mask.mask_index)
-
-    @property
-    def num_unused(self) -> int:
-        """Tokens that are in neither mask."""
-        return self.num_tokens - self.num_context - self.num_targets
-
-    @property
-    def share_hidden(self) -> float:
-        """Share of the tokens that the encoder does not see."""
-        return 1 - self.num_context / self.num_tokens
-
-    def sentence(self) -> str:
-        """The counts in words."""
-        text = (
-            f"context {self.num_context}, targets {self.num_targets} of {self.num_tokens} tokens; "
-            f"{100 * self.share_hidden:.1f} % hidden; mask token {self.mask_index}"
-        )
-        return text + f"; {self.num_unused} in neither" if self.num_unused else text
+    num_context, num_targets = mask.context_mask.shape[1], mask.target_mask.shape[1]
+    return {
+        "context": str(num_context),
+        "targets": str(num_targets),
+        "in neither": str(grid.num_tokens - num_context - num_targets),
+        "hidden": f"{1 - num_context / grid.num_tokens:.1%}",
+        "mask token": str(mask.mask_index),
+    }
 
 
 def token_grid(model: str, size: str | None = None) -> TokenGrid:
@@ -154,7 +137,7 @@ def token_grid(model: str, size: str | None = None) -> TokenGrid:
     return TokenGrid.from_config(config, height=int(matched[1]), width=int(matched[2] or matched[1]))
 
 
-def read_tubelet_frames(video: VideoReader, grid: TokenGrid, *, frame_step: int = 4) -> tuple[np.ndarray, list[float]]:
+def read_tubelet_frames(video: FrameReader, grid: TokenGrid, *, frame_step: int = 4) -> tuple[np.ndarray, list[float]]:
     """The first frame of each tubelet of a video's first clip, resized and cropped as the model sees it, and its time.
 
     Args:
@@ -187,7 +170,7 @@ def describe_tokens(masks: Mapping[str, MaskPair], grid: TokenGrid) -> str:
         f"{grid.depth} x {grid.rows} x {grid.columns} = {grid.num_tokens} tokens of {grid.tubelet_size} frames x "
         f"{grid.patch_size} x {grid.patch_size} pixels; dark ones are hidden, to be predicted"
     )
-    is_cut = any(MaskCounts.of(mask, grid).num_unused for mask in masks.values())
+    is_cut = any(count_tokens(mask, grid)["in neither"] != "0" for mask in masks.values())
     return sentence + "; pale ones are cut off to fit the batch" if is_cut else sentence
 
 
@@ -216,7 +199,7 @@ def draw_masks(
     depths = evenly_spaced(grid.depth, NUM_MOMENTS)
     side = max(1, round(FRAME_SIDE / max(grid.rows, grid.columns)))
     size = grid.columns * side, grid.rows * side
-    shown = np.stack([Image.fromarray(frames[depth]).resize(size, Image.Resampling.BICUBIC) for depth in depths])
+    shown = resize_images(frames[depths], size, Image.Resampling.BICUBIC)
     rows = [ImageRow("clip", "", shown)]
     for kind, mask in masks.items():
         is_target, is_context = (
@@ -229,7 +212,9 @@ def draw_masks(
             is_line = np.zeros_like(is_target)
             is_line[:, side - 1 : -1 : side] = is_line[:, :, side - 1 : -1 : side] = True
             images[is_line & is_target] = GRID_LINE
-        rows.append(ImageRow(kind, MaskCounts.of(mask, grid).sentence(), images))
+        rows.append(
+            ImageRow(kind, ", ".join(f"{name} {count}" for name, count in count_tokens(mask, grid).items()), images)
+        )
     return draw_image_grid(
         rows,
         [f"{seconds[depth]:.2f} s" for depth in depths],
