@@ -61,7 +61,7 @@ from vjepa_hub.evaluation.made_tasks import (
 )
 from vjepa_hub.evaluation.protocols import Augmentation
 from vjepa_hub.pretraining.checkpoints import save_published
-from vjepa_hub.pretraining.console import ConsoleCallback
+from vjepa_hub.pretraining.console import PretrainingConsoleCallback
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.recipe import Recipe
 from vjepa_hub.pretraining.run import build_model, build_processor
@@ -207,7 +207,7 @@ class Baselines:
             place,
             self._label_settings(seed),
             training_arguments={"eval_strategy": "no", "logging_strategy": "epoch", "disable_tqdm": True},
-            callbacks=[ConsoleCallback(self.console)],
+            callbacks=[PretrainingConsoleCallback(self.console)],
         )
         run.trainer.remove_callback(PrinterCallback)
         run.train()

@@ -201,7 +201,7 @@ def test_a_part_says_what_is_missing(baselines, tmp_path, monkeypatch, capsys):
 
 
 def test_training_with_labels_goes_on_and_ends_as_the_whole(baselines, measured, tmp_path, monkeypatch):
-    class StopAfterFirstEpoch(baselines.ConsoleCallback):
+    class StopAfterFirstEpoch(baselines.PretrainingConsoleCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.epoch >= 1:
                 raise KeyboardInterrupt
@@ -212,7 +212,7 @@ def test_training_with_labels_goes_on_and_ends_as_the_whole(baselines, measured,
     run = folder / "labels" / "seed-3" / "motion"
     with baselines.computing_with(1):  # as the whole one does
         with monkeypatch.context() as patch:
-            patch.setattr(baselines, "ConsoleCallback", StopAfterFirstEpoch)
+            patch.setattr(baselines, "PretrainingConsoleCallback", StopAfterFirstEpoch)
             with pytest.raises(KeyboardInterrupt):
                 study._train_with_labels("motion", 3)
         assert [place.name for place in run.glob("checkpoint-*")] == ["checkpoint-3"]

@@ -13,6 +13,14 @@ from ..core.distributed import is_first_process
 from .common import read_names, usage_errors, warn_of_unreadable
 from .options import ClassNames, complete_models, existing, known_model, output_folder, set_values
 
+_LOG_ENTRIES = (
+    ("loss", "loss", ".4f"),
+    ("learning_rate", "lr", ".1e"),
+    ("eval_loss", "validation loss", ".4f"),
+    ("eval_top1", "top-1", ".1%"),
+    ("eval_top5", "top-5", ".1%"),
+)
+
 
 def finetune(
     model: Annotated[
@@ -77,10 +85,14 @@ def finetune(
     training, and count as wrong in validation. The same command again goes on where it was stopped. On several GPUs:
     [bold]torchrun --nproc-per-node 8 -m vjepa_hub finetune ...[/bold]
     """
+    from transformers import PrinterCallback
+
+    from ..core.training_console import ConsoleCallback
     from ..data.quarantine import NoReadableVideoError
     from ..evaluation.finetuning.run import FineTuneSettings, parse_arguments, prepare_finetuning
     from ..evaluation.labelled import open_labelled
 
+    console = Console(quiet=not is_first_process())
     with usage_errors():
         settings = FineTuneSettings(
             mode=mode,
@@ -105,11 +117,12 @@ def finetune(
                 val,
                 output_dir,
                 settings,
-                training_arguments=parse_arguments(argument or []),
+                training_arguments={"disable_tqdm": True, **parse_arguments(argument or [])},
+                callbacks=[ConsoleCallback(console, _LOG_ENTRIES)],
             )
         except ImportError as error:
             raise typer.BadParameter(str(error)) from error
-    console = Console(quiet=not is_first_process())
+    run.trainer.remove_callback(PrinterCallback)
     tuned: Any = run.trainer.model
     counts = f"{tuned.num_parameters(only_trainable=True):,} of {tuned.num_parameters():,} parameters are trained"
     console.print(Text(f"{model}: {counts}, on {len(training_set):,} videos of {training_set.num_classes} classes"))

@@ -37,7 +37,7 @@ from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .arguments import VJEPATrainingArguments
 from .checkpoints import INCOMPLETE
-from .console import ConsoleCallback
+from .console import PretrainingConsoleCallback
 from .estimate import measure_matrix_flops
 from .interruption import InterruptedRunError, StopOnSignal
 from .metrics_log import MetricsCSVCallback
@@ -309,7 +309,7 @@ def build_trainer(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, co
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(ConsoleCallback(console))
+    trainer.add_callback(PretrainingConsoleCallback(console))
     trainer.add_callback(MetricsCSVCallback(folder / METRICS))
     return trainer
 
