@@ -60,7 +60,7 @@ from vjepa_hub.pretraining.estimate import draw_token_counts, step_flops
 from vjepa_hub.pretraining.health import PREFIX, SHORTEST_WARMUP, diagnose
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.recipe import Recipe, differing_keys, load_recipe
-from vjepa_hub.pretraining.run import RECIPE, build_model, build_processor, clear_folder, prepare_run
+from vjepa_hub.pretraining.run import build_model, build_processor, clear_folder, prepare_run
 from vjepa_hub.pretraining.run_data import VIDEOS
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 from vjepa_hub.publishing.machine_paths import shorten_machine_paths
@@ -342,13 +342,13 @@ def train(variant: Variant, recipe: Recipe, folder: Path, *, videos: Path, conso
         ValueError: The folder has a run of another recipe.
         InterruptedRunError: The run was told to stop, and saved.
     """
-    file, is_begun = folder / FINISHED, (folder / RECIPE).exists()
+    file = folder / FINISHED
     if file.is_file():
-        clear_folder(folder, recipe, resume=True)  # refuses another recipe, and removes nothing
+        clear_folder(folder, recipe)  # refuses another recipe, and removes nothing
         return Training(**json.loads(file.read_text(encoding="utf-8")))
     share_videos(videos, folder)
     stopwatch = Stopwatch(folder / SECONDS)
-    run = prepare_run(recipe, output_dir=folder, resume=is_begun, console=console, callbacks=[stopwatch])
+    run = prepare_run(recipe, output_dir=folder, console=console, callbacks=[stopwatch])
     if not variant.has_stop_gradient:
         run.trainer.model.__class__ = VJEPAWithoutStopGradient  # which has no state of its own
     run.train()

@@ -224,7 +224,7 @@ def test_training_with_labels_goes_on_and_ends_as_the_whole(baselines, measured,
 
 def test_an_interrupted_pretraining_tells_that_the_same_command_goes_on(baselines, tmp_path, monkeypatch, capsys):
     def stop(*arguments, **keywords):
-        raise InterruptedRunError("resume it with --resume", signal_number=15)
+        raise InterruptedRunError("the same command goes on", signal_number=15)
 
     monkeypatch.setattr(baselines, "make_task_videos", lambda *arguments: None)
     monkeypatch.setattr(baselines, "train", stop)

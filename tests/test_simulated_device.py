@@ -96,7 +96,7 @@ def test_a_pretraining_goes_on_where_it_was_stopped(run_on_device, tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "checkpoint-4")
     recipe = tmp_path / "part" / "recipe.yaml"
-    shown = run_on_device("pretrain", recipe, "--output-dir", tmp_path / "part", "--resume")
+    shown = run_on_device("pretrain", recipe, "--output-dir", tmp_path / "part")
     assert "step 4/4" in shown
     assert "step 2/4  loss" not in shown
     assert read_losses(tmp_path / "part")[-1] == pytest.approx(read_losses(tmp_path / "whole")[-1], rel=1e-5)

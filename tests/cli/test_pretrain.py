@@ -37,11 +37,13 @@ def test_a_run_shows_its_progress_and_ends_with_a_model_and_plots(recipe_file, t
     assert (stored.training.max_steps, stored.training.momentum) == (2, 0.25)
 
 
-def test_the_same_command_again_asks_whether_to_resume_or_overwrite(recipe_file, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(load_recipe(recipe_file).to_yaml())
+def test_a_folder_with_another_run_is_left_as_it_is(recipe_file, tmp_path):
+    stored = load_recipe(recipe_file).with_overrides(["momentum=0.3"]).to_yaml()
+    (tmp_path / "recipe.yaml").write_text(stored)
     result = run_pretrain(recipe_file, "--output-dir", tmp_path)
     assert result.exit_code == 2
-    assert "--resume goes on with it, --overwrite replaces it" in result.output
+    assert "differing in training.momentum" in result.output
+    assert (tmp_path / "recipe.yaml").read_text() == stored
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,6 @@ def test_the_same_command_again_asks_whether_to_resume_or_overwrite(recipe_file,
     [
         (["--set", "learning_rat=1"], "the nearest is 'learning_rate'"),
         (["--set", "learning_rate=fast"], "must be a number"),
-        (["--resume"], "start it without --resume"),
         (["--set", "warmup_steps=100"], "warmup_steps is 100"),
         (["--set", "global_batch_size=6"], "global_batch_size=8"),
     ],
@@ -83,7 +84,7 @@ def test_launchers_start_the_same_command(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("vjepa_hub", run_name="__main__")
     shown = capsys.readouterr().out
-    for option in ("--data", "--set", "--resume", "--estimate", "torchrun --nproc-per-node"):
+    for option in ("--data", "--set", "--overwrite", "--estimate", "torchrun --nproc-per-node"):
         assert option in shown
 
 

@@ -176,22 +176,16 @@ def test_bfloat16_is_warned_about_where_it_is_slower(bfloat16_rate, warnings, sm
     assert all("0.50 times the rate of float32" in fact.text and "bf16=false" in fact.text for fact in facts)
 
 
-def test_a_folder_with_a_run_is_not_taken_for_another(finished, small_recipe):
-    with pytest.raises(FileExistsError, match=r"--resume goes on with it, --overwrite replaces it"):
-        clear_folder(finished[0], small_recipe)
-
-
-def test_resuming_with_another_recipe_names_what_differs(finished):
+def test_a_run_of_another_recipe_is_left_and_what_differs_named(finished):
     changed = load_recipe(finished[0] / "recipe.yaml").with_overrides({"momentum": 0.9, "masks.0.num_blocks": 3})
-    with pytest.raises(
-        ValueError, match=r"differing in masks.0.num_blocks, training.momentum: resume it with its own"
-    ):
-        clear_folder(finished[0], changed, resume=True)
+    with pytest.raises(ValueError, match=r"differing in masks.0.num_blocks, training.momentum: .*--overwrite"):
+        clear_folder(finished[0], changed)
 
 
-def test_resuming_where_there_is_no_run_raises(small_recipe, tmp_path):
-    with pytest.raises(FileNotFoundError, match="start it without --resume"):
-        clear_folder(tmp_path, small_recipe, resume=True)
+def test_checkpoints_without_their_recipe_are_left(small_recipe, tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(FileExistsError, match=r"no recipe.yaml: .*--overwrite"):
+        clear_folder(tmp_path, small_recipe)
 
 
 def test_overwriting_removes_the_run_and_keeps_what_is_not_of_it(small_recipe, tmp_path):
@@ -209,15 +203,13 @@ def test_a_run_that_is_told_to_stop_saves_its_step_and_goes_on_to_the_same_weigh
     recipe = load_recipe(finished[0] / "recipe.yaml").with_overrides({"report": False})
     folder = with_videos_of(finished[0], tmp_path / "out")
     handler = signal.getsignal(number)
-    with pytest.raises(
-        InterruptedRunError, match=r"after step 1 of 4.*recipe.yaml --output-dir .* --resume"
-    ) as caught:
+    with pytest.raises(InterruptedRunError, match=r"after step 1 of 4.*recipe.yaml --output-dir ") as caught:
         pretrain(recipe, output_dir=folder, console=Shown().console, callbacks=[SignalAt(number, step=1)])
     assert caught.value.signal_number == number
     assert signal.getsignal(number) is handler
     assert (folder / "checkpoint-1").is_dir()
     assert not (folder / "model.safetensors").exists()
-    pretrain(load_recipe(folder / "recipe.yaml"), output_dir=folder, resume=True, console=Shown().console)
+    pretrain(load_recipe(folder / "recipe.yaml"), output_dir=folder, console=Shown().console)
     resumed, uninterrupted = (load_file(path / "model.safetensors") for path in (folder, finished[0]))
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
     rows = [row["step"] for row in read_metrics(folder / "metrics.csv") if "loss" in row]
@@ -229,7 +221,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
     shutil.copytree(finished[0], folder)
     recipe = load_recipe(folder / "recipe.yaml").with_overrides({"report": False})
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    pretrain(recipe, output_dir=folder, resume=True, console=Shown().console)
+    pretrain(recipe, output_dir=folder, console=Shown().console)
     first, second = (load_file(path / "model.safetensors") for path in (finished[0], folder))
     assert all(torch.equal(first[key], second[key]) for key in first)
     rows = [row["step"] for row in read_metrics(folder / "metrics.csv") if "loss" in row]
@@ -238,7 +230,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(small_recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(small_recipe.to_yaml())
-    assert prepare_run(small_recipe, output_dir=tmp_path, resume=True, console=Shown().console).checkpoint is None
+    assert prepare_run(small_recipe, output_dir=tmp_path, console=Shown().console).checkpoint is None
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,6 @@ def pretrain(
             autocompletion=complete_models,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Show tokens, FLOPs, memory and time, and start nothing.")
@@ -73,12 +72,10 @@ def pretrain(
     [bold]vjepa-hub pretrain tiny[/bold] needs no data: it makes video, trains for minutes on two CPU cores, and ends
     with plots. The folder gets the recipe, checkpoints, metrics.csv, the model for from_pretrained, and a report.
 
-    Ctrl-C ends a run after its step and saves it. On several GPUs, with the same arguments:
-    [bold]torchrun --nproc-per-node 8 -m vjepa_hub pretrain vitl16 ...[/bold], or
+    Ctrl-C ends a run after its step and saves it; the same command again goes on from there. On several GPUs,
+    with the same arguments: [bold]torchrun --nproc-per-node 8 -m vjepa_hub pretrain vitl16 ...[/bold], or
     [bold]accelerate launch --multi_gpu --num_processes 8 -m vjepa_hub pretrain vitl16 ...[/bold].
     """
-    if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite were both given: the first keeps what the second removes")
     if weight and len(weight) != len(data or []):
         raise typer.BadParameter(f"{len(weight)} --weight for {len(data or [])} --data; give one for each, or none")
 
@@ -91,7 +88,7 @@ def pretrain(
     if estimate:
         _show_estimate(chosen, num_processes)
     else:
-        _run_recipe(chosen, output_dir or Path("runs", chosen.name), resume=resume, overwrite=overwrite)
+        _run_recipe(chosen, output_dir or Path("runs", chosen.name), overwrite=overwrite)
 
 
 def _data_shares(paths: list[str] | None, weights: list[float] | None) -> list[DataShare] | None:
@@ -103,14 +100,14 @@ def _data_shares(paths: list[str] | None, weights: list[float] | None) -> list[D
     return [DataShare(path=path, weight=weight) for path, weight in zip(paths, shares, strict=True)]
 
 
-def _run_recipe(recipe: Recipe, output_dir: Path, *, resume: bool, overwrite: bool) -> None:
+def _run_recipe(recipe: Recipe, output_dir: Path, *, overwrite: bool) -> None:
     from ..data.quarantine import NoReadableVideoError, TooManyBadVideosError
     from ..pretraining.finite import NonFiniteLossError
     from ..pretraining.interruption import InterruptedRunError
     from ..pretraining.run import prepare_run
 
     with usage_errors():
-        run = prepare_run(recipe, output_dir=output_dir, resume=resume, overwrite=overwrite)
+        run = prepare_run(recipe, output_dir=output_dir, overwrite=overwrite)
     try:
         run.train()
     except InterruptedRunError as interruption:

@@ -83,7 +83,6 @@ def pretrain(
     output_dir: str | Path,
     data: str | Path | Sequence[str | Path | DataShare] | None = None,
     initial: str | Path | None = None,
-    resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -96,8 +95,7 @@ def pretrain(
         data: Where videos come from, in place of the recipe's: paths that `open_source` takes.
         initial: Weights to start from, in place of the recipe's: a registered name, a folder, a released file, or a
             name on the Hub. Their architecture has to be the recipe's.
-        resume: Go on from the newest checkpoint of the folder, or from the beginning if the run has none yet.
-        overwrite: Replace the run that is in the folder.
+        overwrite: Replace the run that is in the folder, in place of going on from its newest checkpoint.
         console: Where progress is shown, by default on the standard output.
         callbacks: Others to be called while it trains.
 
@@ -105,15 +103,15 @@ def pretrain(
         The trainer, after the training; the published model and the report are written.
 
     Raises:
-        FileExistsError: The folder has a run, and is neither to be resumed nor overwritten.
-        FileNotFoundError: There is no run to resume, or no data at a path.
-        ValueError: The run in the folder has another recipe; or something in the recipe does not fit.
+        FileExistsError: The folder has checkpoints without their recipe.
+        FileNotFoundError: There is no data at a path.
+        ValueError: The run in the folder has another recipe, and is not to be overwritten; or something in the recipe
+            does not fit.
         InterruptedRunError: The run was told to stop, and saved.
     """
     run = prepare_run(
         recipe.with_inputs(data=data, initial=initial),
         output_dir=output_dir,
-        resume=resume,
         overwrite=overwrite,
         console=console,
         callbacks=callbacks,
@@ -173,7 +171,7 @@ class PretrainingRun:
         if stop.signal_number is not None and state.global_step < state.max_steps:
             raise InterruptedRunError(
                 f"stopped after step {state.global_step} of {state.max_steps}, which is saved; go on with: "
-                f"vjepa-hub pretrain {folder / RECIPE} --output-dir {folder} --resume",
+                f"vjepa-hub pretrain {folder / RECIPE} --output-dir {folder}",
                 stop.signal_number,
             )
 
@@ -201,7 +199,6 @@ def prepare_run(
     recipe: Recipe,
     *,
     output_dir: str | Path,
-    resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -213,7 +210,7 @@ def prepare_run(
     _require_one_device(args)
     with args.main_process_first(local=False, desc="clearing the folder"):
         if args.process_index == 0:
-            clear_folder(folder, recipe, resume=resume, overwrite=overwrite)
+            clear_folder(folder, recipe, overwrite=overwrite)
         else:
             console = Console(quiet=True)
     trainer = build_trainer(recipe, args, folder, console)
@@ -224,7 +221,7 @@ def prepare_run(
         console.print(Text(fact.text, style="bold yellow" if fact.is_warning else ""), soft_wrap=True)
     if args.process_index == 0:  # not before: what could not be prepared is no run
         write_whole(folder / RECIPE, recipe.to_yaml())
-    newest = get_last_checkpoint(str(folder)) if resume else None
+    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     checkpoint = None if newest is None else Path(newest)
     return PretrainingRun(
         recipe=recipe,
@@ -241,44 +238,34 @@ def prepare_run(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def clear_folder(folder: Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Make sure that a folder has no run, or the one that is to be resumed.
+def clear_folder(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
+    """Make sure that a folder has no run, or one of the same recipe, which is then gone on with.
 
     Args:
         folder: Need not be there.
         recipe: The run.
-        resume: Whether a run has to be there, of this recipe.
-        overwrite: Whether a run that is there is removed: its checkpoints, logs and model, not its made video.
+        overwrite: Removes a run that is there: its checkpoints, logs and model, not its made video.
 
     Raises:
-        FileExistsError: A run is there, and is neither to be resumed nor overwritten.
-        FileNotFoundError: No run is there to resume.
-        ValueError: Both were asked for, or the run that is there has another recipe.
+        FileExistsError: Checkpoints without their recipe are there, and are not to be overwritten.
+        ValueError: The run that is there has another recipe, and is not to be overwritten.
     """
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite were both given: the first keeps what the second removes")
-    if resume:
-        _require_same_recipe(folder / RECIPE, recipe)
-        return
-    checkpoints = sorted(folder.glob("checkpoint-*"))
-    if (folder / RECIPE).exists() or checkpoints:
-        if not overwrite:
-            raise FileExistsError(
-                f"the folder {folder} has a run already: --resume goes on with it, --overwrite replaces it, or name "
-                "another --output-dir"
-            )
+    stored, checkpoints = folder / RECIPE, sorted(folder.glob("checkpoint-*"))
+    if overwrite:
         for path in [*checkpoints, *(folder / name for name in _OF_A_RUN)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _require_same_recipe(stored: Path, recipe: Recipe) -> None:
-    if not stored.exists():
-        raise FileNotFoundError(f"there is no run to resume in {stored.parent}: start it without --resume")
-    differing = differing_keys(load_recipe(stored), recipe)
-    if differing:
-        raise ValueError(
-            f"the run in {stored.parent} has another recipe, differing in {', '.join(differing)}: resume it with its "
-            f"own, {stored}; to go on with other values on purpose, write them into that file first"
+    elif stored.exists():
+        differing = differing_keys(load_recipe(stored), recipe)
+        if differing:
+            raise ValueError(
+                f"the run in {folder} has another recipe, differing in {', '.join(differing)}: go on with its own, "
+                f"{stored} (write other values into it to change them on purpose), replace the run with --overwrite, "
+                "or name another --output-dir"
+            )
+    elif checkpoints:
+        raise FileExistsError(
+            f"the folder {folder} has checkpoints but no {RECIPE}: restore it to go on, remove them with --overwrite, "
+            "or name another --output-dir"
         )
 
 

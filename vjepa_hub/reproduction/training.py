@@ -16,7 +16,7 @@ from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..pretraining.checkpoints import save_both_encoders, trained_origin
 from ..pretraining.metrics_log import read_metrics
 from ..pretraining.recipe import Recipe
-from ..pretraining.run import METRICS, RECIPE, build_processor, pretrain
+from ..pretraining.run import METRICS, build_processor, pretrain
 
 _WEIGHTS = "model.safetensors"
 
@@ -59,7 +59,6 @@ def train_seed(recipe: Recipe, seed: int, folder: str | Path, *, steps: Sequence
         pretrain(
             recipe.with_overrides({"training.seed": seed}),
             output_dir=folder,
-            resume=(folder / RECIPE).exists(),
             console=console,
             callbacks=[_Snapshots(recipe, snapshots)],
         )
