@@ -21,10 +21,11 @@ from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthet
 from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips, TrainingClips
 from vjepa_hub.evaluation.encoders.opening import open_encoder
 from vjepa_hub.evaluation.labelled import open_labelled
-from vjepa_hub.evaluation.probe_training import ProbeTraining
 from vjepa_hub.evaluation.protocols import find_protocol
-from vjepa_hub.evaluation.tokens import CachedClips, EncodedClips, EncodingSettings, TokenSource
+from vjepa_hub.evaluation.tokens import CachedClips, EncodedClips, EncodingSettings
 from vjepa_hub.heads.pooling import HeadSettings
+from vjepa_hub.heads.tokens import TokenSource
+from vjepa_hub.heads.training import SideBySideTraining
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def time_epoch(source: TokenSource, groups: list[list[HeadSettings]], encoder, p
     start = time.perf_counter()
     for heads in groups:
         with tempfile.TemporaryDirectory() as folder:
-            training = ProbeTraining(
+            training = SideBySideTraining(
                 source,
                 heads,
                 protocol,

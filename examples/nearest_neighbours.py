@@ -33,16 +33,10 @@ from vjepa_hub.evaluation.clips import EvaluationClips
 from vjepa_hub.evaluation.encoders.opening import FrozenEncoder, open_encoder
 from vjepa_hub.evaluation.labelled import LabelledSet, open_labelled
 from vjepa_hub.evaluation.made_tasks import TASKS, TEST, TRAIN, MadeTaskSettings, make_task_videos
-from vjepa_hub.evaluation.neighbours import (
-    DESCRIPTORS,
-    ClipDescriptors,
-    Neighbours,
-    describe_set,
-    precision_at_k,
-    search,
-)
+from vjepa_hub.evaluation.neighbours import describe_set
 from vjepa_hub.evaluation.probe_run import clip_format_of
 from vjepa_hub.evaluation.protocols import Protocol, find_protocol
+from vjepa_hub.heads.neighbours import DESCRIPTORS, ClipDescriptors, Neighbours, precision_at_k, search
 from vjepa_hub.viz.image_grid import evenly_spaced
 from vjepa_hub.viz.style import AMBER, GREEN, GREY, INK, style, write_png
 

@@ -104,7 +104,7 @@ def test_eval_only_finds_again_what_the_run_found(finished, labelled_folder, tmp
 
 def test_same_command_again_does_nothing_anew(finished, labelled_folder, monkeypatch):
     output_dir, rows = finished
-    monkeypatch.setattr(probe_run.ProbeTraining, "run", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(probe_run.SideBySideTraining, "run", lambda *a, **k: pytest.fail("trained again"))
     again = run_in(labelled_folder, output_dir, class_names=[f"motion {number}" for number in range(8)])
     assert again == rows
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from vjepa_hub.core.distributed import Processes
 from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.data.records import VideoRecord
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
@@ -25,9 +26,9 @@ from vjepa_hub.evaluation.tokens import (
     EncodedClips,
     EncodingSettings,
     SubsetTokens,
-    TokenBatch,
     cache_key,
 )
+from vjepa_hub.heads.tokens import TokenBatch
 
 SIZE, NUM_FRAMES, WIDTH = 16, 4, 6
 FORMAT = ClipFormat(crop_size=SIZE, frames_per_clip=NUM_FRAMES)
@@ -36,6 +37,13 @@ PROTOCOL = Protocol(
 )
 NUM_VIDEOS, BROKEN = 7, 3
 NUM_TOKENS = NUM_FRAMES * 4
+
+
+class Share(Processes):
+    """One of several processes, which need not meet here."""
+
+    def wait(self) -> None:
+        pass
 
 
 class TinyEncoder(FrozenEncoder):
@@ -259,13 +267,13 @@ def test_an_interrupted_filling_goes_on_where_it_was(labelled, tmp_path):
 
 def test_a_kill_between_tokens_and_their_mark_loses_nothing_else(labelled, tmp_path, monkeypatch):
     cache = CachedClips(tmp_path, encoded(labelled))
-    cache.fill(rank=0, num_processes=2)
-    state = np.load(cache.folder / "state.npy")
-    tokens = np.load(cache.folder / "tokens.npy", mmap_mode="r+")
+    cache.fill(processes=Share(0, 2))
+    state = np.load(cache.store.folder / "state.npy")
+    tokens = np.load(cache.store.folder / "features.npy", mmap_mode="r+")
     tokens[1] = 7.0  # half written, and not marked
     tokens.flush()
     assert state.tolist() == [1, 0, 1, 0, 1, 0, 1]
-    cache.fill(rank=1, num_processes=2)
+    cache.fill(processes=Share(1, 2))
     for first, second in zip(cache.batches(ALL), encoded(labelled).batches(ALL), strict=True):
         assert_equal(first, second)
 
@@ -274,15 +282,15 @@ def test_two_processes_fill_one_cache_without_writing_over_each_other(labelled, 
     """Both are at work at the same time: each of them writes a batch in turn."""
     encoders = TinyEncoder(), TinyEncoder()
     first, second = (CachedClips(tmp_path, encoded(labelled, encoder)) for encoder in encoders)
-    assert first.folder == second.folder
+    assert first.store.folder == second.store.folder
     has_begun = []
 
     def let_the_other(what, done, total):
         if not has_begun:
             has_begun.append(True)
-            second.fill(rank=1, num_processes=2, batch_size=2)
+            second.fill(processes=Share(1, 2), batch_size=2)
 
-    first.fill(rank=0, num_processes=2, batch_size=1, progress=let_the_other)
+    first.fill(processes=Share(0, 2), batch_size=1, progress=let_the_other)
     assert [encoder.num_clips for encoder in encoders] == [4 * 6, 3 * 6]
     for read, computed in zip(first.batches(ALL), encoded(labelled).batches(ALL), strict=True):
         assert_equal(read, computed)
@@ -293,23 +301,23 @@ def test_processes_that_make_the_files_at_the_same_moment_share_them(labelled, t
     for trial in range(5):
         caches = [CachedClips(tmp_path / str(trial), encoded(labelled)) for _ in rank_of]
         with ThreadPoolExecutor(len(caches)) as pool:
-            list(pool.map(lambda rank, caches=caches: caches[rank].fill(rank=rank, num_processes=4), rank_of))
-        assert len(list(caches[0].folder.iterdir())) == 3
+            list(pool.map(lambda rank, caches=caches: caches[rank].fill(processes=Share(rank, 4)), rank_of))
+        assert len(list(caches[0].store.folder.iterdir())) == 3
         for read, computed in zip(caches[0].batches(ALL), encoded(labelled).batches(ALL), strict=True):
             assert_equal(read, computed)
 
 
 def test_a_share_without_videos_is_nothing_to_do(labelled, tmp_path):
     encoder = TinyEncoder()
-    CachedClips(tmp_path, encoded(labelled, encoder)).fill(rank=8, num_processes=9)
+    CachedClips(tmp_path, encoded(labelled, encoder)).fill(processes=Share(8, 9))
     assert encoder.num_clips == 0
 
 
 def test_making_the_files_twice_keeps_what_is_in_them(labelled, tmp_path):
     cache = filled(tmp_path, labelled)
-    (cache.folder / "key.json").unlink()  # as another process sees it that came before the key was written
-    cache._create((3, 2, NUM_TOKENS, WIDTH))
-    assert sorted(path.name for path in cache.folder.iterdir()) == ["key.json", "state.npy", "tokens.npy"]
+    (cache.store.folder / "key.json").unlink()  # as another process sees it that came before the key was written
+    cache.store.write(np.array([0]), cache.store.read(np.array([0])), np.array([True]))
+    assert sorted(path.name for path in cache.store.folder.iterdir()) == ["features.npy", "key.json", "state.npy"]
     for first, second in zip(cache.batches(ALL), encoded(labelled).batches(ALL), strict=True):
         assert_equal(first, second)
 
@@ -321,7 +329,7 @@ def test_a_cache_that_is_not_there_is_named(labelled, tmp_path):
 
 def test_a_folder_that_holds_something_else_is_refused(labelled, tmp_path):
     cache = filled(tmp_path, labelled)
-    (cache.folder / "key.json").write_text("{}")
+    (cache.store.folder / "key.json").write_text("{}")
     with pytest.raises(ValueError, match="belongs to something else than its name says; delete it"):
         cache.fill()
 
@@ -331,7 +339,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(labell
     cache = CachedClips(tmp_path, encoded(labelled))
     with pytest.raises(OSError, match=r"the features of set.csv take 0.0 GB, but .* has 0.0 GB free"):
         cache.fill()
-    assert list(cache.folder.iterdir()) == []
+    assert list(cache.store.folder.iterdir()) == []
 
 
 def test_training_clips_are_not_cached(labelled, tmp_path):
@@ -364,15 +372,15 @@ def test_whatever_changes_the_tokens_gives_another_cache(labelled, tmp_path, cha
     others = {name: value for name, value in changes.items() if name != "encoder"}
     encoder = changes.get("encoder", TinyEncoder)()
     other = CachedClips(tmp_path, encoded(labelled, encoder, **others))
-    assert other.folder != CachedClips(tmp_path, encoded(labelled)).folder
+    assert other.store.folder != CachedClips(tmp_path, encoded(labelled)).store.folder
 
 
 def test_weights_that_are_changed_in_place_give_another_cache(labelled, tmp_path):
     encoder = TinyEncoder()
-    before = CachedClips(tmp_path, encoded(labelled, encoder)).folder
+    before = CachedClips(tmp_path, encoded(labelled, encoder)).store.folder
     with torch.no_grad():
         encoder.model.bias.add_(1e-3)
-    assert CachedClips(tmp_path, encoded(labelled, encoder)).folder != before
+    assert CachedClips(tmp_path, encoded(labelled, encoder)).store.folder != before
 
 
 @pytest.mark.parametrize(
@@ -385,7 +393,8 @@ def test_weights_that_are_changed_in_place_give_another_cache(labelled, tmp_path
 )
 def test_whatever_does_not_change_the_tokens_gives_the_same_cache(labelled, tmp_path, changes):
     assert (
-        CachedClips(tmp_path, encoded(labelled, **changes)).folder == CachedClips(tmp_path, encoded(labelled)).folder
+        CachedClips(tmp_path, encoded(labelled, **changes)).store.folder
+        == CachedClips(tmp_path, encoded(labelled)).store.folder
     )
 
 
@@ -409,10 +418,10 @@ def test_a_file_that_was_changed_gives_another_cache(folder, tmp_path):
     for path in folder.iterdir():
         shutil.copy(path, tmp_path / path.name)
     copied = open_labelled(tmp_path / "set.csv")
-    before = CachedClips(tmp_path / "cache", encoded(copied)).folder
-    assert CachedClips(tmp_path / "cache", encoded(open_labelled(tmp_path / "set.csv"))).folder == before
+    before = CachedClips(tmp_path / "cache", encoded(copied)).store.folder
+    assert CachedClips(tmp_path / "cache", encoded(open_labelled(tmp_path / "set.csv"))).store.folder == before
     os.utime(copied.names[0], ns=(0, 0))
-    assert CachedClips(tmp_path / "cache", encoded(copied)).folder != before
+    assert CachedClips(tmp_path / "cache", encoded(copied)).store.folder != before
 
 
 # --- subsets ---

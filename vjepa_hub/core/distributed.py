@@ -119,6 +119,10 @@ class Processes:
                 self.wait()
 
 
+ALONE = Processes()
+"""Default of functions that share work out: this process does all."""
+
+
 def join_processes() -> Processes:
     """This process among those that `torchrun` or `accelerate launch` started; at the first call they are joined.
 

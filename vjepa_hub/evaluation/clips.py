@@ -34,6 +34,7 @@ from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, draw_crop
 from ..data.clip_order import ClipRequest
 from ..data.random_streams import Stream, draw_uniform, generator_at
 from ..data.video import VideoDecodingError
+from ..heads.clips import evaluation_pixels, read_segments
 from ..model.video_processing_vjepa import RESIZE_OVER_CROP, VJEPAVideoProcessor
 from .labelled import ImageSource, LabelledSet, VideoSource
 from .protocols import Augmentation, Protocol
@@ -114,18 +115,7 @@ class _LabelledClips(Dataset[LabelledClip]):
         """(T, H, W, 3) uint8 frames of each clip of a video."""
         source = cast(VideoSource, self.labelled.source)
         record = source.record(int(self.labelled.indices[index]))
-        with record.open() as reader:
-            fps = None if self.clip_spec.clip_duration is None else reader.average_fps
-            try:
-                indices = self.clip_spec.sample_indices(
-                    reader.num_frames, fps=fps, allow_clip_overlap=True, generator=generator
-                )
-            except ValueError as error:
-                if fps is None:  # in memory, where no video has a rate: another setting is needed
-                    raise
-                # The settings are checked, so it is this video that is too slow
-                raise VideoDecodingError(record.name, str(error), "leave the video out") from error
-            return np.split(reader.read_frames(np.concatenate(indices)), len(indices))
+        return read_segments(record, self.clip_spec, generator=generator)
 
     def _image(self, index: int) -> Image.Image:
         return cast(ImageSource, self.labelled.source).read(int(self.labelled.indices[index]))
@@ -180,9 +170,7 @@ class EvaluationClips(_LabelledClips):
         )
 
     def _read_video(self, index: int) -> torch.Tensor:
-        segments = self._segments(index, None)
-        pixels = self._processor(segments, do_sample_frames=False, return_tensors="pt")["pixel_values_videos"]
-        return pixels.unflatten(0, (len(segments), -1)).transpose(0, 1).contiguous()  # (V, S, T, C, H, W)
+        return evaluation_pixels(self._segments(index, None), self._processor)
 
     def _read_image(self, index: int) -> torch.Tensor:
         size = self.clip_format.crop_size

@@ -34,6 +34,9 @@ from ..core.progress import Progress, no_progress
 from ..core.settings import Settings, Share
 from ..heads.metrics import ClassificationMetrics, compute_metrics
 from ..heads.pooling import AttentiveHead, HeadSettings, attach_head
+from ..heads.prediction import Predictions, predict
+from ..heads.tokens import TokenSource
+from ..heads.training import CHECKPOINT, SideBySideTraining
 from ..hub.class_names import chosen_names
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
@@ -43,7 +46,6 @@ from .encoders.frozen_encoder import FrozenEncoder
 from .encoders.opening import VJEPAClipEncoder, open_encoder
 from .label_efficiency import SplitSummary, stratified_split, summarise, write_split
 from .labelled import LabelledSet, check_training_classes, open_labelled
-from .probe_training import CHECKPOINT, Predictions, ProbeTraining, predict
 from .protocols import Protocol
 from .results import (
     RESULTS_NAME,
@@ -54,7 +56,7 @@ from .results import (
     write_per_class_csv,
     write_results,
 )
-from .tokens import CachedClips, EncodedClips, EncodingSettings, SubsetTokens, TokenSource
+from .tokens import CachedClips, EncodedClips, EncodingSettings, SubsetTokens
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +250,13 @@ def evaluate_classifier(
     head.to(device)
     clips = EvaluationClips(validation, settings.protocol, clip_format_of(encoder))
     source = EncodedClips(encoder, clips, settings.encoding)
-    predictions = predict(source, [head], settings.protocol, progress=progress)
+    predictions = predict(
+        source,
+        [head],
+        attends_across_segments=settings.protocol.attends_across_segments,
+        progress=progress,
+        processes=join_processes(),
+    )
     metrics = compute_metrics(predictions.probabilities[0], validation.labels, predictions.is_readable)
     if join_processes().is_first:
         own = HeadSettings(pooling="attentive", learning_rate=settings.protocol.learning_rate, weight_decay=0.0)
@@ -364,8 +372,7 @@ class _EncoderEvaluation:
         record = _Record(self.settings, self.encoder, data, job.folder)
         if not record.is_done(job):
             training = self._train(train, chosen, job)
-            heads = [head.head.eval() for head in training.heads]
-            predictions = self._predict(heads, job)
+            predictions = self._predict([head.head for head in training.heads], job)
             self._write(record, job, training, predictions)
         join_processes().wait()
         results = read_results(job.folder)
@@ -385,17 +392,18 @@ class _EncoderEvaluation:
     def _subset(self, chosen: np.ndarray, job: Job) -> LabelledSet:
         return self.train.subset(chosen, f"{job.fraction:.3g} of the labels, split {job.split}")
 
-    def _train(self, train: LabelledSet, chosen: np.ndarray | None, job: Job) -> ProbeTraining:
+    def _train(self, train: LabelledSet, chosen: np.ndarray | None, job: Job) -> SideBySideTraining:
         encoder = self.encoder
-        training = ProbeTraining(
+        training = SideBySideTraining(
             self._training_source(train, chosen, job),
             self.settings.all_heads,
             self.settings.protocol,
             hidden_size=encoder.hidden_size,
             num_attention_heads=encoder.num_attention_heads,
-            videos_per_pass=self._videos_per_pass(self.settings.protocol.num_training_segments),
+            items_per_pass=self._videos_per_pass(self.settings.protocol.num_training_segments),
             seed=job.seed,
             device=self.device,
+            processes=join_processes(),
         )
         training.run(job.folder, progress=self._progress_of(job))
         return training
@@ -415,21 +423,23 @@ class _EncoderEvaluation:
         encoded = EncodedClips(self.encoder, EvaluationClips(labelled, protocol, self.format), self.settings.encoding)
         if self.settings.cache is None:
             return encoded
-        cached, processes = CachedClips(self.settings.cache, encoded), join_processes()
-        cached.fill(
-            rank=processes.rank,
-            num_processes=processes.count,
-            batch_size=self._videos_per_pass(protocol.num_segments * protocol.num_views),
-            progress=self._progress_of(job),
-        )
-        processes.wait()
+        cached = CachedClips(self.settings.cache, encoded)
+        size = self._videos_per_pass(protocol.num_segments * protocol.num_views)
+        cached.fill(processes=join_processes(), batch_size=size, progress=self._progress_of(job))
         return cached
 
     def _predict(self, heads: Sequence[torch.nn.Module], job: Job) -> Predictions:
         protocol = self.settings.protocol
         source = self._source(self.validation, protocol, job)
         size = self._videos_per_pass(protocol.num_segments * protocol.num_views)
-        return predict(source, heads, protocol, batch_size=size, progress=self._progress_of(job))
+        return predict(
+            source,
+            heads,
+            attends_across_segments=protocol.attends_across_segments,
+            batch_size=size,
+            progress=self._progress_of(job),
+            processes=join_processes(),
+        )
 
     def _videos_per_pass(self, clips_per_video: int) -> int:
         """As many as fill a pass of the encoder, at least one."""
@@ -441,7 +451,7 @@ class _EncoderEvaluation:
         title = f"{self.encoder.name}{share}, seed {job.seed}"
         return lambda what, done, total: self.progress(f"{what} {title}", done, total)
 
-    def _write(self, record: "_Record", job: Job, training: ProbeTraining, predictions: Predictions) -> None:
+    def _write(self, record: "_Record", job: Job, training: SideBySideTraining, predictions: Predictions) -> None:
         if not join_processes().is_first:
             return
         metrics = [

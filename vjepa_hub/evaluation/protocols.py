@@ -10,13 +10,14 @@ draws them, so that two evaluations of one model differ), and the probe is in fl
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from ..core.settings import PositiveRange, Probability, ShareRange
 from ..data.augmentation import CropSpec
 from ..data.clip_sampling import ClipSpec, FrameSampling
+from ..heads.training import HeadOptimisation
 from .ava.protocol import LocalisationProtocol
 
 Media = Literal["video", "image"]
@@ -42,8 +43,8 @@ class Augmentation(CropSpec):
     erase_probability: Probability = 0.25
 
 
-class Protocol(FrameSampling):
-    """Evaluation of a frozen encoder on a data set.
+class Protocol(FrameSampling, HeadOptimisation):
+    """Evaluation of a frozen encoder on a data set; `HeadOptimisation` has the settings of the optimiser.
 
     Args:
         name: Its name.
@@ -57,13 +58,6 @@ class Protocol(FrameSampling):
         attends_across_segments: Whether one probe sees the tokens of all segments together; if not, each segment is
             classified by itself, in training a single one is seen, and class probabilities are averaged.
         augmentation: Of training clips; None: as in validation, one view.
-        learning_rate: Of AdamW at the first step.
-        final_learning_rate: At the last step, along a cosine.
-        weight_decay: At the first step; none on biases and 1-D parameters.
-        final_weight_decay: At the last step, along a cosine.
-        num_epochs: Passes over the training set.
-        batch_size: Videos of an optimiser step, over all processes.
-        max_grad_norm: Gradients of a probe are clipped to this norm; inf: never.
         metric: The published number.
 
     Raises:
@@ -78,13 +72,6 @@ class Protocol(FrameSampling):
     num_views: Literal[1, 3] = 1
     attends_across_segments: bool = True
     augmentation: Augmentation | None = Field(default_factory=Augmentation)
-    learning_rate: PositiveFloat = 1e-3
-    final_learning_rate: NonNegativeFloat = 0.0
-    weight_decay: NonNegativeFloat = 0.01
-    final_weight_decay: NonNegativeFloat = 1e-6
-    num_epochs: PositiveInt = 20
-    batch_size: PositiveInt = 256
-    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 1.0
     metric: str = "top-1 accuracy"
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import torch
 from ..core.progress import Progress, no_progress
 from ..heads.metrics import ClassificationMetrics, compute_metrics
 from ..heads.pooling import AttentiveHead
+from ..heads.prediction import predict
 from ..hub.class_names import chosen_names
 from ..hub.loading import open_classifier
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
@@ -19,7 +20,6 @@ from .clips import EvaluationClips
 from .encoders.opening import VJEPAClipEncoder
 from .labelled import open_labelled
 from .probe_run import clip_format_of
-from .probe_training import predict
 from .protocols import PROTOCOLS, Protocol, find_protocol
 from .results import RESULTS_NAME, read_results
 from .tokens import EncodedClips, EncodingSettings
@@ -142,5 +142,5 @@ def evaluate_slice(
     head.to(device)
     clips = EvaluationClips(labelled, protocol, clip_format_of(encoder))
     source = EncodedClips(encoder, clips, EncodingSettings(num_workers=num_workers))
-    predictions = predict(source, [head], protocol, progress=progress)
+    predictions = predict(source, [head], attends_across_segments=protocol.attends_across_segments, progress=progress)
     return compute_metrics(predictions.probabilities[0], labelled.labels, predictions.is_readable)

@@ -7,14 +7,9 @@ Shapes: B videos, V views, S segments, N tokens of a clip, D features.
 """
 
 import hashlib
-import json
-import math
-import os
-import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,50 +18,31 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader, default_collate
 
-from ..core.files import write_whole, written_whole
+from ..core.distributed import ALONE, Processes
 from ..core.progress import Progress, no_progress
 from ..core.settings import Settings
-from ..data.clip_order import ClipRequest
+from ..heads.tokens import TOKEN_DTYPE, Batches, TokenBatch, TokenSource, in_order
 from .clips import EvaluationClips, LabelledClip, TrainingClips
 from .encoders.opening import FrozenEncoder
+from .feature_store import FeatureStore
 from .labelled import LabelledSet
 
-Batches = Sequence[Sequence[ClipRequest]]
-CACHE_FORMAT = 1
-_KEY_FILE, _TOKEN_FILE, _STATE_FILE = "key.json", "tokens.npy", "state.npy"
-_MISSING, _READABLE, _UNREADABLE = 0, 1, 2
+CACHE_FORMAT = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenBatch:
-    """Tokens of some videos.
-
-    Attributes:
-        tokens: `(batch_size, num_views, num_segments, num_tokens, hidden_size)` float16, on the encoder's device.
-        labels: Classes, `(batch_size,)` int64, there too.
-        indices: Places in the set, `(batch_size,)`, on the CPU.
-        is_readable: Which could be decoded, `(batch_size,)` bool, on the encoder's device; the tokens of others mean
-            nothing.
-    """
-
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-    is_readable: torch.Tensor
-
-
-class TokenSource(ABC):
-    """Where tokens come from."""
+class LabelledTokens(TokenSource):
+    """Tokens of a labelled set."""
 
     labelled: LabelledSet
 
-    @abstractmethod
-    def batches(self, requests: Batches) -> Iterator[TokenBatch | None]:
-        """Tokens of these batches, in their order.
+    def __len__(self) -> int:
+        """Number of videos or images."""
+        return len(self.labelled)
 
-        Args:
-            requests: The videos of each batch by position in the run and place in the set. An empty batch gives None.
-        """
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.labelled.num_classes
 
 
 class EncodingSettings(Settings):
@@ -86,7 +62,29 @@ class EncodingSettings(Settings):
     num_workers: NonNegativeInt = 0
 
 
-class EncodedClips(TokenSource):
+def autocast(settings: EncodingSettings, device: torch.device) -> AbstractContextManager:
+    """The number format that an encoder computes in."""
+    if settings.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, settings.dtype))
+
+
+def rounded(features: torch.Tensor, encoder_name: str) -> torch.Tensor:
+    """Features in the precision of all heads' input.
+
+    Raises:
+        ValueError: They are not finite there.
+    """
+    features = features.to(TOKEN_DTYPE)
+    if not features.isfinite().all():
+        raise ValueError(
+            f"the encoder {encoder_name} gives tokens that are not finite in float16; let it compute in float32 or "
+            "bfloat16 (--dtype), and check its weights"
+        )
+    return features
+
+
+class EncodedClips(LabelledTokens):
     """Tokens that the encoder computes each time that they are asked for.
 
     Args:
@@ -119,42 +117,27 @@ class EncodedClips(TokenSource):
         pixels = batch["pixel_values_videos"]
         pixels = pixels if pixels.ndim == 7 else pixels[:, None]  # (B, V, S, T, C, H, W)
         clips = pixels.flatten(0, 2)
-        with torch.no_grad(), self._autocast(device):
+        with torch.no_grad(), autocast(self.settings, device):
             tokens = [
                 self.encoder(part.to(device, non_blocking=True)) for part in clips.split(self.settings.clips_per_pass)
             ]
         return TokenBatch(
-            tokens=self._rounded(torch.cat(tokens)).unflatten(0, pixels.shape[:3]),
+            tokens=rounded(torch.cat(tokens), self.encoder.name).unflatten(0, pixels.shape[:3]),
             labels=batch["label"].to(device),
             indices=batch["index"],
             is_readable=batch["is_readable"].to(device),
         )
-
-    def _rounded(self, tokens: torch.Tensor) -> torch.Tensor:
-        tokens = tokens.to(torch.float16)
-        if not tokens.isfinite().all():
-            raise ValueError(
-                f"the encoder {self.encoder.name} gives tokens that are not finite in float16; let it compute in "
-                "float32 or bfloat16 (--dtype), and check its weights"
-            )
-        return tokens
-
-    def _autocast(self, device: torch.device) -> Any:
-        dtype = self.settings.dtype
-        return nullcontext() if dtype == "float32" else torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 def _collate(items: list[LabelledClip]) -> dict[str, torch.Tensor] | None:
     return default_collate(items) if items else None
 
 
-class CachedClips(TokenSource):
+class CachedClips(LabelledTokens):
     """Tokens that are computed once, and read from files from then on.
 
-    A cache lies in a folder of its own, named after everything that its tokens depend on: the encoder's weights and
-    number format, the videos by name, size and time of change, the clips and the pixels. So one is used only if all
-    of it matches. What is complete in it stays so if the filling is interrupted. Videos that could not be read are
-    tried again at each filling: a disk or a network may have been the cause.
+    Their key is the encoder's weights and number format, the videos by name, size and time of change, the clips and
+    the pixels, see `FeatureStore`.
 
     Args:
         folder: Folder of all caches.
@@ -170,23 +153,14 @@ class CachedClips(TokenSource):
                 "training clips are drawn anew in each epoch, so there is nothing to cache; train without augmentation"
             )
         self.source, self.labelled = source, source.labelled
-        self.key = cache_key(source)
-        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
-        self.folder = Path(folder, digest[:16])
+        rows_per_item = np.ones(len(self.labelled), dtype=np.int64)
+        self.store = FeatureStore(folder, cache_key(source), rows_per_item, self.labelled.description)
 
-    def fill(
-        self,
-        *,
-        rank: int = 0,
-        num_processes: int = 1,
-        batch_size: int = 8,
-        progress: Progress = no_progress,
-    ) -> None:
-        """Compute what is missing of one process's share.
+    def fill(self, *, processes: Processes = ALONE, batch_size: int = 8, progress: Progress = no_progress) -> None:
+        """Compute what is missing of this process's share, and wait for the others.
 
         Args:
-            rank: Number of the process.
-            num_processes: How many share the work; they must see the same folder.
+            processes: This process among those that share the work; they must see the same folder.
             batch_size: Videos at once.
             progress: Called with the videos that are there, and all videos of the share, after each batch.
 
@@ -194,85 +168,34 @@ class CachedClips(TokenSource):
             OSError: There is no room for it.
             ValueError: The folder holds something else.
         """
-        share = range(len(self.labelled))[rank::num_processes]
-        state = self._state()
-        missing = [index for index in share if state is None or state[index] != _READABLE]
+        share = range(len(self))[processes.rank :: processes.count]
+        missing = self.store.to_compute(share)
         done = len(share) - len(missing)
-        requests = [
-            [ClipRequest(index, index) for index in missing[start : start + batch_size]]
-            for start in range(0, len(missing), batch_size)
-        ]
-        for batch in self.source.batches(requests):
+        for batch in self.source.batches(in_order(missing, batch_size)):
             assert batch is not None
-            self._write(batch)
+            self.store.write(batch.indices.numpy(), batch.tokens.cpu().numpy(), batch.is_readable.cpu().numpy())
             done += len(batch.indices)
             progress("encoding", done, len(share))
+        processes.wait()
 
     def batches(self, requests: Batches) -> Iterator[TokenBatch | None]:
         """Tokens of these batches, in their order."""
         device = next(self.source.encoder.parameters()).device
-        state = self._state()
-        if state is None:
-            raise RuntimeError(f"the cache {self.folder} is empty; fill it first")
-        tokens = np.load(self.folder / _TOKEN_FILE, mmap_mode="r")
         for batch in requests:
             indices = np.array([request.index for request in batch], dtype=np.int64)
             if not len(indices):
                 yield None
                 continue
-            if (state[indices] == _MISSING).any():
-                raise RuntimeError(f"the cache {self.folder} is not complete; fill it first")
+            is_readable = self.store.is_readable(indices)
             yield TokenBatch(
-                tokens=torch.from_numpy(tokens[indices]).to(device),
+                tokens=torch.from_numpy(self.store.read(indices)).to(device),
                 labels=torch.from_numpy(self.labelled.labels[indices]).to(device),
                 indices=torch.from_numpy(indices),
-                is_readable=torch.from_numpy(state[indices] == _READABLE).to(device),
+                is_readable=torch.from_numpy(is_readable).to(device),
             )
 
-    def _write(self, batch: TokenBatch) -> None:
-        """Tokens first, so that a video is only marked as there when it is."""
-        self._create(batch.tokens.shape[1:])
-        indices = batch.indices.numpy()
-        _write_rows(self.folder / _TOKEN_FILE, indices, batch.tokens.cpu().numpy())
-        state = np.where(batch.is_readable.cpu().numpy(), _READABLE, _UNREADABLE).astype(np.uint8)
-        _write_rows(self.folder / _STATE_FILE, indices, state)
 
-    def _create(self, shape: Sequence[int]) -> None:
-        """Make the files if they are not there; several processes may come here at once."""
-        if (self.folder / _KEY_FILE).exists():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        size = len(self.labelled)
-        self._require_room(2 * size * math.prod(shape))
-        for name, dtype, whole in ((_TOKEN_FILE, np.float16, (size, *shape)), (_STATE_FILE, np.uint8, (size,))):
-            if not (self.folder / name).exists():  # the first of several processes wins: others may have rows in it
-                with written_whole(self.folder / name, replace=False) as file:
-                    np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=whole)
-        write_whole(self.folder / _KEY_FILE, json.dumps(self.key, indent=1, sort_keys=True))
-
-    def _require_room(self, num_bytes: int) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if num_bytes > free:
-            raise OSError(
-                f"the features of {self.labelled.description or 'the set'} take {num_bytes / 1e9:.1f} GB, but "
-                f"{self.folder.parent} has {free / 1e9:.1f} GB free; name a folder with more room, or keep no features"
-            )
-
-    def _state(self) -> np.ndarray | None:
-        """State of each video; None if nothing is there yet.
-
-        Raises:
-            ValueError: The folder holds something else.
-        """
-        file = self.folder / _KEY_FILE
-        if not file.exists():
-            return None
-        if json.loads(file.read_text()) != self.key:
-            raise ValueError(f"the cache {self.folder} belongs to something else than its name says; delete it")
-        return np.load(self.folder / _STATE_FILE, mmap_mode="r")
-
-
-class SubsetTokens(TokenSource):
+class SubsetTokens(LabelledTokens):
     """Tokens of some videos of a set whose tokens are there.
 
     Args:
@@ -313,23 +236,3 @@ def cache_key(source: EncodedClips) -> dict[str, Any]:
         **clips.clip_spec.to_tree(),
         **clips.clip_format.to_tree(),
     }
-
-
-def _write_rows(file: Path, rows: np.ndarray, values: np.ndarray) -> None:
-    """Write some rows of a `.npy` file, and nothing else.
-
-    Not by mapping it into memory: a map writes whole pages, in which other machines may have rows of their own, and a
-    full disk ends the process without a word.
-    """
-    stored = np.load(file, mmap_mode="r")
-    if stored.shape[1:] != values.shape[1:] or stored.dtype != values.dtype:
-        raise ValueError(
-            f"{file} holds {stored.dtype} of shape {stored.shape[1:]} for each video, but {values.dtype} of shape "
-            f"{values.shape[1:]} are to be kept in it; delete {file.parent}"
-        )
-    with open(file, "r+b") as opened:
-        for row, value in zip(rows.tolist(), values, strict=True):
-            opened.seek(stored.offset + row * stored.strides[0])
-            opened.write(value.tobytes())
-        opened.flush()
-        os.fsync(opened.fileno())

@@ -8,9 +8,10 @@ the three states is this package's choice, and `sources` calls it "ours".
 
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ...core.settings import Probability, Settings
+from ...core.settings import Probability
+from ...heads.training import HeadOptimisation
 
 _PAPER = "Bardes et al. 2024, appendix D.2"
 _SLOWFAST = "Feichtenhofer et al. 2019 (SlowFast), whose protocol the paper follows"
@@ -38,6 +39,8 @@ _SOURCES = {
     "warmup_learning_rate": _PAPER,
     "final_learning_rate": f"{_PAPER}; that the curve is a cosine is ours",
     "weight_decay": f"{_PAPER}; that biases have none is ours",
+    "final_weight_decay": f"{_PAPER}: constant",
+    "max_grad_norm": f"{_OURS}; the paper states no clipping",
     "betas": f"{_PAPER} gives 0.9; the second is torch's default",
     "epsilon": _PAPER,
     "metric": "the official evaluation of AVA",
@@ -48,11 +51,10 @@ _SOURCES = {
 }
 
 
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-
-
-class LocalisationProtocol(Settings):
+class LocalisationProtocol(HeadOptimisation):
     """Protocol "ava": a linear classifier of boxes on features of a frozen encoder.
+
+    `HeadOptimisation` has the settings of the optimiser; its items are key frames.
 
     Args:
         name: Its name.
@@ -69,15 +71,6 @@ class LocalisationProtocol(Settings):
         proposal_min_overlap: Training proposals get the actions of an annotated box that they overlap as much.
         roi_size: Side of the grid that RoIAlign samples in a box.
         flip_probability: Probability of mirroring a key frame in training.
-        batch_size: Key frames in an optimiser step.
-        num_epochs: Passes over the training set.
-        num_warmup_epochs: Of these with a linearly growing learning rate.
-        learning_rate: At the end of the warm-up.
-        warmup_learning_rate: At the first step.
-        final_learning_rate: At the last step.
-        weight_decay: Of AdamW, on weights.
-        betas: Of AdamW.
-        epsilon: Of AdamW.
         metric: The reported number.
 
     Raises:
@@ -104,18 +97,9 @@ class LocalisationProtocol(Settings):
     warmup_learning_rate: NonNegativeFloat = 1e-6
     final_learning_rate: NonNegativeFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.05
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    epsilon: PositiveFloat = 1e-8
+    final_weight_decay: NonNegativeFloat | None = None
+    max_grad_norm: PositiveFloat | None = None
     metric: str = "mean average precision at an overlap of 0.5"
-
-    @model_validator(mode="after")
-    def _require_warmup_within_run(self) -> "LocalisationProtocol":
-        if self.num_warmup_epochs > self.num_epochs:
-            raise ValueError(
-                f"num_warmup_epochs is {self.num_warmup_epochs}, but must be at most num_epochs = {self.num_epochs}; "
-                "shorten the warm-up or train for longer"
-            )
-        return self
 
     @property
     def changes(self) -> dict[str, Any]:

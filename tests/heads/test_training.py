@@ -6,22 +6,27 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.evaluation.fake_tokens import FakeTokens
-from vjepa_hub.evaluation.probe_training import CHECKPOINT, ProbeTraining, TrainingPlan, predict
-from vjepa_hub.evaluation.protocols import Protocol
+from tests.heads.fake_tokens import FakeBoxes, FakeTokens
+from vjepa_hub.core.settings import SettingsError
 from vjepa_hub.heads.pooling import HeadSettings, build_head
+from vjepa_hub.heads.training import (
+    CHECKPOINT,
+    HeadOptimisation,
+    SideBySideTraining,
+    TrainingPlan,
+    learning_rate_at,
+)
 
-PROTOCOL = Protocol(name="test", description="", num_segments=2, batch_size=8, num_epochs=4)
+OPTIMISATION = HeadOptimisation(batch_size=8, num_epochs=4)
 HEADS = [
     HeadSettings(pooling="attentive", learning_rate=1e-2, weight_decay=0.01),
     HeadSettings(pooling="average", learning_rate=3e-2, weight_decay=0.0),
 ]
 
 
-def training(source=None, heads=HEADS, protocol=PROTOCOL, seed=0):
-    source = source or FakeTokens()
-    device = torch.device("cpu")
-    return ProbeTraining(source, heads, protocol, hidden_size=24, num_attention_heads=4, seed=seed, device=device)
+def training(source=None, heads=HEADS, optimisation=OPTIMISATION, seed=0):
+    source, width = source or FakeTokens(), {"hidden_size": 24, "num_attention_heads": 4}
+    return SideBySideTraining(source, heads, optimisation, **width, seed=seed, device=torch.device("cpu"))
 
 
 def weights(run, place=0):
@@ -37,7 +42,7 @@ def require_same(ours, expected):
 def test_heads_side_by_side_are_what_each_is_alone_on_one_pass_of_the_tokens(tmp_path):
     together = training()
     together.run(tmp_path / "together")
-    assert together.source.num_asked == 24 * PROTOCOL.num_epochs  # not twice that
+    assert together.source.num_asked == 24 * OPTIMISATION.num_epochs  # not twice that
     for place, settings in enumerate(HEADS):
         alone = training(heads=[settings])
         alone.run(tmp_path / f"alone-{place}")
@@ -59,7 +64,7 @@ def test_optimisation_is_the_one_written_out_here(tmp_path):
             group["lr"], group["weight_decay"] = 1e-2 * curve, decay
         indices = [request.index for request in requests]
         tokens = source.tokens[indices].half().float()[:, 0].flatten(1, 2)
-        loss = F.cross_entropy(head(tokens), torch.from_numpy(source.labelled.labels[indices]))
+        loss = F.cross_entropy(head(tokens), torch.from_numpy(source.labels[indices]))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -69,7 +74,7 @@ def test_optimisation_is_the_one_written_out_here(tmp_path):
 
 
 def test_every_video_is_seen_once_in_an_epoch_in_another_order_each_time():
-    plan = TrainingPlan(num_videos=10, batch_size=4, num_epochs=3, seed=0)
+    plan = TrainingPlan(num_items=10, batch_size=4, num_epochs=3, seed=0)
     assert (plan.steps_per_epoch, plan.total_steps) == (3, 9)
     batches = [batch for epoch in range(3) for batch in plan.batches(epoch)]
     epochs = [[request.index for batch in batches[3 * k : 3 * k + 3] for request in batch] for k in range(3)]
@@ -79,7 +84,7 @@ def test_every_video_is_seen_once_in_an_epoch_in_another_order_each_time():
 
 
 def test_shares_of_the_processes_are_the_batch_of_one():
-    plan = TrainingPlan(num_videos=9, batch_size=4, num_epochs=2, seed=0)
+    plan = TrainingPlan(num_items=9, batch_size=4, num_epochs=2, seed=0)
     shares = [plan.batches(1, rank=rank, num_processes=3) for rank in range(3)]
     for whole, *parts in zip(plan.batches(1), *shares, strict=True):
         assert sorted(request for part in parts for request in part) == sorted(whole)
@@ -88,7 +93,7 @@ def test_shares_of_the_processes_are_the_batch_of_one():
 
 def test_parts_that_fit_into_memory_change_nothing(tmp_path):
     whole, parts = training(), training()
-    whole.videos_per_pass, parts.videos_per_pass = 100, 3
+    whole.items_per_pass, parts.items_per_pass = 100, 3
     whole.run(tmp_path / "whole")
     parts.run(tmp_path / "parts")
     tokens = FakeTokens().tokens[:, 0].flatten(1, 2)
@@ -132,7 +137,7 @@ def test_unreadable_videos_have_no_part_in_training_and_are_counted(tmp_path):
     run.run(tmp_path / "a")
     again.run(tmp_path / "b")
     require_same(weights(run), weights(again))
-    assert run.num_unreadable == 2 * PROTOCOL.num_epochs
+    assert run.num_unreadable == 2 * OPTIMISATION.num_epochs
     assert all(math.isfinite(loss) for epoch in run.losses for loss in epoch)
 
 
@@ -150,28 +155,48 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_head(tmp_path):
         training(source).run(tmp_path)
 
 
-def test_probe_learns_what_the_tokens_tell(tmp_path):
-    run = training(protocol=PROTOCOL.with_values(num_epochs=20))
-    run.run(tmp_path)
-    found = predict(FakeTokens(), [run.heads[0].head.eval()], PROTOCOL)
-    assert (found.probabilities[0].argmax(1) == FakeTokens().labelled.labels).mean() > 0.9
+def test_heads_learn_what_the_tokens_tell():
+    run = training(optimisation=OPTIMISATION.with_values(num_epochs=20))
+    tokens, labels = FakeTokens().tokens[:, 0].flatten(1, 2), torch.from_numpy(FakeTokens().labels)
+    for head in run.run():
+        with torch.no_grad():
+            assert (head(tokens).argmax(1) == labels).float().mean() > 0.9
     assert run.losses[-1][0] < 0.5 * run.losses[0][0]
 
 
-@pytest.mark.parametrize("attends", [True, False])
-def test_probabilities_are_means_over_views_and_unattended_segments(attends):
-    source = FakeTokens(5, num_views=3, num_segments=2, unreadable=(1,))
-    protocol = Protocol(name="t", description="", num_segments=2, num_views=3, attends_across_segments=attends)
-    head = build_head("attentive", hidden_size=24, num_attention_heads=4, num_classes=3, seed=0).eval()
-    found = predict(source, [head], protocol, batch_size=2)
-    for video in range(5):
-        views = source.tokens[video].half().float()
-        parts = [view.flatten(0, 1) for view in views] if attends else list(views.flatten(0, 1))
-        with torch.no_grad():
-            expected = torch.stack([head(part[None])[0].softmax(-1) for part in parts]).mean(0)
-        values = np.zeros(3) if video == 1 else expected.numpy()
-        np.testing.assert_allclose(found.probabilities[0][video], values, atol=1e-6)
-    assert found.is_readable.tolist() == [True, False, True, True, True]
+def test_several_labels_of_an_item_are_trained_by_their_binary_cross_entropies():
+    source = FakeBoxes(num_segments=1)
+    settings = HeadSettings(pooling="average", learning_rate=0.05, weight_decay=0.0)
+    run = training(source, heads=[settings], optimisation=OPTIMISATION.with_values(batch_size=24, num_epochs=60))
+    (head,) = run.run()
+    labels = source.labels_of(torch.arange(24)).float()
+    first = build_head("average", hidden_size=24, num_attention_heads=4, num_classes=3, seed=0)
+    with torch.no_grad():
+        tokens = source.tokens[:, 0, 0].half().float()
+        assert run.losses[0] == [pytest.approx(F.binary_cross_entropy_with_logits(first(tokens), labels).item())]
+        assert ((head(tokens) > 0) == labels.bool()).float().mean() > 0.9
+
+
+def test_learning_rate_warms_up_linearly_and_falls_along_a_cosine():
+    optimisation = HeadOptimisation(warmup_learning_rate=1e-6, final_learning_rate=1e-6)
+    rates = [
+        learning_rate_at(step, 300, num_warmup_steps=20, peak=1e-4, optimisation=optimisation) for step in range(300)
+    ]
+    assert rates[9] == pytest.approx((1e-6 + 1e-4) / 2)
+    assert rates[19] == max(rates) == 1e-4
+    assert rates[159] == pytest.approx((1e-4 + 1e-6) / 2)
+    assert rates[-1] == pytest.approx(1e-6)
+
+
+def test_weight_decay_without_a_final_value_is_constant():
+    run = training(heads=HEADS[:1], optimisation=OPTIMISATION.with_values(final_weight_decay=None))
+    run.run()
+    assert [group["weight_decay"] for group in run.heads[0].optimizer.param_groups] == [0.01, 0.0]
+
+
+def test_a_warm_up_beyond_the_run_is_refused():
+    with pytest.raises(SettingsError, match=r"num_warmup_epochs is 5.*num_epochs = 4"):
+        OPTIMISATION.with_values(num_warmup_epochs=5)
 
 
 def test_no_head_is_refused():
