@@ -20,7 +20,7 @@ def found(videos: list[VideoFile], folder: Path) -> list[str]:
 
 
 def test_folder_gives_its_videos_in_order_and_leaves_out_what_is_hidden_or_no_video(tmp_path):
-    touch(tmp_path, "b/2.MP4", "b/10.webm", "a.mkv", "b/notes.txt", "b/picture.gif", ".git/x.mp4", "b/._2.mp4")
+    touch(tmp_path, "b/2.MP4", "b/10.webm", "a.mkv", "b/notes.txt", "b/picture.bmp", ".git/x.mp4", "b/._2.mp4")
     assert found(find_videos([tmp_path]), tmp_path) == ["a.mkv", "b/10.webm", "b/2.MP4"]
 
 

@@ -6,8 +6,6 @@ appended to a report as they come, one line each, and the report is the memory: 
 checked before and has not changed since.
 """
 
-import csv
-import io
 import json
 import logging
 import os
@@ -20,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,7 +26,7 @@ from typing import Any
 
 from ..core.files import write_whole
 from ..core.progress import Progress, no_progress
-from .manifests import read_manifest_entries
+from .manifests import path_line, select_entries
 from .video import require_backend
 
 logger = logging.getLogger(__name__)
@@ -200,7 +198,7 @@ def _read_report(report: Path) -> dict[str, CheckedVideo]:
     """The last result of each video, by its path."""
     if not report.exists():
         return {}
-    lines = report.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = report.read_text(encoding="utf-8", errors="replace").split("\n")
     results = [_parse_line(line) for line in lines if line.strip()]
     found = {result.path: result for result in results if result is not None}
     if results and not found:
@@ -467,11 +465,11 @@ def write_check_lists(
     folder.mkdir(parents=True, exist_ok=True)
     good = {video.path for video in summary.good}
     written = [
-        _write_lines(folder / f"good-{Path(one).name}", _good_lines(Path(one), folder, good)) for one in manifests
+        write_whole(folder / f"good-{Path(one).name}", _good_entries(Path(one), folder, good)) for one in manifests
     ]
     if others:
         paths = [path for path in dict.fromkeys(map(os.path.abspath, others)) if path in good]
-        written.append(_write_lines(folder / GOOD_VIDEOS, paths))
+        written.append(_write_lines(folder / GOOD_VIDEOS, map(path_line, paths)))
     bad = [{"path": video.path, "cause": video.cause, "remedy": video.remedy} for video in summary.bad]
     return [*written, _write_lines(folder / BAD_VIDEOS, [json.dumps(entry) for entry in bad])]
 
@@ -486,38 +484,16 @@ def require_own_names(manifests: Sequence[str | Path]) -> None:
             )
 
 
-def _good_lines(manifest: Path, folder: Path, good: Collection[str]) -> list[str]:
-    """The lines of a manifest whose videos are good, and those that name none (the header of a table)."""
-    lines = manifest.read_text(encoding="utf-8-sig").splitlines()
-    entries = {entry.line: entry.path for entry in read_manifest_entries(manifest)}
+def _good_entries(manifest: Path, folder: Path, good: Collection[str]) -> str:
+    """The text of a manifest whose videos are good, for another folder."""
     is_at_home = os.path.abspath(manifest.parent) == os.path.abspath(folder)
-    header = [line for number, line in enumerate(lines, 1) if line.strip() and number not in entries]
-    kept = []
-    for number, path in entries.items():
+
+    def new_path(path: str) -> str | None:
         absolute = os.path.abspath(manifest.parent / path)
-        if absolute in good:
-            holds = is_at_home or os.path.isabs(path)
-            line = lines[number - 1]
-            kept.append(line if holds else _with_path(line, absolute, manifest.suffix.lower(), header))
-    return header + kept
+        return None if absolute not in good else path if is_at_home else absolute
+
+    return select_entries(manifest, new_path)
 
 
-def _with_path(line: str, path: str, ending: str, header: list[str]) -> str:
-    """A line of a manifest with another path in the place of its own."""
-    if ending == ".txt":
-        return path
-    if ending == ".jsonl":
-        entry = json.loads(line)
-        return json.dumps({**entry, "path" if entry.get("path") else "video": path}, ensure_ascii=False)
-    if not header:
-        return f"{path} {line.rpartition(' ')[2]}"
-    columns = [name.strip() for name in next(csv.reader(header))]
-    row = next(csv.reader([line]))
-    row[columns.index("path")] = path
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(row)
-    return text.getvalue()
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> Path:
+def _write_lines(path: Path, lines: Iterable[str]) -> Path:
     return write_whole(path, "".join(f"{line}\n" for line in lines))

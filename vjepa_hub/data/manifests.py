@@ -1,29 +1,54 @@
 """Lists of videos: what a manifest file or a folder names, and the labels that stand beside the paths."""
 
 import csv
+import io
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-_MPEG_ENDINGS = {".3gp", ".m2ts", ".m4v", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts"}
-VIDEO_ENDINGS = frozenset(_MPEG_ENDINGS | {".avi", ".flv", ".mkv", ".ogv", ".webm", ".wmv"})
+logger = logging.getLogger(__name__)
+
+_MPEG_ENDINGS = {
+    ".3g2",
+    ".3gp",
+    ".f4v",
+    ".m2ts",
+    ".m2v",
+    ".m4v",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ts",
+    ".vob",
+}
+VIDEO_ENDINGS = frozenset(
+    _MPEG_ENDINGS | {".asf", ".avi", ".divx", ".flv", ".gif", ".mkv", ".mxf", ".ogv", ".webm", ".wmv"}
+)
 MANIFEST_ENDINGS = (".txt", ".csv", ".jsonl")
+_SPACES = " \t\r"  # not all that str.strip takes away, and str.splitlines breaks at: file names may have the rest
 
 
-class ManifestEntry(NamedTuple):
+@dataclass(frozen=True)
+class ManifestEntry:
     """A video as a manifest names it.
 
     Attributes:
         path: As it is written: absolute, relative to the manifest's folder, or an address.
         label: As it is written; None where there is none. `parse_label` makes a class number of it.
-        line: Number of its line in the manifest, from 1.
+        line: Number of its first line in the manifest, from 1.
+        text: Its lines in the manifest.
     """
 
     path: str
     label: object
     line: int
+    text: str = field(default="", compare=False, repr=False)
 
 
 def is_video_name(name: str) -> bool:
@@ -34,12 +59,21 @@ def is_video_name(name: str) -> bool:
 def videos_below(root: str | Path) -> list[Path]:
     """List the videos in a folder and all that is below it, in the order of names; those that begin with a dot not.
 
-    Links to folders are not followed. The list may be empty.
+    Links to folders are not followed. The list may be empty; if not, a warning counts the other files by their
+    endings.
 
     Args:
         root: The folder. The paths begin with it, as it is given.
     """
-    return sorted(Path(folder, name) for folder, names in walk_folders(root) for name in names if is_video_name(name))
+    videos, others = [], Counter[str]()
+    for folder, names in walk_folders(root):
+        videos += [Path(folder, name) for name in names if is_video_name(name)]
+        visible = [name for name in names if not name.startswith(".") and not is_video_name(name)]
+        others.update(os.path.splitext(name)[1].lower() or "no ending" for name in visible)
+    if videos and others:
+        counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+        logger.warning("%s: %d videos; files that are not taken for videos: %s", root, len(videos), counts)
+    return sorted(videos)
 
 
 def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str]]]:
@@ -52,32 +86,75 @@ def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str]]]:
 def read_manifest_entries(manifest: str | Path) -> list[ManifestEntry]:
     """Read a list of videos from a text file.
 
-    - `.txt`: a path on each line;
+    - `.txt`: a path on each line, or a path that ends as a video, a space and the number of a class;
     - `.csv`: a path and a label on each line, as in the release: the last space stands between them, so that paths
       may contain spaces; or a table with commas and a column `path`, perhaps `label`, in its first line;
     - `.jsonl`: an object on each line, with `path` or `video`, perhaps `label`.
+
+    Lines end at a line feed and nowhere else. A path that holds one, or begins or ends with a space, stands in quotes:
+    those of CSV in a table, those of JSON elsewhere.
 
     Args:
         manifest: The file, in UTF-8.
 
     Raises:
-        ValueError: another ending, no video in it, or a line that cannot be understood.
-        OSError: the file cannot be read.
+        ValueError: Another ending, no video in it, or a line that cannot be understood.
+        OSError: The file cannot be read.
     """
-    manifest = Path(manifest)
+    return _read(Path(manifest))[1]
+
+
+def select_entries(manifest: str | Path, new_path: Callable[[str], str | None]) -> str:
+    """Write a manifest anew with some of its entries, their labels and all else.
+
+    Args:
+        manifest: The file.
+        new_path: For the path of an entry, the path to write in its place; None leaves the entry out.
+
+    Returns:
+        The text of the new manifest.
+
+    Raises:
+        ValueError: As `read_manifest_entries`.
+    """
+    header, entries = _read(Path(manifest))
+    texts = [header]
+    for entry in entries:
+        path = new_path(entry.path)
+        if path is not None:
+            texts.append(entry.text if path == entry.path else _with_path(entry, path, Path(manifest), header))
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts if text)
+
+
+def path_line(path: str) -> str:
+    """Return the line of a `.txt` manifest that names a path, whatever characters it has."""
+    is_plain = path.isprintable() and path == path.strip(_SPACES) and _path_and_label(path) == (path, None)
+    return path if is_plain else json.dumps(path)
+
+
+def _read(manifest: Path) -> tuple[str, list[ManifestEntry]]:
+    """Read the header of a table, empty elsewhere, and the entries."""
     readers = {".txt": _text_entries, ".csv": _csv_entries, ".jsonl": _jsonl_entries}
-    if manifest.suffix.lower() not in readers:
+    ending = manifest.suffix.lower()
+    if ending not in readers:
         raise ValueError(
             f"the manifest {manifest} ends in '{manifest.suffix}'; known are {', '.join(MANIFEST_ENDINGS)}"
         )
     try:
-        lines = manifest.read_text(encoding="utf-8-sig").splitlines()
+        text = manifest.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the manifest {manifest} is not text in UTF-8 ({error}): save it as such") from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
+    lines = text.split("\n")
+    if not text.strip():
         raise ValueError(f"the manifest {manifest} names no video: it is empty")
-    return readers[manifest.suffix.lower()](numbered, manifest)
+    columns = [name.strip() for name in next(csv.reader([lines[0]]), [])]
+    if ending == ".csv" and "path" in columns:
+        try:
+            return lines[0], _table_entries(text, columns, manifest)
+        except csv.Error as error:
+            raise ValueError(f"the manifest {manifest} is no table with commas ({error})") from error
+    numbered = [(number, line.strip(_SPACES)) for number, line in enumerate(lines, 1) if line.strip(_SPACES)]
+    return "", readers[ending](numbered, manifest)
 
 
 def parse_label(label: object, where: str) -> int:
@@ -105,37 +182,59 @@ NumberedLines = list[tuple[int, str]]
 
 
 def _text_entries(lines: NumberedLines, manifest: Path) -> list[ManifestEntry]:
-    return [ManifestEntry(line, None, number) for number, line in lines]
+    return [ManifestEntry(*_path_and_label(line), number, line) for number, line in lines]
+
+
+def _path_and_label(line: str) -> tuple[str, str | None]:
+    """Take a line of a `.txt` manifest apart."""
+    quoted = _split_quoted(line)
+    if quoted is not None:
+        return quoted[0], quoted[1] or None
+    path, _, label = line.rpartition(" ")
+    path = path.rstrip(_SPACES)
+    has_label = label.isascii() and label.isdigit() and is_video_name(os.path.basename(path))
+    return (path, label) if has_label else (line, None)
+
+
+def _split_quoted(line: str) -> tuple[str, str] | None:
+    """Return a path in the quotes of JSON, and the rest; None where there is none."""
+    try:
+        path, end = json.JSONDecoder().raw_decode(line)
+    except json.JSONDecodeError:
+        return None
+    return (path, line[end:].strip(_SPACES)) if isinstance(path, str) else None
 
 
 def _csv_entries(lines: NumberedLines, manifest: Path) -> list[ManifestEntry]:
-    header = [name.strip() for name in next(csv.reader([lines[0][1]]))]
-    if "path" in header:
-        return _table_entries(lines[1:], header, manifest)
     entries = []
     for number, line in lines:
         path, _, label = line.rpartition(" ")
-        if not path or is_video_name(os.path.basename(label)):
+        path, label = _split_quoted(line) or (path.rstrip(_SPACES).strip('"'), label)
+        if not path or not label or is_video_name(os.path.basename(label)):
             raise ValueError(
                 f"line {number} of the manifest {manifest} is '{line}', without a label after the path: write "
                 "'path label', or 'path' in the first line of a table with commas, or a .txt with a path on each line"
             )
-        entries.append(ManifestEntry(path.rstrip().strip('"'), label, number))
+        entries.append(ManifestEntry(path, label, number, line))
     return entries
 
 
-def _table_entries(lines: NumberedLines, header: list[str], manifest: Path) -> list[ManifestEntry]:
+def _table_entries(text: str, header: list[str], manifest: Path) -> list[ManifestEntry]:
     path_column = header.index("path")
     label_column = header.index("label") if "label" in header else None
-    entries = []
-    for number, line in lines:
-        row = [cell.strip() for cell in next(csv.reader([line]))]
+    lines = [f"{line}\n" for line in text.split("\n")]
+    rows, start, entries = csv.reader(lines, skipinitialspace=True), 0, []
+    for row in rows:
+        number, start = start + 1, rows.line_num
+        if number == 1 or not any(row):
+            continue
+        own = "".join(lines[number - 1 : start])
         if len(row) <= path_column or not row[path_column]:
             raise ValueError(
-                f"line {number} of the manifest {manifest} is '{line}', with nothing in its column 'path'"
+                f"line {number} of the manifest {manifest} is '{own.strip()}', with nothing in its column 'path'"
             )
-        label = row[label_column] if label_column is not None and label_column < len(row) else None
-        entries.append(ManifestEntry(row[path_column], label or None, number))
+        label = row[label_column].strip() if label_column is not None and label_column < len(row) else None
+        entries.append(ManifestEntry(row[path_column], label or None, number, own))
     if not entries:
         raise ValueError(f"the manifest {manifest} names no video: there is nothing below its first line")
     return entries
@@ -153,5 +252,23 @@ def _jsonl_entries(lines: NumberedLines, manifest: Path) -> list[ManifestEntry]:
             raise ValueError(
                 f"line {number} of the manifest {manifest} is '{line}', not an object with the text 'path' or 'video'"
             )
-        entries.append(ManifestEntry(path, entry.get("label"), number))
+        entries.append(ManifestEntry(path, entry.get("label"), number, line))
     return entries
+
+
+def _with_path(entry: ManifestEntry, path: str, manifest: Path, header: str) -> str:
+    """Return the lines of an entry with another path in the place of its own."""
+    ending = manifest.suffix.lower()
+    if ending == ".jsonl":
+        fields = json.loads(entry.text)
+        return json.dumps({**fields, "path" if fields.get("path") else "video": path})
+    if header:
+        row = next(csv.reader(io.StringIO(entry.text, newline=""), skipinitialspace=True))
+        row[[name.strip() for name in next(csv.reader([header]))].index("path")] = path
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(row)  # a carriage return, too
+        return text.getvalue()
+    if entry.label is None:
+        return path_line(path)
+    is_plain = path.isprintable() and path == path.strip(_SPACES).strip('"')
+    return f"{path if is_plain else json.dumps(path)} {entry.label}"

@@ -102,7 +102,9 @@ class Quarantine:
         if not self.path.exists():
             return []
         entries: dict[str, QuarantinedVideo] = {}
-        for number, line in enumerate(self.path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(
+            self.path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n"), 1
+        ):
             try:
                 entry = QuarantinedVideo(**json.loads(line))
             except (json.JSONDecodeError, TypeError):
