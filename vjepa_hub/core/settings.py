@@ -236,7 +236,8 @@ def _meaning(value: Any, annotation: Any, key: str) -> Any:
     if not isinstance(value, str):
         return _meaning_of_items(value, options, key)
     text = value.strip()
-    if type(None) in options and text.lower() in _NOTHING and not isinstance(value, _Quoted):
+    is_word = isinstance(value, PlainText) or (str not in options and not isinstance(value, _Quoted))
+    if type(None) in options and is_word and text.lower() in _NOTHING:
         return None
     if Any in options:
         return _yaml_scalar(value) if isinstance(value, PlainText) else str(value)
@@ -495,6 +496,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?i:none|null)\Z"), list("nN"))
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{_FLOAT_PATTERN})\Z"), list("-+.0123456789"))
 
 
