@@ -602,8 +602,8 @@ def test_processor_that_scales_otherwise_is_refused(vit):
         ("vjepa", {"crop_size": 30}, r"crop_size is 30, but .* takes multiples of 8"),
         ("vit", {"crop_size": 30}, r"crop_size is 30, but .* takes multiples of 8"),
         ("timm", {"crop_size": 40}, r"crop_size is 40, but .* takes multiples of 16, such as 32 or 48"),
-        ("vjepa", {"frames_per_clip": 0}, "frames_per_clip is 0, but must be at least 1"),
-        ("vit", {"max_frames_per_pass": 0}, "max_frames_per_pass is 0, but must be at least 1"),
+        ("vjepa", {"frames_per_clip": 0}, "frames_per_clip is 0, but must be greater than 0"),
+        ("vit", {"max_frames_per_pass": 0}, "max_frames_per_pass is 0, but must be greater than 0"),
         ("vjepa", {"dtype": "int8"}, "dtype is 'int8', but must be a floating format"),
     ],
 )

@@ -11,20 +11,53 @@ stand for none and are left out, so that all models are read by the same rule; `
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from ...core.fingerprints import hash_weights
+from ...core.settings import Settings
 
 Module = TypeVar("Module", bound=nn.Module)
 
+UNTRAINED_PREFIX = "untrained:"
 DEFAULT_FRAMES_PER_CLIP = 16
 DEFAULT_MAX_FRAMES_PER_PASS = 64
 USUAL_HEAD_WIDTH = 64
 
 # Letters after a line: B clips, T frames, N tokens, D width
+
+
+class EncoderRequest(Settings):
+    """Name of a frozen encoder, and how it is opened.
+
+    Args:
+        library: Prefix of its library; None: V-JEPA.
+        name: Name without prefixes.
+        frames_per_clip: Frames of a clip; None: a video model's own number, 16 for an image model.
+        crop_size: Side of the input in pixels; None: the encoder's own.
+        is_pretrained: False for random weights.
+        seed: Of random weights.
+        max_frames_per_pass: Frames that go through an image model at once, which bounds the memory.
+    """
+
+    settings_name: ClassVar[str] = "encoder"
+
+    library: Literal["timm", "hf", "pixels"] | None
+    name: str
+    frames_per_clip: PositiveInt | None = None
+    crop_size: PositiveInt | None = None
+    is_pretrained: bool = True
+    seed: NonNegativeInt = 0
+    max_frames_per_pass: PositiveInt = DEFAULT_MAX_FRAMES_PER_PASS
+
+    @property
+    def spec(self) -> str:
+        """Name with its prefixes."""
+        name = f"{self.library}:{self.name}" if self.library else self.name
+        return name if self.is_pretrained else UNTRAINED_PREFIX + name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,16 +192,12 @@ class ImageEncoder(FrozenEncoder):
         model: The network.
         facts: What is known about it.
         max_frames_per_pass: Frames that go through the network at once: more take more memory.
-
-    Raises:
-        ValueError: `max_frames_per_pass` is less than 1.
     """
 
     def __init__(
         self, model: nn.Module, facts: EncoderFacts, *, max_frames_per_pass: int = DEFAULT_MAX_FRAMES_PER_PASS
     ):
         super().__init__(model, facts)
-        check_positive("max_frames_per_pass", max_frames_per_pass)
         self.max_frames_per_pass = max_frames_per_pass
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
@@ -228,16 +257,6 @@ def describe_untrained(seed: int) -> str:
     return f"untrained, random weights of seed {seed}"
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise where a number is less than 1.
-
-    Raises:
-        ValueError: It is.
-    """
-    if value < 1:
-        raise ValueError(f"{name} is {value}, but must be at least 1")
-
-
 def check_multiple(name: str, value: int, divisor: int, model: str) -> None:
     """Raise where a size of the input is no multiple of what one token spans.
 
@@ -250,8 +269,7 @@ def check_multiple(name: str, value: int, divisor: int, model: str) -> None:
     Raises:
         ValueError: It is none.
     """
-    check_positive(name, value)
-    if value % divisor:
+    if value < 1 or value % divisor:
         lower = max(value // divisor, 1) * divisor
         raise ValueError(
             f"{name} is {value}, but {model} takes multiples of {divisor}, such as {lower} or {lower + divisor}"

@@ -8,7 +8,7 @@ pixels:SIZE                                             no encoder: raw pixels o
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,13 +20,14 @@ from ...model.modeling_vjepa import VJEPAForVideoClassification, VJEPAModel
 from ...model.video_processing_vjepa import VJEPAVideoProcessor
 from .frozen_encoder import (
     DEFAULT_MAX_FRAMES_PER_PASS,
+    UNTRAINED_PREFIX,
     ClipEncoder,
     EncoderFacts,
+    EncoderRequest,
     FrozenEncoder,
     ImageEncoder,
     build_with_seed,
     check_multiple,
-    check_positive,
     describe_untrained,
 )
 from .pixel_encoder import open_pixels
@@ -35,7 +36,6 @@ from .transformers_encoders import open_transformers
 
 __all__ = ["ClipEncoder", "EncoderFacts", "FrozenEncoder", "ImageEncoder", "VJEPAClipEncoder", "open_encoder"]
 
-UNTRAINED_PREFIX = "untrained:"
 TIMM, TRANSFORMERS, PIXELS = "timm", "hf", "pixels"
 FORMS = (
     "NAME (V-JEPA: a registered name, folder, released file or owner/name), timm:NAME[@FILE], hf:NAME_OR_FOLDER, "
@@ -129,25 +129,18 @@ def open_encoder(
         >>> encoder = open_encoder("timm:vit_large_patch14_dinov2", crop_size=224, device="cuda")
         >>> tokens = encoder(clips)  # (2, 16, 3, 224, 224) -> (2, 4096, 1024)
     """
-    is_pretrained = pretrained and not spec.startswith(UNTRAINED_PREFIX)
-    library, name = _split_spec(spec)
     number_format = _find_dtype(dtype)
-    sizes = {"frames_per_clip": frames_per_clip, "crop_size": crop_size}
-    for field, value in (*sizes.items(), ("max_frames_per_pass", max_frames_per_pass)):
-        if value is not None:
-            check_positive(field, value)
-    if library is None:
-        encoder: FrozenEncoder = _open_vjepa(name, **sizes, is_pretrained=is_pretrained, seed=seed)
-    elif library == PIXELS:
-        if not is_pretrained:
-            raise ValueError(f"'{spec}' asks for random weights, but pixels have no weights: give pixels:{name}")
-        encoder = open_pixels(name, **sizes)
-    else:
-        open_other = open_timm if library == TIMM else open_transformers
-        encoder = open_other(
-            name, **sizes, is_pretrained=is_pretrained, seed=seed, max_frames_per_pass=max_frames_per_pass
-        )
-    return encoder.place(device, number_format)
+    library, name = _split_spec(spec)
+    request = EncoderRequest(
+        library=library,
+        name=name,
+        frames_per_clip=frames_per_clip,
+        crop_size=crop_size,
+        is_pretrained=pretrained and not spec.startswith(UNTRAINED_PREFIX),
+        seed=seed,
+        max_frames_per_pass=max_frames_per_pass,
+    )
+    return _OPENERS[library](request).place(device, number_format)
 
 
 def _split_spec(spec: str) -> tuple[str | None, str]:
@@ -158,7 +151,7 @@ def _split_spec(spec: str) -> tuple[str | None, str]:
         raise ValueError(f"'{spec}' names no encoder; give one of {FORMS}, or untrained: and one of them")
     if prefix is None or Path(rest).exists():
         return None, rest
-    if prefix[1] not in (TIMM, TRANSFORMERS, PIXELS):
+    if prefix[1] not in _OPENERS:
         raise ValueError(f"'{spec}' begins with '{prefix[0]}', which is no known library; give one of {FORMS}")
     return prefix[1], rest.removeprefix(prefix[0])
 
@@ -170,19 +163,25 @@ def _find_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _open_vjepa(
-    name: str, *, frames_per_clip: int | None, crop_size: int | None, is_pretrained: bool, seed: int
-) -> VJEPAClipEncoder:
-    opened = open_model(name) if is_pretrained else build_untrained(name, seed)
+def _open_vjepa(request: EncoderRequest) -> VJEPAClipEncoder:
+    opened = open_model(request.name) if request.is_pretrained else build_untrained(request.name, request.seed)
     return VJEPAClipEncoder.of_model(
         opened.model,
         opened.processor,
-        name=name if is_pretrained else UNTRAINED_PREFIX + name,
+        name=request.spec,
         description=f"V-JEPA, {opened.weights}",
         is_trained=opened.is_trained,
-        frames_per_clip=frames_per_clip,
-        crop_size=crop_size,
+        frames_per_clip=request.frames_per_clip,
+        crop_size=request.crop_size,
     )
+
+
+_OPENERS: Mapping[str | None, Callable[[EncoderRequest], FrozenEncoder]] = {
+    None: _open_vjepa,
+    TIMM: open_timm,
+    TRANSFORMERS: open_transformers,
+    PIXELS: open_pixels,
+}
 
 
 def _as_colours(values: Iterable[float]) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...data.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from ...model.modeling_vjepa import sincos_positions
-from .frozen_encoder import ClipEncoder, EncoderFacts, check_multiple, count_heads
+from .frozen_encoder import ClipEncoder, EncoderFacts, EncoderRequest, check_multiple, count_heads
 
 PATCH_SIZE, TUBELET_SIZE = 8, 2
 _DEFAULT_FRAMES = 8
@@ -48,20 +48,18 @@ def _unfold(clips: torch.Tensor) -> torch.Tensor:
     return split.permute(0, 1, 4, 6, 2, 3, 5, 7).reshape(len(clips), depth * rows * columns, -1)
 
 
-def open_pixels(name: str, *, frames_per_clip: int | None, crop_size: int | None) -> PixelEncoder:
-    """Raw pixels of a size.
-
-    Args:
-        name: Side of the input in pixels, as text.
-        frames_per_clip: Frames of a clip; by default 8.
-        crop_size: In place of the name's.
+def open_pixels(request: EncoderRequest) -> PixelEncoder:
+    """Raw pixels of a size, which the name states; by default of clips of 8 frames.
 
     Raises:
-        ValueError: The name is no number, or a size is no multiple of its tubelets or patches.
+        ValueError: The name is no number, a size is no multiple of its tubelets or patches, or weights are asked for.
     """
+    name = request.name
+    if not request.is_pretrained:
+        raise ValueError(f"'{request.spec}' asks for random weights, but pixels have no weights: give pixels:{name}")
     if not name.isdecimal() or int(name) == 0:
         raise ValueError(f"'pixels:{name}' names no size; give a number of pixels, such as pixels:64")
-    crop_size, frames = crop_size or int(name), frames_per_clip or _DEFAULT_FRAMES
+    crop_size, frames = request.crop_size or int(name), request.frames_per_clip or _DEFAULT_FRAMES
     check_multiple("crop_size", crop_size, PATCH_SIZE, f"pixels:{name}")
     check_multiple("frames_per_clip", frames, TUBELET_SIZE, f"pixels:{name}")
     grid = frames // TUBELET_SIZE, crop_size // PATCH_SIZE, crop_size // PATCH_SIZE

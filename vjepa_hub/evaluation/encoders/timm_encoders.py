@@ -21,6 +21,7 @@ from .frozen_encoder import (
     DEFAULT_FRAMES_PER_CLIP,
     DEFAULT_MAX_FRAMES_PER_PASS,
     EncoderFacts,
+    EncoderRequest,
     ImageEncoder,
     build_with_seed,
     check_multiple,
@@ -79,15 +80,7 @@ class TimmEncoder(ImageEncoder):
         return self.layout.tokens(self.model.forward_features(frames))
 
 
-def open_timm(
-    name: str,
-    *,
-    frames_per_clip: int | None = None,
-    crop_size: int | None = None,
-    is_pretrained: bool = True,
-    seed: int = 0,
-    max_frames_per_pass: int = DEFAULT_MAX_FRAMES_PER_PASS,
-) -> TimmEncoder:
+def open_timm(request: EncoderRequest) -> TimmEncoder:
     """Open an image model of timm.
 
     Its input size, mean and std are those that timm has for its weights; how an image is resized before the crop
@@ -95,43 +88,40 @@ def open_timm(
     the model: nothing is left at a random initialisation.
 
     Args:
-        name: A name of timm's list, with or without the tag of its weights; or that and `@` and a file of weights
-            (`.safetensors`, or a checkpoint of torch that holds tensors only).
-        frames_per_clip: Frames of a clip; 16 by default.
-        crop_size: Side of the input in pixels. Position tables are resized to it, as timm does.
-        is_pretrained: False for random weights.
-        seed: Of random weights.
-        max_frames_per_pass: Frames that go through the network at once.
+        request: Its name is one of timm's list, with or without the tag of its weights; or that and `@` and a file of
+            weights (`.safetensors`, or a checkpoint of torch that holds tensors only). Position tables are resized to
+            its crop, as timm does.
 
     Raises:
         ValueError: There is no such model, it has no such weights, or it gives no tokens; or the size does not fit.
         DownloadError: The weights are not in timm's cache and could not be downloaded; an OSError.
         FileNotFoundError: There is no such file of weights.
     """
+    name, seed = request.name, request.seed
     architecture, _, file = name.partition("@")
-    _check_name(name, architecture, file, is_pretrained)
-    size = _find_size_argument(architecture, crop_size)
-    if is_pretrained:
+    _check_name(name, architecture, file, request.is_pretrained)
+    size = _find_size_argument(architecture, request.crop_size)
+    if request.is_pretrained:
         model = build_with_seed(seed, lambda: _create_trained(architecture, file, size))
         weights = _describe_weights(model, file)
     else:
         model = build_with_seed(seed, lambda: timm.create_model(architecture, pretrained=False, num_classes=0, **size))
         weights = describe_untrained(seed)
     data = resolve_data_config({}, model=model)
-    side = crop_size or data["input_size"][-1]
+    side = request.crop_size or data["input_size"][-1]
     layout, width = _find_layout(architecture, model.eval(), side)
     facts = EncoderFacts(
-        name=f"timm:{name}" if is_pretrained else f"untrained:timm:{name}",
+        name=request.spec,
         hidden_size=width,
         num_attention_heads=count_heads(width, _find_heads(model)),
         crop_size=side,
-        frames_per_clip=frames_per_clip or DEFAULT_FRAMES_PER_CLIP,
+        frames_per_clip=request.frames_per_clip or DEFAULT_FRAMES_PER_CLIP,
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         description=f"timm's {architecture}, {weights}{_describe_prefix(layout)}",
-        is_trained=is_pretrained,
+        is_trained=request.is_pretrained,
     )
-    return TimmEncoder(model, facts, layout=layout, max_frames_per_pass=max_frames_per_pass)
+    return TimmEncoder(model, facts, layout=layout, max_frames_per_pass=request.max_frames_per_pass)
 
 
 def _check_name(name: str, architecture: str, file: str, is_pretrained: bool) -> None:

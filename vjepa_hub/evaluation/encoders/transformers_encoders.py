@@ -35,6 +35,7 @@ from .frozen_encoder import (
     DEFAULT_MAX_FRAMES_PER_PASS,
     ClipEncoder,
     EncoderFacts,
+    EncoderRequest,
     FrozenEncoder,
     ImageEncoder,
     build_with_seed,
@@ -124,22 +125,6 @@ class VJEPA2Encoder(ClipEncoder):
         return self.model(pixel_values_videos=clips, skip_predictor=True).last_hidden_state
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """Arguments of `open_transformers`."""
-
-    name: str
-    frames_per_clip: int | None
-    crop_size: int | None
-    is_pretrained: bool
-    seed: int
-    max_frames_per_pass: int
-
-    @property
-    def spec(self) -> str:
-        return f"hf:{self.name}" if self.is_pretrained else f"untrained:hf:{self.name}"
-
-
 @dataclass(frozen=True)
 class _Preprocessing:
     """Normalisation and crop of a model's own processor; `note` says where they come from, if not from there."""
@@ -150,29 +135,16 @@ class _Preprocessing:
     note: str = ""
 
 
-def open_transformers(
-    name: str,
-    *,
-    frames_per_clip: int | None = None,
-    crop_size: int | None = None,
-    is_pretrained: bool = True,
-    seed: int = 0,
-    max_frames_per_pass: int = DEFAULT_MAX_FRAMES_PER_PASS,
-) -> FrozenEncoder:
+def open_transformers(request: EncoderRequest) -> FrozenEncoder:
     """Open an image or video model of transformers.
 
     Mean, std and crop are those of the processor that lies beside the weights; where there is none, ImageNet's mean
     and std and the configuration's size, with a warning and a note in `description`.
 
     Args:
-        name: A folder written by `save_pretrained`, or a name on the Hub.
-        frames_per_clip: Frames of a clip: 16 for an image model by default, for a video model its own number. V-JEPA 2
-            takes any multiple of its tubelet, the other video models only their own number.
-        crop_size: Side of the input in pixels. Image models whose positions can be interpolated and V-JEPA 2 take
-            another than their own.
-        is_pretrained: False for the same architecture with random weights.
-        seed: Of random weights.
-        max_frames_per_pass: Frames that go through an image model at once.
+        request: Its name is a folder written by `save_pretrained`, or a name on the Hub. V-JEPA 2 takes any multiple
+            of its tubelet as frames, the other video models only their own number. Image models whose positions can
+            be interpolated and V-JEPA 2 take another crop than their own.
 
     Raises:
         ValueError: The model takes no images or clips, it gives no tokens, weights are missing, or a size does not
@@ -180,14 +152,7 @@ def open_transformers(
         DownloadError: The name is no folder, and could not be loaded from the Hub or its cache; an OSError.
         OSError: The folder is not complete.
     """
-    request = _Request(
-        name=name,
-        frames_per_clip=frames_per_clip,
-        crop_size=crop_size,
-        is_pretrained=is_pretrained,
-        seed=seed,
-        max_frames_per_pass=max_frames_per_pass,
-    )
+    name = request.name
     with _named_download_errors(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         model_class = _find_class(name, config)
@@ -213,7 +178,7 @@ def _named_download_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _open_vjepa2(request: _Request, config: Any, model_class: type[PreTrainedModel]) -> VJEPA2Encoder:
+def _open_vjepa2(request: EncoderRequest, config: Any, model_class: type[PreTrainedModel]) -> VJEPA2Encoder:
     preprocessing = _find_preprocessing(request.name)
     crop_size = request.crop_size or config.crop_size
     frames_per_clip = request.frames_per_clip or config.frames_per_clip
@@ -226,7 +191,9 @@ def _open_vjepa2(request: _Request, config: Any, model_class: type[PreTrainedMod
     return VJEPA2Encoder(model, facts)
 
 
-def _open_fixed_video_model(request: _Request, config: Any, model_class: type[PreTrainedModel]) -> FixedClipEncoder:
+def _open_fixed_video_model(
+    request: EncoderRequest, config: Any, model_class: type[PreTrainedModel]
+) -> FixedClipEncoder:
     preprocessing = _find_preprocessing(request.name)
     for field, value, own in (
         ("frames_per_clip", request.frames_per_clip, config.num_frames),
@@ -244,7 +211,9 @@ def _open_fixed_video_model(request: _Request, config: Any, model_class: type[Pr
     return FixedClipEncoder(model, facts, num_prefix_tokens=num_prefix_tokens)
 
 
-def _open_image_model(request: _Request, config: Any, model_class: type[PreTrainedModel]) -> TransformersImageEncoder:
+def _open_image_model(
+    request: EncoderRequest, config: Any, model_class: type[PreTrainedModel]
+) -> TransformersImageEncoder:
     preprocessing = _find_preprocessing(request.name)
     crop_size = request.crop_size or preprocessing.crop_size or _as_side(getattr(config, "image_size", None))
     if crop_size is None:
@@ -288,7 +257,7 @@ def _find_class(name: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
     return model_class
 
 
-def _build(request: _Request, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+def _build(request: EncoderRequest, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     has_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     options = {"add_pooling_layer": False} if has_pooler else {}
     if not request.is_pretrained:
@@ -312,7 +281,7 @@ def _load(
 
 
 def _gather_facts(
-    request: _Request,
+    request: EncoderRequest,
     config: Any,
     preprocessing: _Preprocessing,
     frames_per_clip: int,
@@ -338,7 +307,7 @@ def _gather_facts(
     )
 
 
-def _describe_weights(request: _Request, config: PreTrainedConfig) -> str:
+def _describe_weights(request: EncoderRequest, config: PreTrainedConfig) -> str:
     if not request.is_pretrained:
         return f"{describe_untrained(request.seed)}, architecture of {request.name}"
     if Path(request.name).is_dir():
