@@ -244,8 +244,8 @@ def test_export_never_leaves_a_broken_file(tmp_path, monkeypatch, reference_conf
     file = tmp_path / "export.pth.tar"
     file.write_bytes(b"the previous one")
 
-    def run_out_of_space(checkpoint, temporary):
-        Path(temporary).write_bytes(b"half")
+    def run_out_of_space(checkpoint, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", run_out_of_space)

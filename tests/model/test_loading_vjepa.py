@@ -1,5 +1,6 @@
 import json
 import os
+import stat
 import subprocess
 import sys
 import warnings
@@ -176,6 +177,17 @@ def test_state_dict_given_by_hand_follows_the_same_rules(pretraining_folder, sma
     pretraining, _ = pretraining_folder
     model = VJEPAModel.from_pretrained(None, config=small_config, state_dict=pretraining.state_dict())
     _assert_equal(model.encoder, pretraining.target_encoder)
+
+
+def test_saved_weights_may_be_read_by_whom_the_configuration_may(small_config, tmp_path):
+    before = os.umask(0o027)
+    try:
+        VJEPAModel(small_config).save_pretrained(tmp_path, max_shard_size="20KB")
+    finally:
+        os.umask(before)
+    files = [*tmp_path.glob("*.safetensors"), tmp_path / "config.json"]
+    assert len(files) > 2
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o640}
 
 
 def test_weights_of_another_size_raise(features_folder, small_config):

@@ -26,7 +26,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..core.distributed import join_processes
 from ..core.files import write_whole
@@ -467,7 +467,7 @@ class _EncoderEvaluation:
     ) -> None:
         """The selected head alone, and the best attentive probe with its encoder as a classifier."""
         state = heads[_best(metrics)].state_dict()
-        save_file({name: value.cpu().contiguous() for name, value in state.items()}, job.folder / HEAD_NAME)
+        write_whole(job.folder / HEAD_NAME, save({name: value.cpu().contiguous() for name, value in state.items()}))
         probes = [place for place, head in enumerate(heads) if isinstance(head, AttentiveHead)]
         if not (probes and isinstance(self.encoder, VJEPAClipEncoder)):
             return

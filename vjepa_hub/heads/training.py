@@ -364,8 +364,8 @@ class SideBySideTraining:
                 "heads": [head.head.state_dict() for head in self.heads],
                 "optimizers": [head.optimizer.state_dict() for head in self.heads],
             }
-            with written_whole(folder / CHECKPOINT) as temporary:
-                torch.save(kept, temporary)
+            with written_whole(folder / CHECKPOINT) as temporary, temporary.open("wb") as file:
+                torch.save(kept, file)
         self.processes.wait()
 
     def _restore(self, folder: Path) -> int:

@@ -388,8 +388,8 @@ def _with_prefix(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def _save(checkpoint: dict, file: str | Path) -> None:
-    with written_whole(file) as temporary:
-        torch.save(checkpoint, temporary)
+    with written_whole(file) as temporary, temporary.open("wb") as opened:  # a full disk is an OSError then
+        torch.save(checkpoint, opened)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -190,8 +190,8 @@ class _TrainingRun:
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with written_whole(self.path) as temporary:
-            torch.save(state, temporary)
+        with written_whole(self.path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
