@@ -2,11 +2,9 @@ import math
 import re
 
 import pytest
-from transformers import TrainerControl, TrainerState
 
 from tests.viz.test_training_report import panels_of, texts_of
 from vjepa_hub.pretraining.health import HealthMeasurement, diagnose
-from vjepa_hub.pretraining.metrics_log import MetricsCSVCallback
 from vjepa_hub.pretraining.report import PANELS, SHORTEST_JUDGED, judge, write_report
 
 
@@ -45,7 +43,6 @@ HEALTHY = [
 ]
 COLLAPSED = HEALTHY + [measured(step, target_effective_rank=5.0, token_cosine=0.999) for step in (600, 700)]
 RECOVERED = [*COLLAPSED, measured(800)]
-SHORT = [{"step": step, "loss": 1 / (step + 1)} for step in range(3)]  # one panel: quickly drawn
 IN_VAIN = HEALTHY + [measured(step, fixed_loss_over_mean_target=1.35) for step in (600, 700)]
 DYING = HEALTHY + [measured(step, target_std=0.1, target_content_std=0.1) for step in (600, 700)]
 SHRINKING = [(0, {}), (10, {"target_effective_rank": 15.0}), (20, {"target_effective_rank": 15.0})]
@@ -56,9 +53,10 @@ NOT_FINITE = [measured(0), measured(10, fixed_loss=math.nan)]
 def page(tmp_path_factory) -> str:
     _, page = write_report(
         tmp_path_factory.mktemp("run"),
-        history=COLLAPSED,
+        COLLAPSED,
         title="A run",
         settings={"learning_rate": 6e-4},
+        warnings=diagnose(COLLAPSED),
         start_warnings=["the half-life is too long"],
     )
     return page.read_text(encoding="utf-8")
@@ -105,17 +103,3 @@ def test_page_shows_panels_that_were_logged_and_no_others(page):
 def test_warnings_are_marked_in_the_panels_that_they_are_about(page):
     marked = {title for title, svg in panels_of(page).items() if "collapsed-targets" in texts_of(svg)}
     assert marked == {"Effective rank of the targets"}
-
-
-def test_report_from_the_metrics_file_is_that_from_the_history(tmp_path):
-    state = TrainerState(log_history=SHORT)
-    MetricsCSVCallback(tmp_path / "metrics.csv").on_train_begin(None, state, TrainerControl())
-    _, from_file = write_report(tmp_path / "a", metrics_path=tmp_path / "metrics.csv", title="A run")
-    _, from_history = write_report(tmp_path / "b", history=SHORT, title="A run")
-    assert from_file.read_bytes() == from_history.read_bytes()
-
-
-def test_a_history_or_a_file_is_needed(tmp_path):
-    for given in ({}, {"history": HEALTHY, "metrics_path": tmp_path / "metrics.csv"}):
-        with pytest.raises(ValueError, match="either history"):
-            write_report(tmp_path, **given)

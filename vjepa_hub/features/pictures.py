@@ -63,18 +63,15 @@ def draw_video_picture(
     ]
     colours = FeatureColours.fit(fitted, position)
     num_shifts = choose_num_shifts((grid[0], grid[1]), opened.model.config.patch_size)
-    shown = {
-        clip: features.dense[clip] if num_shifts == 1 else encode_shifted(values, opened, num_shifts)
+    maps = {
+        clip: _encode_finer(features.dense[clip], values, position, opened, num_shifts)
         for clip, values in pixels.items()
     }
-    if position is not None:
-        finer = position.repeat_interleave(num_shifts, 1).repeat_interleave(num_shifts, 2)
-        shown = {clip: tokens - finer for clip, tokens in shown.items()}
     tokens = f"{depth} x {grid[0]} x {grid[1]} tokens a clip"
     tokens += f", seen at {num_shifts} x {num_shifts} shifts" if num_shifts > 1 else ""
     figure = draw_feature_maps(
         frames,
-        colours(torch.stack([shown[clip][layer] for clip, layer in layers])),
+        colours(torch.stack([maps[clip][layer] for clip, layer in layers])),
         [float(features.timestamps[clip, layer * tubelet]) for clip, layer in layers],
         title=features.metadata["file"],
         model=opened.weights if opened.name in opened.weights else f"{opened.name}, {opened.weights}",
@@ -136,6 +133,16 @@ def _read_clips(
         }
 
 
+def _encode_finer(
+    dense: torch.Tensor, pixels: torch.Tensor, position: torch.Tensor | None, opened: OpenedModel, num_shifts: int
+) -> torch.Tensor:
+    """Features of a clip (d, n h, n w, D) at n shifts in each direction, without the position part."""
+    tokens = dense if num_shifts == 1 else encode_shifted(pixels, opened, num_shifts)
+    if position is None:
+        return tokens
+    return tokens - position.repeat_interleave(num_shifts, 1).repeat_interleave(num_shifts, 2)
+
+
 def _as_frames(pixels: torch.Tensor, opened: OpenedModel) -> np.ndarray:
     """uint8 (T, H, W, 3) of pixels (T, C, H, W), with the normalisation undone."""
     mean, std = (
@@ -145,7 +152,7 @@ def _as_frames(pixels: torch.Tensor, opened: OpenedModel) -> np.ndarray:
 
 
 def _is_drawn(path: Path, metadata: dict[str, str]) -> bool:
-    """Whether a PNG is there and carries exactly this metadata."""
+    """Return whether a PNG is there and carries this metadata."""
     try:
         with Image.open(path) as image:
             return {name: image.info.get(name) for name in metadata} == metadata

@@ -62,5 +62,5 @@ def encode_shifted(pixels: torch.Tensor, opened: OpenedModel, num_shifts: int) -
     # of the first cell. The last one ends as far behind it.
     padded = nn.functional.pad(pixels, [(patch_size - step) // 2] * 4, mode="replicate")
     windows = padded.unfold(2, height, step).unfold(3, width, step).permute(2, 3, 0, 1, 4, 5)  # (n, n, T, C, H, W)
-    tokens = torch.stack([encode_pixels(row, opened) for row in windows])  # (n, n, d, h, w, D)
+    tokens = encode_pixels(windows.flatten(0, 1), opened).unflatten(0, (num_shifts, num_shifts))  # (n, n, d, h, w, D)
     return tokens.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)  # (d, h n, w n, D)

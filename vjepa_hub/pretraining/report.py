@@ -16,8 +16,7 @@ from ..viz.training_report import (
     short_number,
     write_training_report,
 )
-from .health import PREFIX, RULES, HealthMeasurement, HealthWarning, diagnose
-from .metrics_log import read_metrics
+from .health import PREFIX, RULES, HealthMeasurement, HealthWarning
 
 # Of a shorter run nothing is said but that it is lost
 SHORTEST_JUDGED = 100
@@ -79,7 +78,7 @@ def judge(history: Sequence[Mapping[str, Any]], warnings: Sequence[HealthWarning
 
     Args:
         history: Logged rows.
-        warnings: Those of `diagnose` on them.
+        warnings: Those that `diagnose` finds in them.
     """
     series = collect_series(history)
     last_step = max((int(found.steps[-1]) for found in series.values()), default=0)
@@ -121,52 +120,43 @@ def _progress(series: Mapping[str, Series], last_step: int) -> str:
 
 
 def write_report(
-    output_dir: str | Path,
+    folder: str | Path,
+    history: Sequence[Mapping[str, Any]],
     *,
-    history: Sequence[Mapping[str, Any]] | None = None,
-    metrics_path: str | Path | None = None,
-    title: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    warnings: Sequence[HealthWarning] | None = None,
+    title: str,
+    settings: Mapping[str, Any],
+    warnings: Sequence[HealthWarning] = (),
     start_warnings: Sequence[str] = (),
 ) -> list[Path]:
     """Write `report.png` and `report.html`. The same numbers give the same bytes.
 
     Args:
-        output_dir: The folder; it is made.
+        folder: It is made.
         history: Logged rows, such as `trainer.state.log_history`.
-        metrics_path: Or the file that `MetricsCSVCallback` wrote.
-        title: Of the page; by default the folder's name.
+        title: Of both.
         settings: Settings of the run, for the table at the end of the page.
-        warnings: Those of `HealthCallback.warnings`; by default those that `diagnose` finds.
+        warnings: Those of `HealthCallback.warnings`.
         start_warnings: Those that the run gave before its first step.
 
     Returns:
         The picture and the page.
 
     Raises:
-        ValueError: Not exactly one of `history` and `metrics_path` is given, or none of the known numbers were logged.
+        ValueError: None of the known numbers were logged.
     """
-    if (history is None) == (metrics_path is None):
-        raise ValueError("give either history, the logged rows, or metrics_path, the file they were written to")
-    rows = read_metrics(metrics_path) if metrics_path is not None else list(history or [])
-    series, folder = collect_series(rows), Path(output_dir)
-    if warnings is None:
-        last_step = max((int(found.steps[-1]) for found in series.values()), default=0)
-        warnings = diagnose(rows, warmup_steps=last_step // 5)
     measures = {rule.name: PREFIX + rule.measure for rule in RULES}
     return write_training_report(
         folder,
-        title or folder.resolve().name,
-        rows,
+        title,
+        history,
         PANELS,
-        verdict=judge(rows, warnings),
+        verdict=judge(history, warnings),
         marks=[Mark(measures[w.name], w.name, w.step, w.last_step) for w in warnings],
         tables=[
             Table("Warnings before the first step", [Row([text]) for text in start_warnings]),
             Table("Warnings", [Row([warning.message], f"The rule: {warning.rule}.") for warning in warnings]),
-            Table("Measures", _measure_rows(series), ("measure", "first", "last")),
-            Table("Settings", [Row([str(name), str(value)]) for name, value in (settings or {}).items()]),
+            Table("Measures", _measure_rows(collect_series(history)), ("measure", "first", "last")),
+            Table("Settings", [Row([str(name), str(value)]) for name, value in settings.items()]),
         ],
     )
 

@@ -185,7 +185,7 @@ class PretrainingRun:
         if self.trainer.args.report and any("loss" in row for row in history):
             written += write_report(
                 folder,
-                history=history,
+                history,
                 title=self.recipe.name,
                 settings=self.recipe.flatten(),
                 warnings=self.trainer.health.warnings if self.trainer.health else [],

@@ -51,7 +51,7 @@ MIN_LINE_SPACING = 6
 NUM_MOMENTS = 8
 
 
-class FrameReader(Protocol):
+class TimedFrames(Protocol):
     """An open video, or an image as a video of one frame."""
 
     num_frames: int
@@ -137,7 +137,7 @@ def token_grid(model: str, size: str | None = None) -> TokenGrid:
     return TokenGrid.from_config(config, height=int(matched[1]), width=int(matched[2] or matched[1]))
 
 
-def read_tubelet_frames(video: FrameReader, grid: TokenGrid, *, frame_step: int = 4) -> tuple[np.ndarray, list[float]]:
+def read_tubelet_frames(video: TimedFrames, grid: TokenGrid, *, frame_step: int = 4) -> tuple[np.ndarray, list[float]]:
     """The first frame of each tubelet of a video's first clip, resized and cropped as the model sees it, and its time.
 
     Args:

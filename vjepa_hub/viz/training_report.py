@@ -19,6 +19,7 @@ from .style import AMBER, GREY, encode_figure, style, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NUM_COLUMNS = 3
 # In inches: of a panel, and of the picture's head
@@ -84,6 +85,16 @@ class Series:
     values: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class _Drawing:
+    """A panel with its lines (curve, label, numbers), its marks, and the last step of the history."""
+
+    panel: Panel
+    lines: Sequence[tuple[Curve, str, Series]]
+    marks: Sequence[Mark]
+    last_step: int
+
+
 def collect_series(history: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     """The numbers of a history by name. A number that was logged twice at a step counts once, the last time.
 
@@ -106,7 +117,6 @@ def short_number(value: float) -> str:
     return f"{value:,.4g}"
 
 
-@style()
 def write_training_report(
     folder: str | Path,
     title: str,
@@ -134,42 +144,55 @@ def write_training_report(
     Raises:
         ValueError: No panel has any numbers.
     """
-    from matplotlib.figure import Figure
-
     series = collect_series(history)
-    shown = [(panel, lines) for panel in panels if (lines := _lines_of(panel, series))]
+    last_step = max((int(found.steps[-1]) for found in series.values()), default=0)
+    shown = [_Drawing(panel, lines, marks, last_step) for panel in panels if (lines := _lines_of(panel, series))]
     if not shown:
         raise ValueError(
             f"the history has {', '.join(sorted(series)) or 'no numbers'}, and none of what a panel shows, such as "
             "'loss'; give the history of a training run"
         )
-    last_step = max(int(found.steps[-1]) for found in series.values())
+    figures = [PageFigure(d.panel.title, d.panel.note, _draw_alone(d)) for d in shown]
+    page = Page(title=title, verdict=verdict, figures=figures, tables=tables)
+    picture = _draw_together(shown, title, verdict)
+    return [
+        write_png(picture, Path(folder) / "report.png", {"Title": title}),
+        write_whole(Path(folder) / "report.html", render_page(page)),
+    ]
+
+
+@style()
+def _draw_together(shown: Sequence[_Drawing], title: str, verdict: Verdict) -> Figure:
+    """All panels under the verdict."""
+    from matplotlib.figure import Figure
+
     num_rows = math.ceil(len(shown) / NUM_COLUMNS)
     heights = [HEAD_HEIGHT, num_rows * PANEL_HEIGHT]
     figure = Figure(figsize=(NUM_COLUMNS * PANEL_WIDTH, sum(heights)), layout="constrained")
     head, body = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
-    head.text(0.02, 0.75, title, size=17, weight="bold", va="center")
     finding = textwrap.fill(f"{verdict.word}: {verdict.finding}", LINE_LENGTH)
+    head.text(0.02, 0.75, title, size=17, weight="bold", va="center")
     head.text(0.02, 0.42, finding, size=11, color=verdict.colour, va="center")
     head.text(0.02, 0.12, textwrap.fill(verdict.progress, LINE_LENGTH), size=9, color=GREY, va="center")
-    axes = body.subplots(num_rows, NUM_COLUMNS, squeeze=False).flat
+    panels = body.subplots(num_rows, NUM_COLUMNS, squeeze=False).flat
+    for axes, drawing in zip(panels, shown, strict=False):
+        axes.set_title(drawing.panel.title, size=10, weight="bold", pad=18)
+        axes.text(0, 1.05, drawing.panel.note, transform=axes.transAxes, color=GREY)
+        _draw_panel(axes, drawing)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
     body.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
-    figures = []
-    for panel, lines in shown:
-        place = next(axes)
-        place.set_title(panel.title, size=10, weight="bold", pad=18)
-        place.text(0, 1.05, panel.note, transform=place.transAxes, color=GREY)
-        _draw_panel(place, panel, lines, marks, last_step=last_step)
-        alone = Figure(figsize=(PANEL_WIDTH, PANEL_HEIGHT - 0.5), layout="constrained")
-        _draw_panel(alone.subplots(), panel, lines, marks, last_step=last_step)
-        figures.append(PageFigure(panel.title, panel.note, encode_figure(alone, "svg")))
-    for unused in axes:
-        unused.set_axis_off()
-    page = Page(title=title, verdict=verdict, figures=figures, tables=tables)
-    return [
-        write_png(figure, Path(folder) / "report.png", {"Title": title}),
-        write_whole(Path(folder) / "report.html", render_page(page)),
-    ]
+    return figure
+
+
+@style()
+def _draw_alone(drawing: _Drawing) -> bytes:
+    """One panel without its title, as SVG, for a page that arranges panels by itself."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PANEL_WIDTH, PANEL_HEIGHT - 0.5), layout="constrained")
+    _draw_panel(figure.subplots(), drawing)
+    return encode_figure(figure, "svg")
 
 
 def _lines_of(panel: Panel, series: Mapping[str, Series]) -> list[tuple[Curve, str, Series]]:
@@ -183,11 +206,10 @@ def _lines_of(panel: Panel, series: Mapping[str, Series]) -> list[tuple[Curve, s
     return lines
 
 
-def _draw_panel(
-    axes: Axes, panel: Panel, lines: Sequence[tuple[Curve, str, Series]], marks: Sequence[Mark], *, last_step: int
-) -> None:
+def _draw_panel(axes: Axes, drawing: _Drawing) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+    panel, lines = drawing.panel, drawing.lines
     for curve, label, found in lines:
         _draw_curve(axes, curve, label, found)
     values = np.concatenate([found.values for *_, found in lines])
@@ -203,11 +225,11 @@ def _draw_panel(
             axes.set_ylim(top=panel.top)
     if panel.reference is not None:
         axes.axhline(panel.reference, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)))
-    for mark in marks:
+    for mark in drawing.marks:
         if any(mark.key == curve.key for curve, *_ in lines):
             axes.axvspan(mark.first_step, mark.last_step, color=AMBER, alpha=0.1, linewidth=0)
             axes.axvline(mark.first_step, color=AMBER, linewidth=1, label=mark.name)
-    axes.set_xlim(0, max(last_step, 1))
+    axes.set_xlim(0, max(drawing.last_step, 1))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:.6g}")
