@@ -69,4 +69,3 @@ def test_bfloat16_needs_no_word_about_the_cpu(tmp_path):
     args = VJEPATrainingArguments(output_dir=str(tmp_path), report_to="none", bf16=True)
     assert args.use_cpu
     assert args.device.type == "cpu"
-    assert not VJEPATrainingArguments(output_dir=str(tmp_path), report_to="none").use_cpu

@@ -1,6 +1,6 @@
 """Augmentation of a training clip: random resized crop, horizontal flip, normalisation; the same for all its frames.
 
-What is drawn, `draw_crop`, is a function of the seed and of the clip's position in the run, so it depends neither on
+The crop of a clip, `draw_crop`, is a function of the seed and of its position in the run, so it depends neither on
 workers nor on processes nor on a resume. The pixels are treated in two steps, apart on purpose: a worker only cuts the
 box out of the decoded frames (and may resize it, `resize_cutouts`); `finish_clips` resizes what is not, flips and
 normalises a whole batch, on the device where it lies. So no float pixels travel between processes.
@@ -41,7 +41,7 @@ class CropSpec(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """A box of a frame, in pixels, and whether it is to be mirrored."""
+    """A box of a frame, in pixels, and its horizontal flip."""
 
     top: int
     left: int
@@ -64,11 +64,11 @@ def draw_crop(settings: CropSpec, *, height: int, width: int, seed: int, positio
     """Draws the box and the flip of one clip.
 
     The area is uniform in `scale`, the width by height log-uniform in `ratio`, the place uniform over all places. A
-    size that does not fit into the frame is drawn again; after ten of them the box lies in the middle, and is
+    size that does not fit into the frame is sampled again; after ten of them the box lies in the middle, and is
     the largest one whose width by height is in `ratio`. This is the released code's way to draw, and torchvision's.
 
     Args:
-        settings: What may be drawn.
+        settings: Random-resized-crop parameters.
         height: Pixels of the frames.
         width: Pixels of the frames.
         seed: Seed of the run.
@@ -156,7 +156,7 @@ def finish_clips(
     Args:
         pixel_values_videos: uint8 clips `(batch_size, num_frames, 3, crop_size, crop_size)` that a worker has resized
             (`resize_cutouts`), or for each clip its uint8 cut-out `(num_frames, height, width, 3)`, of any sizes.
-        is_flipped: Which clips are mirrored, bool `(batch_size,)`, on the device of the clips.
+        is_flipped: Clips that are flipped, bool `(batch_size,)`, on the device of the clips.
         crop_size: Pixels of the result's sides.
         mean: Of each channel, for pixels from 0 to 1.
         std: Of each channel, for pixels from 0 to 1.

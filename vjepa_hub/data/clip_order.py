@@ -12,7 +12,7 @@ from .random_streams import Stream, draw_uniform
 
 
 class ClipRequest(NamedTuple):
-    """What a data set is asked for: the clip at `position` of the global order, taken from item `index`.
+    """Request for the clip at `position` of the global order, taken from item `index` of a data set.
 
     Everything random about a clip is a function of a seed and this position.
     """

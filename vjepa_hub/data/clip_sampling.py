@@ -1,4 +1,4 @@
-"""Which frames of a video become clips: for training and evaluation, and for features of a whole video.
+"""Frames of the clips of a video: for training and evaluation, and for features of a whole video.
 
 A clip of `frames_per_clip` frames is spread over a *window* of `frames_per_clip * frame_step` consecutive frames, both
 ends of the window included. With 16 frames and a step of 4 that is 0, 4, 8, 12, 17, 21, ... 63 of 64 frames: not a
@@ -146,7 +146,7 @@ def sample_clip_indices(
         clip_duration: Window length in seconds; stands for `frame_step = int(clip_duration * fps / frames_per_clip)`.
             At least one of the two must be given; where both are, the duration counts, as in the released
             configurations.
-        allow_clip_overlap: Whether the clips of a video that is too short for `num_clips` windows may overlap.
+        allow_clip_overlap: Let the clips of a video that is too short for `num_clips` windows overlap.
         generator: Draws the place of each window in its partition, uniformly over all places. None: no random
             sampling.
 

@@ -1,7 +1,7 @@
 """A random clip of each video of a source, as the pretraining takes them, with a stand-in for what cannot be read.
 
 Everything random about a clip is a function of the seed and of its position in the global order of the run: which of
-the video's frames, which box of them, whether mirrored, and which video stands in for one that cannot be read.
+the video's frames, which box of them, the flip, and which video stands in for one that cannot be read.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,12 +30,12 @@ class _Clip(TypedDict):
 
 
 class Clip(_Clip, total=False):
-    """What a data set gives for a clip.
+    """Clip of a data set.
 
     Attributes:
         frames: The box of the crop, cut out of the decoded frames and not resized,
             `(num_frames, box_height, box_width, 3)`, uint8 RGB.
-        is_flipped: Whether the clip is to be mirrored.
+        is_flipped: The clip is to be flipped horizontally.
         position: Its place in the global order of the run.
         num_failures: Videos that could not be read before this one.
         label: Number of the video's class; there only if the source has labels.
@@ -164,7 +164,7 @@ class VideoClipDataset(Dataset[Clip]):
     """One random clip of each video of a source.
 
     It is asked for a `ClipRequest`, as `ClipOrder` hands them out, or for the number of a video, which then is the
-    position as well. A video that cannot be read is replaced by one that is drawn from (seed, position), and listed.
+    position as well. A video that cannot be read is replaced by one that is sampled from (seed, position), and listed.
 
     Args:
         source: The videos, see `open_source`.
@@ -203,7 +203,7 @@ class VideoClipDataset(Dataset[Clip]):
 
     @property
     def weights(self) -> np.ndarray | None:
-        """How often each video is to be drawn, in proportion, `(num_videos,)`; None: all equally often."""
+        """Weight of each video in the sampling, `(num_videos,)`; None: all equally often."""
         return self.source.weights
 
     def __len__(self) -> int:
@@ -218,7 +218,7 @@ class VideoClipDataset(Dataset[Clip]):
 
         Raises:
             IndexError: there is no such video.
-            NoReadableVideoError: neither the video nor those drawn in its place can be read.
+            NoReadableVideoError: neither the video nor those sampled in its place can be read.
         """
         position, index = request if isinstance(request, tuple) else (request, request)
         if not 0 <= index < len(self):
@@ -231,7 +231,7 @@ class VideoClipDataset(Dataset[Clip]):
         return record if self.memory is None else self.memory.wrap(record, number)
 
     def _candidates(self, position: int, index: int) -> Iterator[int]:
-        """Yield a video, and then those that stand in for it: drawn, each one once."""
+        """Yield a video, and then those that stand in for it: sampled without repetition."""
         yield index
         stand_ins = self.source.stand_ins(index)
         tried = [index - stand_ins.start]

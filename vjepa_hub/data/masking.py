@@ -48,7 +48,7 @@ _DrawFor: TypeAlias = Callable[[np.ndarray, int, int], torch.Tensor]
 
 
 class TokenizerConfig(Protocol):
-    """What tells the tokens of a clip: a `VJEPAConfig`, which this room does not know."""
+    """Sizes of a clip and its tokens, as a `VJEPAConfig` has them, which this room does not know."""
 
     frames_per_clip: int
     crop_size: int

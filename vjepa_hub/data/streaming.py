@@ -30,7 +30,7 @@ class ClipStream(IterableDataset[Clip]):
     makes the batches. Which frames, box and masks a clip gets depends on the seed and this position alone. Which
     *video* stands there depends on the number of processes and workers too, among which the shards are shared out:
 
-    - the passes over all shards, each in an order of its own that is drawn from (seed, pass), follow each other
+    - the passes over all shards, each in an order of its own that is sampled from (seed, pass), follow each other
       without end, and the shards of this row are dealt to the readers (workers of all processes) in turn;
     - with fewer shards than readers, each reader reads all of them, and keeps every `num_readers`-th video.
 
@@ -186,7 +186,7 @@ def open_shards(
     Args:
         spec: Tar files (a path, a folder of them, an fsspec address, a pattern such as `shard-{000..010}.tar`, or a
             list of these), or a `datasets.IterableDataset`.
-        with_labels: Whether to read labels, where there are any.
+        with_labels: Read labels, where there are any.
         video_column: Column of the videos in a Hugging Face data set, if its name does not say so.
         label_column: Column of the labels there.
 

@@ -1,4 +1,4 @@
-"""What a pretraining run can be told: transformers' `TrainingArguments` with the recipe's own fields.
+"""Arguments of a pretraining run: transformers' `TrainingArguments` with the recipe's own fields.
 
 The defaults are those of the released ViT-L/16 and ViT-H/16 runs, except for the batch size, which depends on the
 machine; `recipes/*.yaml` hold whole runs.
@@ -53,7 +53,7 @@ class VJEPATrainingArguments(TrainingArguments):
             several of a video.
         probe: Online probe on labelled clips: none, knn, attentive, or average (pooling in place of attention).
         probe_clips: Clips that the online probe is fitted on, and as many to test it.
-        report: Whether the run ends with a page of plots.
+        report: Write a page of plots at the end of the run.
     """
 
     start_learning_rate: NonNegativeFloat = 2e-4

@@ -154,7 +154,7 @@ class ClipRecipe(CropSpec, FrameSampling):
         flip_probability: Probability of a horizontal flip.
         max_tries: Videos that are tried for a clip before the run stops.
         backend: pyav, torchcodec or decord; none: as for `vjepa_hub.data.video.open_video`.
-        stream: Whether tar files are read from beginning to end, again and again, rather than by number.
+        stream: Read tar files from beginning to end, again and again, rather than by number.
         max_memory_gib: GiB of decoded frames that may be kept in memory, over all processes of this machine. If all
             videos fit, each is decoded once; 0 keeps none. It changes no clip.
     """

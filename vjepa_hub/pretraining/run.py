@@ -6,7 +6,7 @@ What a run leaves in its folder:
     checkpoint-*                       to resume from
     metrics.csv                        all that was logged
     quarantine.jsonl                   videos that could not be read, with their cause
-    videos, test-videos                made video, if no data was given
+    videos, test-videos                synthetic video, if no data was given
     config.json, model.safetensors     the published model (target encoder and predictor), with its card README.md
     report.html, report.png            plots
 """
@@ -49,7 +49,7 @@ from .schedules import half_life
 from .trainer import VJEPATrainer
 
 RECIPE, METRICS = "recipe.yaml", "metrics.csv"
-# What --overwrite takes away; made video and what other programs wrote stays
+# What --overwrite takes away; synthetic video and what other programs wrote stays
 _OF_A_RUN = (
     RECIPE,
     METRICS,
@@ -244,7 +244,7 @@ def clear_folder(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> No
     Args:
         folder: Need not be there.
         recipe: The run.
-        overwrite: Removes a run that is there: its checkpoints, logs and model, not its made video.
+        overwrite: Removes a run that is there: its checkpoints, logs and model, not its synthetic video.
 
     Raises:
         FileExistsError: Checkpoints without their recipe are there, and are not to be overwritten.

@@ -40,7 +40,7 @@ NO_DATA = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What a run trains on.
+    """Data of a run.
 
     Attributes:
         dataset: A `VideoClipDataset`, or a `ClipStream`.
@@ -127,7 +127,7 @@ def _clip_settings(recipe: Recipe, args: VJEPATrainingArguments, folder: Path) -
 def _probe_of_labels(
     recipe: Recipe, args: VJEPATrainingArguments, source: ClipSource, progress: Progress
 ) -> OnlineProbe | None:
-    """A probe on clips of the data itself, drawn once; those that it is judged on are none that it learns from."""
+    """A probe on clips of the data itself, sampled once; those that it is judged on are none that it learns from."""
     if not source.has_labels:
         logger.warning(
             "the recipe asks for an online probe (%s), but the data has no labels: there will be none", args.probe
@@ -165,7 +165,7 @@ def _make_synthetic(
             read_labelled_clips(recipe, _task_sources(folder / name), range(num_clips), progress=progress)
             for name, num_clips in sizes.items()
         )
-        probe = OnlineProbe(cast(ProbeKind, args.probe), train, validation)
+        probe = OnlineProbe(args.probe, train, validation)
     description = (
         f"{settings.num_videos:,} videos that vjepa_hub made itself ({_describe_made(settings)}, {settings.size} "
         f"pixels, seed {settings.seed})"

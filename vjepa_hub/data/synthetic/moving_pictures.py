@@ -362,7 +362,7 @@ def render_moving_picture_background(settings: MovingPictureSettings, index: int
 
 
 def _draw_background(generator: np.random.Generator, settings: MovingPictureSettings) -> np.ndarray:
-    """What is drawn first of a video, `(T, S, S, 3)` float32."""
+    """The background of a video, `(T, S, S, 3)` float32; the first of its draws."""
     scene = SCENES[settings.scene]
     mean_colour = scene.draw_colour(generator, scene.background)
     return draw_background(generator, settings, mean_colour, contrast=scene.contrast)

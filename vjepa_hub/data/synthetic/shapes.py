@@ -181,7 +181,7 @@ def render_synthetic_background(settings: SyntheticVideoSettings, index: int) ->
 
 
 def _begin_video(generator: np.random.Generator, settings: SyntheticVideoSettings) -> tuple[np.ndarray, np.ndarray]:
-    """What is drawn first of a video: the background's mean colour, and its frames `(T, S, S, 3)` float32."""
+    """The background of a video: its mean colour, and its frames `(T, S, S, 3)` float32; the first of the draws."""
     mean_colour = generator.uniform(50, 205, 3).astype(np.float32)
     return mean_colour, draw_background(generator, settings, mean_colour)
 
@@ -467,7 +467,7 @@ APPEARANCES = tuple(_SHAPES)
 
 @dataclass(frozen=True)
 class FolderRecord:
-    """What is stored beside videos that are made, so that no others are taken for them.
+    """Record beside synthetic videos, so that no others are taken for them.
 
     Attributes:
         name: Of the file.
