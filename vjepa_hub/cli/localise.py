@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..core.distributed import is_first_process
 from ..core.progress import ProgressBar
 from .common import compute_dtype, usage_errors
 from .options import Device, complete_models, existing, known_model, output_folder, set_values
@@ -60,31 +60,29 @@ def localise(
     The same command again goes on where it was stopped. The folder gets results.json, which says where each setting
     comes from, and detections.csv in AVA's format, for the official evaluation.
     """
-    from ..core.distributed import Processes
     from ..evaluation.ava.protocol import LocalisationProtocol
-    from ..evaluation.ava.run import run_localisation
+    from ..evaluation.ava.run import RESULTS_FILE, LocalisationSettings, run_localisation
     from ..evaluation.tokens import EncodingSettings
 
     with usage_errors(), ProgressBar() as progress:
-        file = run_localisation(
-            model,
-            train_annotations=train,
-            val_annotations=val,
+        settings = LocalisationSettings(
+            model=model,
+            train=train,
+            validation=val,
             videos=videos,
-            output_dir=output_dir,
             train_proposals=train_proposals,
             val_proposals=val_proposals,
             label_map=label_map,
-            excluded_key_frames=excluded,
+            excluded=excluded,
             protocol=LocalisationProtocol().with_overrides(set_value or []),
             start_second=start_second,
             seed=seed,
-            device=Processes().choose_device(device),
+            device=device,
             encoding=EncodingSettings(
                 dtype=compute_dtype(dtype, device), clips_per_pass=clips_per_pass, num_workers=num_workers
             ),
-            progress=progress,
         )
-    found = json.loads(file.read_text())
-    Console().print(Text(f"mean average precision {found['mean_average_precision']:.4f}"))
-    typer.echo(f"wrote {file}")
+        found = run_localisation(settings, output_dir, progress)
+    if is_first_process():
+        Console().print(Text(f"mean average precision {found['mean_average_precision']:.4f}"))
+        typer.echo(f"wrote {output_dir / RESULTS_FILE}")

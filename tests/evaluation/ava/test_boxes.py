@@ -83,8 +83,7 @@ def test_label_map_is_read_in_both_spellings(write):
     first = 'item {\n  name: "bend/bow (at the waist)"\n  id: 1\n}\n'
     second = 'label {\n  name: "sit"\n  label_id: 11\n  label_type: X\n}\n'
     labels = read_label_map(write(first + second, "map.pbtxt"))
-    assert labels.names == {1: "bend/bow (at the waist)", 11: "sit"}
-    assert labels.class_ids == (1, 11)
+    assert list(labels.items()) == [(1, "bend/bow (at the waist)"), (11, "sit")]
 
 
 def test_label_map_with_a_number_twice_or_with_nothing_is_refused(write):

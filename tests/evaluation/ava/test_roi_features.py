@@ -1,15 +1,16 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 from torchvision.ops import roi_align
 
 from vjepa_hub import VJEPAConfig, VJEPAModel
+from vjepa_hub.core.distributed import Processes
+from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.evaluation.ava.boxes import KeyFrameId
-from vjepa_hub.evaluation.ava.key_frames import KeyFrame, KeyFrameItem
+from vjepa_hub.evaluation.ava.key_frames import KeyFrame, KeyFrameClip
 from vjepa_hub.evaluation.ava.protocol import LocalisationProtocol
-from vjepa_hub.evaluation.ava.roi_features import LayerFeatures, extract_box_features, mirror_boxes, pool_boxes
+from vjepa_hub.evaluation.ava.roi_features import BoxFeatures, LayerFeatures, mirror_boxes, pool_boxes
+from vjepa_hub.evaluation.tokens import EncodingSettings
 
 PROTOCOL = LocalisationProtocol(frames_per_clip=4, roi_size=3)
 
@@ -32,16 +33,14 @@ def model() -> VJEPAModel:
 
 
 class Clips(torch.utils.data.Dataset):
-    """Key frames with two boxes each; the clips are noise. `broken` cannot be read, `empty` has no boxes."""
+    """Key frames with two boxes each; the clips are noise. `broken` cannot be read."""
 
     crop_size, mean, std, start_second, protocol = 32, (0.0,) * 3, (1.0,) * 3, 0.0, PROTOCOL
 
-    def __init__(self, num: int = 5, *, broken: tuple[int, ...] = (), empty: tuple[int, ...] = (), stop_at: int = -1):
+    def __init__(self, num: int = 5, *, broken: tuple[int, ...] = (), stop_at: int = -1):
         boxes = np.array([[0, 0, 0.5, 1], [0.25, 0.25, 1, 0.75]], dtype=np.float32)
-        self.key_frames = [
-            KeyFrame(KeyFrameId("v", place), boxes[: 0 if place in empty else 2], np.zeros((2, 3), dtype=bool))
-            for place in range(num)
-        ]
+        actions = np.eye(3, dtype=bool)[:2]
+        self.key_frames = [KeyFrame(KeyFrameId("v", place), boxes, actions) for place in range(num)]
         self.broken, self.stop_at, self.read = broken, stop_at, []
 
     def __len__(self):
@@ -51,11 +50,21 @@ class Clips(torch.utils.data.Dataset):
         if place == self.stop_at:
             raise KeyboardInterrupt
         self.read.append(place)
-        frame = self.key_frames[place]
         clip = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(place))
-        cause = "it is broken" if place in self.broken else None
-        boxes, labels = torch.from_numpy(frame.boxes), torch.from_numpy(frame.labels)
-        return KeyFrameItem(place, None if cause else clip, boxes, labels, cause)
+        return KeyFrameClip(place, clip, place not in self.broken)
+
+    def stamp(self, video_id):
+        return "unchanged"
+
+
+def stored(features, dataset, folder, *, flip_probability=0.0, **encoding) -> BoxFeatures:
+    settings, device = EncodingSettings(**{"clips_per_pass": 2, **encoding}), torch.device("cpu")
+    return BoxFeatures(folder, features, dataset, settings, flip_probability=flip_probability, device=device)
+
+
+def values_of(source, places, position=0) -> torch.Tensor:
+    (batch,) = source.batches([[ClipRequest(position + number, place) for number, place in enumerate(places)]])
+    return batch.tokens[:, 0, 0, 0].float()
 
 
 @pytest.fixture
@@ -134,82 +143,91 @@ def test_mirrored_box_holds_the_mirrored_object():
     torch.testing.assert_close(mirror_boxes(mirror_boxes(box)), box)
 
 
-def test_stored_features_are_those_of_each_box_and_its_mirror_image(features, tmp_path):
+@pytest.mark.parametrize(("probability", "is_mirrored"), [(0.0, False), (1.0, True)])
+def test_stored_features_are_those_of_each_box_or_of_its_mirror_image(features, tmp_path, probability, is_mirrored):
     dataset = Clips()
-    stored = extract_box_features(features, dataset, tmp_path, has_mirrored=True, batch_size=2)
-    values, rows = stored.read(np.array([3, 1]), np.array([0, 1]))
-    assert rows.tolist() == [6, 7, 2, 3]
-    for place, view, got in ((3, 0, values[:2]), (1, 1, values[2:])):
-        clip, boxes = dataset[place].pixel_values_videos[None], dataset[place].boxes
-        if view:
+    source = stored(features, dataset, tmp_path, flip_probability=probability)
+    source.fill()
+    (batch,) = source.batches([[ClipRequest(0, 3), ClipRequest(1, 1)]])
+    assert batch.indices.tolist() == [6, 7, 2, 3]
+    assert batch.labels.tolist() == [[True, False, False], [False, True, False]] * 2
+    for number, place in enumerate((3, 1)):
+        clip, boxes = dataset[place].pixel_values_videos[None], torch.from_numpy(dataset.key_frames[place].boxes)
+        if is_mirrored:
             clip, boxes = clip.flip(-1), mirror_boxes(boxes)
-        torch.testing.assert_close(got, pool_boxes(features(clip), [boxes], roi_size=3), atol=2e-3, rtol=1e-3)
+        expected = pool_boxes(features(clip), [boxes], roi_size=3)
+        got = batch.tokens[2 * number : 2 * number + 2, 0, 0, 0].float()
+        torch.testing.assert_close(got, expected, atol=2e-3, rtol=1e-3)
 
 
-def test_stopped_extraction_goes_on_and_equals_an_uninterrupted_one(features, tmp_path, monkeypatch):
-    monkeypatch.setattr("vjepa_hub.evaluation.ava.roi_features.SAVED_AT_ONCE", 1)
-    options = {"has_mirrored": True, "batch_size": 2}
-    expected = extract_box_features(features, Clips(broken=(1,)), tmp_path / "whole", **options)
+def test_mirroring_depends_on_the_position_in_the_run_alone(features, tmp_path):
+    source = stored(features, Clips(1), tmp_path, flip_probability=0.5)
+    source.fill()
+    seen = [values_of(source, [0], position) for position in range(20)]
+    assert all(torch.equal(values_of(source, [0], position), seen[position]) for position in range(20))
+    assert 4 < sum(torch.equal(values, seen[0]) for values in seen) < 16
+
+
+def test_resumed_filling_equals_an_uninterrupted_one(features, tmp_path):
+    whole = stored(features, Clips(broken=(1,)), tmp_path / "whole", flip_probability=0.5)
+    whole.fill()
     with pytest.raises(KeyboardInterrupt):
-        extract_box_features(features, Clips(broken=(1,), stop_at=4), tmp_path / "stopped", **options)
-    resumed_dataset = Clips(broken=(1,))
-    resumed = extract_box_features(features, resumed_dataset, tmp_path / "stopped", **options)
-    assert resumed_dataset.read == [4]
-    np.testing.assert_array_equal(resumed.values, expected.values)
-    assert (resumed.failures, resumed.fingerprint) == (expected.failures, expected.fingerprint)
+        stored(features, Clips(broken=(1,), stop_at=4), tmp_path / "stopped", flip_probability=0.5).fill()
+    dataset = Clips(broken=(1,))
+    resumed = stored(features, dataset, tmp_path / "stopped", flip_probability=0.5)
+    resumed.fill()
+    assert dataset.read == [1, 4]  # what could not be read is tried again
+    assert torch.equal(values_of(resumed, [0, 2, 3, 4]), values_of(whole, [0, 2, 3, 4]))
+    assert resumed.is_readable.tolist() == whole.is_readable.tolist() == [True, False, True, True, True]
 
 
-def test_features_of_other_settings_are_not_taken_for_these(features, model, tmp_path):
-    extract_box_features(features, Clips(), tmp_path)
-    other = Clips()
-    other.protocol = PROTOCOL.with_values(frame_step=2)
-    with pytest.raises(ValueError, match="frame_step is 4 there and 2 now"):
-        extract_box_features(features, other, tmp_path)
-    with pytest.raises(ValueError, match="layers is"):
-        extract_box_features(LayerFeatures(model, (3, 4)), Clips(), tmp_path)
-    with pytest.raises(ValueError, match="key frames and boxes is"):
-        extract_box_features(features, Clips(4), tmp_path)
+def test_boxes_of_unreadable_key_frames_are_marked(features, tmp_path):
+    source = stored(features, Clips(broken=(0,)), tmp_path)
+    source.fill()
+    (batch,) = source.batches([[ClipRequest(0, 0), ClipRequest(1, 1)]])
+    assert batch.is_readable.tolist() == [False, False, True, True]
 
 
-def test_features_of_other_weights_are_not_taken_for_these(features, model, tmp_path):
-    extract_box_features(features, Clips(), tmp_path)
-    changed = VJEPAModel(model.config).eval()
-    with pytest.raises(ValueError, match="encoder is"):
-        extract_box_features(LayerFeatures(changed, (2, 4)), Clips(), tmp_path)
+def test_features_of_other_settings_boxes_or_weights_are_not_taken_for_these(features, model, tmp_path):
+    others = [Clips(), Clips(4), Clips()]
+    others[0].protocol = PROTOCOL.with_values(frame_step=2)
+    others[2].stamp = lambda video_id: "changed"
+    sources = [stored(features, clips, tmp_path) for clips in (Clips(), *others)]
+    sources += [stored(LayerFeatures(model, (3, 4)), Clips(), tmp_path)]
+    sources += [stored(LayerFeatures(VJEPAModel(model.config).eval(), (2, 4)), Clips(), tmp_path)]
+    sources += [stored(features, Clips(), tmp_path, flip_probability=0.5)]
+    sources += [stored(features, Clips(), tmp_path, dtype="bfloat16")]
+    assert len({source.store.folder for source in sources}) == len(sources)
+    assert stored(features, Clips(), tmp_path, clips_per_pass=5).store.folder == sources[0].store.folder
 
 
-def test_unreadable_key_frames_and_those_without_boxes_are_not_usable(features, tmp_path):
-    dataset = Clips(broken=(0, 3), empty=(2,))
-    stored = extract_box_features(features, dataset, tmp_path)
-    assert stored.usable_key_frames().tolist() == [1, 4]
-    assert stored.failures == {0: "it is broken", 3: "it is broken"}
-    assert 2 not in dataset.read
-    assert json.loads((tmp_path / "state.json").read_text())["num_done"] == 5
-
-
-def test_nothing_readable_is_an_error_that_gives_the_first_cause(features, tmp_path):
-    with pytest.raises(ValueError, match="none of the 2 key frames can be read, the first because: it is broken"):
-        extract_box_features(features, Clips(2, broken=(0, 1)), tmp_path)
+def test_nothing_readable_and_nothing_with_boxes_are_refused(features, tmp_path):
+    with pytest.raises(ValueError, match="none of 2 key frames can be read"):
+        stored(features, Clips(2, broken=(0, 1)), tmp_path).fill()
+    with pytest.raises(ValueError, match="no key frame has boxes"):
+        stored(features, Clips(0), tmp_path)
 
 
 def test_features_that_are_not_finite_stop_the_run(model, tmp_path):
     broken = VJEPAModel(model.config).eval()
     torch.nn.init.constant_(broken.encoder.layernorm.weight, float("nan"))
     with pytest.raises(ValueError, match="not finite"):
-        extract_box_features(LayerFeatures(broken, (4,)), Clips(), tmp_path)
+        stored(LayerFeatures(broken, (4,)), Clips(), tmp_path).fill()
 
 
-def test_half_precision_is_near_to_single(features, tmp_path):
-    single = extract_box_features(features, Clips(), tmp_path / "single")
-    half = extract_box_features(features, Clips(), tmp_path / "half", compute_dtype=torch.bfloat16)
-    assert np.abs(single.values.astype(float) - half.values.astype(float)).max() < 0.1
-    assert not np.array_equal(single.values, half.values)
+def test_workers_and_processes_give_the_same_features(features, tmp_path):
+    class Second(Processes):
+        def wait(self) -> None:
+            pass
 
+    class First(Processes):
+        def wait(self) -> None:
+            stored(features, Clips(), tmp_path / "two").fill(processes=Second(1, 2))
 
-def test_workers_give_the_same_features(features, tmp_path):
-    one = extract_box_features(features, Clips(), tmp_path / "one", batch_size=2)
-    two = extract_box_features(features, Clips(), tmp_path / "two", batch_size=2, num_workers=2)
-    np.testing.assert_array_equal(one.values, two.values)
+    one, two = stored(features, Clips(), tmp_path / "one"), stored(features, Clips(), tmp_path / "two", num_workers=2)
+    one.fill()
+    two.fill(processes=First(0, 2))
+    assert torch.equal(values_of(one, range(5)), values_of(two, range(5)))
 
 
 @pytest.mark.parametrize(

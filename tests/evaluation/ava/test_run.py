@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.evaluation.ava.test_roi_features import Clips, model, stored, values_of  # noqa: F401  (a fixture)
 from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.core.progress import no_progress
 from vjepa_hub.evaluation.ava.boxes import read_annotations, read_detections
 from vjepa_hub.evaluation.ava.metrics import evaluate_detections
 from vjepa_hub.evaluation.ava.protocol import LocalisationProtocol
-from vjepa_hub.evaluation.ava.run import run_localisation
+from vjepa_hub.evaluation.ava.roi_features import LayerFeatures
+from vjepa_hub.evaluation.ava.run import LocalisationSettings, detect_actions, run_localisation
+from vjepa_hub.heads.pooling import build_head
 
 FPS, SIDE, SECONDS = 8, 64, 6
 COLOURS = ((230, 40, 40), (40, 60, 230), (230, 220, 60))
@@ -98,19 +102,20 @@ def save_model(path: Path) -> None:
     VJEPAVideoProcessor(crop_size=64).save_pretrained(path)
 
 
-def run(folder: Path, output: str, *, val: str = "val.csv", protocol=PROTOCOL, **options) -> dict:
-    path = run_localisation(
-        folder / "model",
-        train_annotations=folder / "train.csv",
-        val_annotations=folder / val,
-        videos=folder / "videos",
-        output_dir=folder / output,
-        label_map=folder / "map.pbtxt",
-        protocol=protocol,
-        start_second=900,
-        **options,
-    )
-    return json.loads(path.read_text())
+def run(folder: Path, output: str, *, val: str = "val.csv", progress=no_progress, **values) -> dict:
+    given = {
+        "model": str(folder / "model"),
+        "train": folder / "train.csv",
+        "validation": folder / val,
+        "videos": folder / "videos",
+        "label_map": folder / "map.pbtxt",
+        "protocol": PROTOCOL,
+        "start_second": 900,
+        "device": "cpu",
+    }
+    found = run_localisation(LocalisationSettings(**{**given, **values}), folder / output, progress)
+    assert json.loads((folder / output / "results.json").read_text()) == found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +158,7 @@ def test_results_say_what_was_done_and_what_differs_from_the_paper(results):
 def test_unreadable_key_frames_are_counted_and_named(results):
     assert results["train"]["num_key_frames"] == 7
     assert results["train"]["num_unreadable"] == 1
-    (unreadable,) = results["train"]["unreadable"]
-    assert unreadable["key_frame"] == "broken,0903"
-    assert "broken.mp4" in unreadable["cause"]
+    assert results["train"]["unreadable"] == ["broken,0903"]
     assert results["val"]["num_unreadable"] == 0
 
 
@@ -169,22 +172,44 @@ def test_detections_file_has_the_result_that_the_results_state(folder, results):
     assert again.mean_average_precision == results["mean_average_precision"]
 
 
-def test_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(folder, results):
-    stages = []
+def test_resumed_run_equals_an_uninterrupted_one(folder, results):
+    steps = []
 
-    def stop(stage, done, total):
-        stages.append(stage)
-        if (stage, done) == ("train", 7):
+    def stop(what, done, total):
+        steps.append(done)
+        if (what, done) == ("training", 15):  # the first of the two steps of the eighth epoch, which is lost
             raise KeyboardInterrupt
 
-    options = {"val_proposals": folder / "proposals.csv", "progress": stop}
+    def keep(what, done, total):
+        if what == "training":
+            steps.append(done)
+
+    options = {"val_proposals": folder / "proposals.csv"}
     with pytest.raises(KeyboardInterrupt):
-        run(folder, "stopped", **options)
-    stages.clear()
-    assert run(folder, "stopped", **options) == results
-    assert stages == ["train"] * 33
+        run(folder, "stopped", progress=stop, **options)
+    steps.clear()
+    assert run(folder, "stopped", progress=keep, **options) == results
+    assert steps == list(range(15, 2 * PROTOCOL.num_epochs + 1))
     for name in ("detections.csv", "results.json"):
         assert (folder / "stopped" / name).read_bytes() == (folder / "run" / name).read_bytes()
+
+
+def test_detections_are_the_highest_scores_of_each_key_frame_with_their_boxes_and_actions(model, tmp_path):  # noqa: F811
+    source = stored(LayerFeatures(model, (4,)), Clips(broken=(1,)), tmp_path)
+    source.fill()
+    head = build_head("average", hidden_size=24, num_attention_heads=1, num_classes=3, seed=0)
+    found = detect_actions(head, source, class_ids=(2, 3), max_detections=3, batch_size=2)
+    assert set(found.class_ids) <= {2, 3}
+    assert sorted(set(found.frame_indices)) == [0, 2, 3, 4]
+    for place in (0, 2, 3, 4):
+        with torch.no_grad():
+            scores = head(values_of(source, [place])[:, None]).sigmoid().double()
+        rows = np.flatnonzero(found.frame_indices == place)
+        kept = np.sort(scores[:, 1:].numpy().ravel())[-3:]
+        np.testing.assert_allclose(np.sort(found.scores[rows]), kept, rtol=1e-5)
+        for row in rows:
+            (box,) = np.flatnonzero((source.dataset.key_frames[place].boxes == found.boxes[row]).all(axis=1))
+            assert found.scores[row] == pytest.approx(scores[box, found.class_ids[row] - 1].item(), rel=1e-5)
 
 
 def test_missing_validation_video_lowers_the_result(folder, results):

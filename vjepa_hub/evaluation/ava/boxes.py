@@ -15,7 +15,6 @@ A row of two columns in the first two is a key frame without boxes.
 
 import csv
 import math
-import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence, Set
@@ -40,14 +39,7 @@ _ITEM_LINE = re.compile(r'\s*(?:(name)\s*:\s*"(.*)"|(id|label_id)\s*:\s*(\d+))\s
 
 
 class AvaFormatError(ValueError):
-    """A line of one of AVA's files that does not follow the format."""
-
-    def __init__(self, path: str | os.PathLike, line: int, cause: str):
-        super().__init__(f"line {line} of {os.fspath(path)}: {cause}")
-        self.path, self.line, self.cause = os.fspath(path), line, cause
-
-    def __reduce__(self):
-        return type(self), (self.path, self.line, self.cause)
+    """A line of one of AVA's files that does not follow the format; the message names file, line, value and rule."""
 
 
 class KeyFrameId(NamedTuple):
@@ -93,22 +85,6 @@ class KeyFrameBoxes:
         rows = self.rows(is_kept[self.frame_indices])
         key_frames = tuple(frame for frame, keep in zip(self.key_frames, is_kept, strict=True) if keep)
         return KeyFrameBoxes(key_frames, new_indices[rows.frame_indices], rows.boxes, rows.class_ids, rows.scores)
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """The actions of a label map.
-
-    Attributes:
-        names: The name of each action, by its number.
-    """
-
-    names: dict[int, str]
-
-    @property
-    def class_ids(self) -> tuple[int, ...]:
-        """The actions' numbers, ascending: in the map of the AVA evaluation those that count."""
-        return tuple(sorted(self.names))
 
 
 def read_annotations(path: str | Path, *, num_classes: int = 80) -> KeyFrameBoxes:
@@ -176,8 +152,11 @@ def read_excluded_key_frames(path: str | Path) -> frozenset[KeyFrameId]:
     return frozenset(row.key_frame for row in _rows(path, allowed=(2,)))
 
 
-def read_label_map(path: str | Path) -> LabelMap:
+def read_label_map(path: str | Path) -> dict[int, str]:
     """Read a `.pbtxt` of actions, such as `ava_action_list_v2.2_for_activitynet_2019.pbtxt`.
+
+    Returns:
+        The name of each action by its number, ascending: in the map of the AVA evaluation those that count.
 
     Raises:
         AvaFormatError: an action without a name, a number that is there twice, or no action at all.
@@ -192,11 +171,11 @@ def read_label_map(path: str | Path) -> LabelMap:
         elif match:
             class_id = int(match[4])
             if name is None or class_id in names:
-                raise AvaFormatError(path, line, f"action {class_id} has no name before it, or is there twice")
+                raise _format_error(path, line, f"action {class_id} has no name before it, or is there twice")
             names[class_id], name = name, None
     if not names:
-        raise AvaFormatError(path, line, 'no action up to here; an action is item { name: "..." id: ... }')
-    return LabelMap(names)
+        raise _format_error(path, line, 'no action up to here; an action is item { name: "..." id: ... }')
+    return dict(sorted(names.items()))
 
 
 def write_detections(path: str | Path, detections: KeyFrameBoxes) -> None:
@@ -280,7 +259,11 @@ class _Row:
         return int(text)
 
     def error(self, cause: str) -> AvaFormatError:
-        return AvaFormatError(self.path, self.line, cause)
+        return _format_error(self.path, self.line, cause)
+
+
+def _format_error(path: str | Path, line: int, cause: str) -> AvaFormatError:
+    return AvaFormatError(f"line {line} of {path}: {cause}")
 
 
 def _rows(path: str | Path, *, allowed: Sequence[int]) -> Iterator[_Row]:

@@ -5,22 +5,24 @@ frame, so they stay as they are, and no person is cut off. A key frame whose cli
 so; in training it is passed over, in validation its boxes count as not found.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ...data.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from ...data.augmentation import IMAGENET_MEAN, IMAGENET_STD, finish_clips
 from ...data.manifests import videos_below
 from ...data.video import VideoDecodingError, VideoReader, open_video
 from .boxes import KeyFrameBoxes, KeyFrameId, overlaps
 from .protocol import LocalisationProtocol
+
+logger = logging.getLogger(__name__)
 
 # A file may end a little before its last key frame; further out it is another cut of the film
 _TOLERATED_SECONDS = 0.5
@@ -42,27 +44,18 @@ class KeyFrame:
     labels: np.ndarray
 
 
-class KeyFrameItem(NamedTuple):
-    """A key frame as the encoder sees it; one that cannot be read has no pixels.
+class KeyFrameClip(NamedTuple):
+    """The clip of a key frame, or of several ones, collated.
 
     Attributes:
-        place: Where it is in the data set.
-        pixel_values_videos: `(num_frames, 3, crop_size, crop_size)` float32, normalised; None if unreadable.
-        boxes: `(num_boxes, 4)` float32.
-        labels: `(num_boxes, num_classes)` bool.
-        cause: Why it cannot be read; None if it can.
+        place: In the data set.
+        pixel_values_videos: `(num_frames, 3, crop_size, crop_size)` float32, normalised; zeros if it is unreadable.
+        is_readable: Whether it could be decoded.
     """
 
-    place: int
-    pixel_values_videos: torch.Tensor | None
-    boxes: torch.Tensor
-    labels: torch.Tensor
-    cause: str | None
-
-    @property
-    def is_readable(self) -> bool:
-        """True where there are pixels."""
-        return self.pixel_values_videos is not None
+    place: Any
+    pixel_values_videos: torch.Tensor
+    is_readable: Any
 
 
 def list_annotated_boxes(annotations: KeyFrameBoxes, *, num_classes: int) -> list[KeyFrame]:
@@ -136,25 +129,6 @@ def find_clip_frames(
     return np.where(is_before_nearer, before, after).astype(np.int64)
 
 
-def resize_and_normalise(
-    frames: np.ndarray, crop_size: int, *, mean: Sequence[float], std: Sequence[float]
-) -> torch.Tensor:
-    """Resize whole frames to a square, bilinear without antialiasing like the release's clips, and normalise.
-
-    Args:
-        frames: `(num_frames, height, width, 3)` uint8.
-        crop_size: Side of the square.
-        mean: Of each channel, for pixels in [0, 1].
-        std: Of each channel.
-
-    Returns:
-        `(num_frames, 3, crop_size, crop_size)` float32.
-    """
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()  # (T, 3, H, W)
-    pixels = F.interpolate(pixels, size=(crop_size, crop_size), mode="bilinear", align_corners=False)
-    return (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-
-
 class KeyFrameDataset(Dataset):
     """Clips around key frames, read from a folder of videos that are named by their ids.
 
@@ -191,26 +165,38 @@ class KeyFrameDataset(Dataset):
         self.crop_size, self.mean, self.std = crop_size, tuple(mean), tuple(std)
         self.start_second, self.backend = start_second, backend
         self._paths = _find_videos(self.videos, {frame.id.video_id for frame in self.key_frames})
-        self._reader: VideoReader | None = None
-        self._opened: tuple[int, str] | None = None
-        self._failure: tuple[str, str] | None = None
+        self._opened: tuple[tuple[int, str], VideoReader] | None = None
 
     def __len__(self) -> int:
         return len(self.key_frames)
 
-    def __getitem__(self, index: int) -> KeyFrameItem:
-        key_frame = self.key_frames[index]
-        boxes, labels = torch.from_numpy(key_frame.boxes), torch.from_numpy(key_frame.labels)
+    def __getitem__(self, index: int) -> KeyFrameClip:
+        """Read a key frame's clip: the whole frames resized to a square, bilinear without antialiasing."""
         try:
-            frames = self._read_clip(key_frame.id)
+            frames = self._read_clip(self.key_frames[index].id)
         except VideoDecodingError as error:
-            return KeyFrameItem(index, None, boxes, labels, str(error))
-        pixels = resize_and_normalise(frames, self.crop_size, mean=self.mean, std=self.std)
-        return KeyFrameItem(index, pixels, boxes, labels, None)
+            logger.warning("counted as unreadable: %s", error)
+            shape = (self.protocol.frames_per_clip, 3, self.crop_size, self.crop_size)
+            return KeyFrameClip(index, torch.zeros(shape), False)
+        pixels = finish_clips(
+            [torch.from_numpy(frames)],
+            torch.zeros(1, dtype=torch.bool),
+            crop_size=self.crop_size,
+            mean=self.mean,
+            std=self.std,
+        )
+        return KeyFrameClip(index, pixels[0], True)
 
     def __getstate__(self) -> dict:
         """Open files do not travel to other processes."""
-        return self.__dict__ | {"_reader": None, "_opened": None}
+        return self.__dict__ | {"_opened": None}
+
+    def stamp(self, video_id: str) -> str:
+        """Size and time of change of a video's file; empty where there is none."""
+        if video_id not in self._paths:
+            return ""
+        found = self._paths[video_id].stat()
+        return f"{found.st_size}-{found.st_mtime_ns}"
 
     def _read_clip(self, key_frame: KeyFrameId) -> np.ndarray:
         reader = self._open(key_frame.video_id)
@@ -232,26 +218,16 @@ class KeyFrameDataset(Dataset):
         return reader.read_frames(indices)
 
     def _open(self, video_id: str) -> VideoReader:
-        """The video's reader: the last one if it is the same. One that does not open is tried once in a row."""
-        key = (os.getpid(), video_id)  # a reader must not be used after a fork
-        if self._opened != key:
-            if self._reader is not None and self._opened is not None and self._opened[0] == key[0]:
-                self._reader.close()
-            self._opened, self._reader, self._failure = key, None, None
-            try:
-                self._reader = self._open_file(video_id)
-            except VideoDecodingError as error:
-                self._failure = error.cause, error.remedy
-        if self._reader is None:
-            raise VideoDecodingError(
-                self._paths.get(video_id, self.videos / f"{video_id}.mp4"), *(self._failure or ())
-            )
-        return self._reader
-
-    def _open_file(self, video_id: str) -> VideoReader:
+        """The video's reader: the last one if it is the same."""
         if video_id not in self._paths:
             raise VideoDecodingError(self.videos / f"{video_id}.mp4", "there is no such file", "fetch it")
-        return open_video(self._paths[video_id], backend=self.backend)
+        key = (os.getpid(), video_id)  # a reader must not be used after a fork
+        if self._opened is None or self._opened[0] != key:
+            if self._opened is not None and self._opened[0][0] == key[0]:
+                self._opened[1].close()
+            self._opened = None
+            self._opened = key, open_video(self._paths[video_id], backend=self.backend)
+        return self._opened[1]
 
 
 def _find_videos(folder: Path, video_ids: set[str]) -> dict[str, Path]:

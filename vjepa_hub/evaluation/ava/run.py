@@ -1,295 +1,311 @@
 """Action localisation in AVA with a frozen encoder, from the files to the results.
 
+    key frames -> clips -> frozen encoder -> features of boxes (on disk) -> linear head -> detections -> mean AP
+
 Everything of a run is in one folder:
 
-    features-train/, features-val/   the features of boxes, and which key frames could not be read
-    head.pt                          the head with its optimiser, after the last whole epoch
-    detections.csv                   what was found, in AVA's format
-    results.json                     mean and per-class average precision, the settings and where they come from
+    features/        the stored features of boxes
+    heads.pt         the head with its optimiser, after the last whole epoch
+    detections.csv   what was found, in AVA's format
+    results.json     mean and per-class average precision, the settings and where they come from
 
-What was done is not done again: a call that was stopped goes on, and ends as if it had not been.
+What was done is not done again: a resumed run ends as an uninterrupted one.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from torch import nn
 
 from ... import __version__
+from ...core.distributed import join_processes
 from ...core.files import write_whole
 from ...core.progress import Progress, no_progress
+from ...core.settings import Settings
+from ...heads.pooling import HeadSettings
+from ...heads.tokens import in_order
+from ...heads.training import SideBySideTraining
 from ...hub.loading import OpenedModel, open_model
 from ..tokens import EncodingSettings
 from .boxes import (
     EVALUATED_CLASS_IDS,
-    LabelMap,
+    KeyFrameBoxes,
     read_annotations,
+    read_detections,
     read_excluded_key_frames,
     read_label_map,
     read_proposals,
+    write_detections,
 )
 from .key_frames import KeyFrame, KeyFrameDataset, list_annotated_boxes, list_proposed_boxes, list_training_boxes
-from .metrics import AvaResult
+from .metrics import MAX_DETECTIONS, AvaResult, evaluate_detections, highest_per_frame
 from .protocol import PUBLISHED_RESULTS, LocalisationProtocol
-from .roi_features import BoxFeatures, LayerFeatures, extract_box_features
-from .training import evaluate_localisation, train_localisation
+from .roi_features import BoxFeatures, LayerFeatures
 
-RESULTS_FORMAT = "vjepa_hub.localisation/1"
-RESULTS_FILE = "results.json"
+RESULTS_FORMAT = "vjepa_hub.localisation/2"
+FEATURES_FOLDER, DETECTIONS_FILE, RESULTS_FILE = "features", "detections.csv", "results.json"
 # Unreadable key frames in the results; the rest is counted
 MAX_NAMED = 100
 
 
-def run_localisation(
-    model_name: str | Path,
-    *,
-    train_annotations: str | Path,
-    val_annotations: str | Path,
-    videos: str | Path,
-    output_dir: str | Path,
-    train_proposals: str | Path | None = None,
-    val_proposals: str | Path | None = None,
-    label_map: str | Path | None = None,
-    excluded_key_frames: str | Path | None = None,
-    protocol: LocalisationProtocol | None = None,
-    start_second: float = 0.0,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    encoding: EncodingSettings | None = None,
-    backend: str | None = None,
-    progress: Progress = no_progress,
-) -> Path:
-    """Train and evaluate action localisation on a frozen V-JEPA encoder, or go on where a call was stopped.
+class LocalisationSettings(Settings):
+    """Action localisation on a frozen V-JEPA encoder.
 
     Args:
-        model_name: What `vjepa_hub.load` takes.
-        train_annotations: Such as `ava_train_v2.2.csv`.
-        val_annotations: Such as `ava_val_v2.2.csv`.
-        videos: The folder of the videos of both, named by their ids.
-        output_dir: Where everything is written.
+        model: What `vjepa_hub.load` takes.
+        train: Annotations to train on, such as `ava_train_v2.2.csv`.
+        validation: Annotations to evaluate on, such as `ava_val_v2.2.csv`.
+        videos: Folder of the videos of both, named by their ids.
         train_proposals: Boxes of persons to train on as well, where they lie on annotated ones.
         val_proposals: Boxes of persons to classify. Without, the annotated boxes are: then nobody has to be found, and
-            the result is no longer comparable with published ones.
+            the result is not comparable with published ones.
         label_map: The `.pbtxt` of the actions that count; without, the 60 of AVA v2.2, which then have no names.
-        excluded_key_frames: Key frames to leave out of the validation.
-        protocol: Other settings than the paper's.
-        start_second: The second of the film at which the files begin: 900 for files of the annotated part alone.
+        excluded: Key frames to leave out of the validation.
+        protocol: Clips, boxes and optimisation.
+        start_second: Second of the film at which the files begin: 900 for files of the annotated part alone.
         seed: Of the head's weights, the order and the mirroring.
-        device: Where encoder and head run.
         encoding: How clips are encoded.
+        device: Where; None: the accelerator, if there is one.
         backend: The decoder, as for `open_video`.
-        progress: Called with (stage, done, total); the stages are "features-train", "features-val" and "train".
+    """
+
+    model: str
+    train: Path
+    validation: Path
+    videos: Path
+    train_proposals: Path | None = None
+    val_proposals: Path | None = None
+    label_map: Path | None = None
+    excluded: Path | None = None
+    protocol: LocalisationProtocol = Field(default_factory=LocalisationProtocol)
+    start_second: NonNegativeFloat = 0.0
+    seed: NonNegativeInt = 0
+    encoding: EncodingSettings = Field(default_factory=EncodingSettings)
+    device: str | None = None
+    backend: str | None = None
+
+
+def run_localisation(
+    settings: LocalisationSettings, output_dir: str | Path, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Train and evaluate action localisation on a frozen V-JEPA encoder, or resume.
+
+    Every process of a `torchrun` calls it; the first one writes.
+
+    Args:
+        settings: Model, files and protocol.
+        output_dir: Folder of the run.
+        progress: Called as the work goes on.
 
     Returns:
-        The file `results.json`.
+        Contents of `results.json`.
 
     Raises:
-        ValueError: a file does not follow AVA's format, the folder holds a run of other settings, or nothing is left
+        ValueError: A file does not follow AVA's format, the folder holds a run of other settings, or nothing is left
             to train on or to evaluate.
-        FileNotFoundError: the folder has none of the videos.
+        FileNotFoundError: The folder has none of the videos.
     """
-    protocol = protocol or LocalisationProtocol()
-    output_dir = Path(output_dir)
-    labels = None if label_map is None else read_label_map(label_map)
-    class_ids = _evaluated_classes(labels, protocol)
-    inputs = _Inputs(protocol, train_annotations, val_annotations, train_proposals, val_proposals, excluded_key_frames)
-    opened = open_model(model_name, device=device)
-    extraction = _Extraction(
-        encoder=LayerFeatures(opened.model, protocol.choose_layers(opened.model.config.num_hidden_layers)),
-        opened=opened,
-        protocol=protocol,
-        videos=videos,
-        output_dir=output_dir,
-        start_second=start_second,
-        device=device,
-        encoding=encoding or EncodingSettings(),
-        backend=backend,
-        progress=progress,
+    output_dir, processes, protocol = Path(output_dir), join_processes(), settings.protocol
+    inputs = _Inputs(settings)
+    opened = open_model(settings.model, device=processes.choose_device(settings.device))
+    train = _box_features(
+        inputs.train_frames, settings, opened, output_dir, flip_probability=protocol.flip_probability
     )
-    train_set, val_set = extraction.open(inputs.train_frames), extraction.open(inputs.val_frames)
-    train_features = extraction.run(train_set, "features-train", has_mirrored=protocol.flip_probability > 0)
-    val_features = extraction.run(val_set, "features-val", has_mirrored=False)
-    trained = train_localisation(
-        train_features,
-        inputs.train_frames,
+    validation = _box_features(inputs.val_frames, settings, opened, output_dir)
+    for source in (train, validation):
+        source.fill(processes=processes, progress=progress)
+    training = SideBySideTraining(
+        train,
+        [HeadSettings(pooling="average", learning_rate=protocol.learning_rate, weight_decay=protocol.weight_decay)],
         protocol,
-        output_dir=output_dir,
-        seed=seed,
-        device=device,
-        progress=progress,
+        hidden_size=train.features.num_features,
+        num_attention_heads=1,  # of the attentive probe
+        items_per_pass=protocol.batch_size,
+        seed=settings.seed,
+        device=train.device,
+        processes=processes,
     )
-    result = evaluate_localisation(
-        trained.head,
-        val_features,
-        inputs.val_frames,
-        inputs.val_annotations,
-        output_dir=output_dir,
-        class_ids=class_ids,
-    )
-    report = {
-        "format": RESULTS_FORMAT,
-        "package": __version__,
-        **_describe_result(result, labels),
-        **_describe_comparison(extraction, inputs, val_features),
-        **_describe_settings(extraction),
-        "seed": seed,
-        "losses": trained.losses,
-        "train": _count(inputs.train_frames, train_features),
-        "val": _count(inputs.val_frames, val_features),
-    }
-    content = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    write_whole(output_dir / RESULTS_FILE, content)
-    return output_dir / RESULTS_FILE
+    (head,) = training.run(output_dir, progress=progress)
+    if processes.is_first:
+        found = detect_actions(head, validation, class_ids=inputs.class_ids)
+        write_detections(output_dir / DETECTIONS_FILE, found)
+        # Of the file as it was rounded, so that AVA's own evaluation says the same of it
+        found = read_detections(output_dir / DETECTIONS_FILE, num_classes=protocol.num_classes)
+        result = evaluate_detections(inputs.val_annotations, found, class_ids=inputs.class_ids)
+        report = _describe(settings, inputs, opened, train, validation, result, losses=training.losses)
+        write_whole(output_dir / RESULTS_FILE, json.dumps(report, indent=2, allow_nan=False) + "\n")
+    processes.wait()
+    return json.loads((output_dir / RESULTS_FILE).read_text(encoding="utf-8"))
+
+
+@torch.no_grad()
+def detect_actions(
+    head: nn.Module,
+    features: BoxFeatures,
+    *,
+    class_ids: Sequence[int] = EVALUATED_CLASS_IDS,
+    max_detections: int = MAX_DETECTIONS,
+    batch_size: int = 1024,
+) -> KeyFrameBoxes:
+    """Score the actions of boxes.
+
+    Args:
+        head: The classifier.
+        features: Of the boxes.
+        class_ids: The actions to score.
+        max_detections: Only the highest scores of a key frame are kept, as the evaluation counts no more.
+        batch_size: Key frames at a time.
+    """
+    columns, ids = torch.tensor(class_ids) - 1, np.asarray(class_ids, dtype=np.int64)
+    parts = []
+    for batch in features.batches(in_order(range(len(features)), batch_size)):
+        assert batch is not None
+        rows = batch.indices[batch.is_readable.cpu()].numpy()
+        tokens = batch.tokens[batch.is_readable].flatten(1, 3)  # (R, 1, L * D)
+        scores = head(tokens.float()).sigmoid().cpu()[:, columns].double().numpy().ravel()
+        key_frames = np.repeat(features.key_frame_of_row[rows], len(ids))
+        kept = highest_per_frame(key_frames, scores, max_detections)
+        boxes = features.boxes[rows[kept // len(ids)]].astype(np.float64)
+        parts.append((key_frames[kept], boxes, ids[kept % len(ids)], scores[kept]))
+    columns_of_parts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return KeyFrameBoxes(tuple(frame.id for frame in features.dataset.key_frames), *columns_of_parts)
 
 
 class _Inputs:
     """The key frames that the files name, with their boxes."""
 
-    def __init__(
-        self,
-        protocol: LocalisationProtocol,
-        train_annotations: str | Path,
-        val_annotations: str | Path,
-        train_proposals: str | Path | None,
-        val_proposals: str | Path | None,
-        excluded_key_frames: str | Path | None,
-    ):
+    def __init__(self, settings: LocalisationSettings):
+        protocol = settings.protocol
         num_classes, min_score = protocol.num_classes, protocol.proposal_score_threshold
-        excluded = frozenset() if excluded_key_frames is None else read_excluded_key_frames(excluded_key_frames)
-        self.val_annotations = read_annotations(val_annotations, num_classes=num_classes).without(excluded)
+        self.names = {} if settings.label_map is None else read_label_map(settings.label_map)
+        self.class_ids = tuple(self.names) or EVALUATED_CLASS_IDS
+        if max(self.class_ids) > num_classes:
+            raise ValueError(
+                f"action {max(self.class_ids)} is to be evaluated, but num_classes is {num_classes}; pass the label "
+                "map of these actions, or raise num_classes"
+            )
+        excluded = frozenset() if settings.excluded is None else read_excluded_key_frames(settings.excluded)
+        self.val_annotations = read_annotations(settings.validation, num_classes=num_classes).without(excluded)
         self.train_frames = list_training_boxes(
-            read_annotations(train_annotations, num_classes=num_classes),
-            None if train_proposals is None else read_proposals(train_proposals, min_score=min_score),
+            read_annotations(settings.train, num_classes=num_classes),
+            None
+            if settings.train_proposals is None
+            else read_proposals(settings.train_proposals, min_score=min_score),
             num_classes=num_classes,
             min_overlap=protocol.proposal_min_overlap,
         )
-        self.has_val_proposals = val_proposals is not None
-        if val_proposals is None:
-            self.val_frames = list_annotated_boxes(self.val_annotations, num_classes=num_classes)
-            return
-        proposals = read_proposals(val_proposals, min_score=min_score)
-        self.val_frames = list_proposed_boxes(self.val_annotations, proposals, num_classes=num_classes)
+        self.val_frames = list_annotated_boxes(self.val_annotations, num_classes=num_classes)
+        if settings.val_proposals is not None:
+            proposals = read_proposals(settings.val_proposals, min_score=min_score)
+            self.val_frames = list_proposed_boxes(self.val_annotations, proposals, num_classes=num_classes)
         if not any(len(frame.boxes) for frame in self.val_frames):
             raise ValueError(
-                f"{val_proposals} has no box of a score of {min_score} or more on the {len(self.val_frames)} key "
-                f"frames of {val_annotations}; check that they belong together, or lower proposal_score_threshold"
+                f"{settings.val_proposals or settings.validation} has no box of a score of {min_score} or more on the "
+                f"{len(self.val_frames)} key frames of {settings.validation}; check that they belong together, or "
+                "lower proposal_score_threshold"
             )
 
-    @property
-    def shared_videos(self) -> set[str]:
-        train, val = ({frame.id.video_id for frame in frames} for frames in (self.train_frames, self.val_frames))
-        return train & val
+
+def _box_features(
+    key_frames: Sequence[KeyFrame],
+    settings: LocalisationSettings,
+    opened: OpenedModel,
+    output_dir: Path,
+    *,
+    flip_probability: float = 0.0,
+) -> BoxFeatures:
+    """The features of those key frames that have boxes."""
+    layers = settings.protocol.choose_layers(opened.model.config.num_hidden_layers)
+    dataset = KeyFrameDataset(
+        [frame for frame in key_frames if len(frame.boxes)],
+        settings.videos,
+        settings.protocol,
+        crop_size=opened.model.config.crop_size,
+        mean=opened.processor.image_mean,
+        std=opened.processor.image_std,
+        start_second=settings.start_second,
+        backend=settings.backend,
+    )
+    return BoxFeatures(
+        output_dir / FEATURES_FOLDER,
+        LayerFeatures(opened.model, layers, name=opened.name),
+        dataset,
+        settings.encoding,
+        flip_probability=flip_probability,
+        seed=settings.seed,
+        device=opened.model.device,
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Extraction:
-    """How the features of key frames are computed, the same for both sets."""
-
-    encoder: LayerFeatures
-    opened: OpenedModel
-    protocol: LocalisationProtocol
-    videos: str | Path
-    output_dir: Path
-    start_second: float
-    device: str | torch.device
-    encoding: EncodingSettings
-    backend: str | None
-    progress: Progress
-
-    def open(self, key_frames: list[KeyFrame]) -> KeyFrameDataset:
-        return KeyFrameDataset(
-            key_frames,
-            self.videos,
-            self.protocol,
-            crop_size=self.opened.model.config.crop_size,
-            mean=self.opened.processor.image_mean,
-            std=self.opened.processor.image_std,
-            start_second=self.start_second,
-            backend=self.backend,
-        )
-
-    def run(self, dataset: KeyFrameDataset, stage: str, *, has_mirrored: bool) -> BoxFeatures:
-        return extract_box_features(
-            self.encoder,
-            dataset,
-            self.output_dir / stage,
-            has_mirrored=has_mirrored,
-            batch_size=self.encoding.clips_per_pass,
-            num_workers=self.encoding.num_workers,
-            device=self.device,
-            compute_dtype=getattr(torch, self.encoding.dtype),
-            stage=stage,
-            progress=self.progress,
-        )
-
-
-def _evaluated_classes(labels: LabelMap | None, protocol: LocalisationProtocol) -> tuple[int, ...]:
-    class_ids = EVALUATED_CLASS_IDS if labels is None else labels.class_ids
-    if max(class_ids) > protocol.num_classes:
-        raise ValueError(
-            f"action {max(class_ids)} is to be evaluated, but num_classes is {protocol.num_classes}; pass the label "
-            "map of these actions, or raise num_classes"
-        )
-    return class_ids
-
-
-def _describe_result(result: AvaResult, labels: LabelMap | None) -> dict[str, Any]:
-    classes = [
-        {
-            "id": class_id,
-            "name": None if labels is None else labels.names[class_id],
-            "average_precision": value,
-            "num_ground_truths": result.num_ground_truths[class_id],
-        }
-        for class_id, value in result.average_precisions.items()
-    ]
+def _describe(
+    settings: LocalisationSettings,
+    inputs: _Inputs,
+    opened: OpenedModel,
+    train: BoxFeatures,
+    validation: BoxFeatures,
+    result: AvaResult,
+    *,
+    losses: list[list[float]],
+) -> dict[str, Any]:
+    protocol = settings.protocol
     return {
+        "format": RESULTS_FORMAT,
+        "package": __version__,
         "mean_average_precision": result.mean_average_precision,
-        "classes": classes,
+        "classes": [
+            {
+                "id": class_id,
+                "name": inputs.names.get(class_id),
+                "average_precision": value,
+                "num_ground_truths": result.num_ground_truths[class_id],
+            }
+            for class_id, value in result.average_precisions.items()
+        ],
         "num_detections": result.num_detections,
-    }
-
-
-def _describe_settings(extraction: _Extraction) -> dict[str, Any]:
-    opened = extraction.opened
-    return {
+        "published": PUBLISHED_RESULTS.get(opened.name),
+        "differences": _list_differences(settings, inputs, validation),
         "encoder": {"name": opened.name, "weights": opened.weights, "is_trained": opened.is_trained},
-        "layers": list(extraction.encoder.layers),
-        "compute_dtype": extraction.encoding.dtype,
-        "start_second": extraction.start_second,
-        "protocol": {**extraction.protocol.to_tree(), "sources": extraction.protocol.sources},
+        "layers": list(train.features.layers),
+        "compute_dtype": settings.encoding.dtype,
+        "start_second": settings.start_second,
+        "protocol": {**protocol.to_tree(), "sources": protocol.sources},
+        "seed": settings.seed,
+        "losses": [of_heads[0] for of_heads in losses],
+        "train": _count(inputs.train_frames, train),
+        "val": _count(inputs.val_frames, validation),
     }
 
 
-def _describe_comparison(extraction: _Extraction, inputs: _Inputs, val_features: BoxFeatures) -> dict[str, Any]:
-    """The published number, and what stands between it and this one."""
+def _list_differences(settings: LocalisationSettings, inputs: _Inputs, validation: BoxFeatures) -> list[str]:
+    """What stands between this number and the published one."""
     differences = []
-    if inputs.shared_videos:
-        differences.append(f"{len(inputs.shared_videos)} videos are in both sets, such as {min(inputs.shared_videos)}")
-    if not inputs.has_val_proposals:
+    train, val = ({frame.id.video_id for frame in frames} for frames in (inputs.train_frames, inputs.val_frames))
+    if train & val:
+        differences.append(f"{len(train & val)} videos are in both sets, such as {min(train & val)}")
+    if settings.val_proposals is None:
         differences.append("the annotated boxes were classified: no person had to be found")
-    if val_features.failures:
-        differences.append(
-            f"{len(val_features.failures)} key frames could not be read; their boxes count as not found"
-        )
+    num_unreadable = int((~validation.is_readable).sum())
+    if num_unreadable:
+        differences.append(f"{num_unreadable} key frames could not be read; their boxes count as not found")
     default = LocalisationProtocol()
-    for name, value in extraction.protocol.changes.items():
+    for name, value in settings.protocol.changes.items():
         differences.append(f"{name} is {value}; the protocol has {getattr(default, name)}")
-    return {"published": PUBLISHED_RESULTS.get(extraction.opened.name), "differences": differences}
+    return differences
 
 
 def _count(key_frames: Sequence[KeyFrame], features: BoxFeatures) -> dict[str, Any]:
     """Sizes of a set, and its key frames that could not be read."""
-    named = list(features.failures.items())[:MAX_NAMED]
-    videos = {frame.id.video_id for frame in key_frames}
+    unreadable = np.flatnonzero(~features.is_readable)
     return {
-        "num_videos": len(videos),
+        "num_videos": len({frame.id.video_id for frame in key_frames}),
         "num_key_frames": len(key_frames),
-        "num_boxes": sum(len(frame.boxes) for frame in key_frames),
-        "num_without_boxes": sum(not len(frame.boxes) for frame in key_frames),
-        "num_unreadable": len(features.failures),
-        "unreadable": [{"key_frame": str(key_frames[place].id), "cause": cause} for place, cause in named],
+        "num_boxes": len(features.boxes),
+        "num_without_boxes": len(key_frames) - len(features),
+        "num_unreadable": len(unreadable),
+        "unreadable": [str(features.dataset.key_frames[place].id) for place in unreadable[:MAX_NAMED]],
     }
