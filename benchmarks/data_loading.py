@@ -31,10 +31,11 @@ from masking import KINDS, draw_in_a_loop  # the benchmark beside this one
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
-from vjepa_hub.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, CropSpec, finish_clips
+from vjepa_hub.data.augmentation import IMAGENET_MEAN, IMAGENET_STD, finish_clips
 from vjepa_hub.data.clip_order import ClipOrder, ClipRequest
 from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.collation import MaskCollator
+from vjepa_hub.data.crop_spec import CropSpec
 from vjepa_hub.data.dataset import ClipReader, VideoClipDataset
 from vjepa_hub.data.masking import TokenGrid
 from vjepa_hub.data.sources import VideoFileSource

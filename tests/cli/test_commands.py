@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import vjepa_hub
 from tests.child_process import run_python
 from vjepa_hub.cli import app
+from vjepa_hub.evaluation.protocols import PROTOCOLS
 from vjepa_hub.hub.registry import MODELS
 from vjepa_hub.pretraining.recipes import recipe_names
 
@@ -21,12 +22,13 @@ RUN_LINES = """
     from typer.testing import CliRunner
     from vjepa_hub.cli import app
     results = [CliRunner().invoke(app, line, env={"COLUMNS": "200"}) for line in json.loads(sys.argv[1])]
-    heavy = {"torch", "transformers", "numpy", "matplotlib", "PIL"} & set(sys.modules)
+    heavy = {"torch", "transformers", "matplotlib", "PIL"} & set(sys.modules)
     print(json.dumps([[[result.exit_code, result.output] for result in results], sorted(heavy)]))
 """
 MISTAKES = [
     ("features nonesuch.mp4", "FILE...", "nonesuch.mp4"),
     ("features", "", "--sample"),
+    ("features --sample --no-dense --no-pooled", "--no-pooled", "--no-dense"),
     ("features --sample --no-dense --picture", "", "--no-dense"),
     ("features --sample --output-dir FILE", "--output-dir", "FILE"),
     ("features --sample --model vjepa-vitl14", "--model", "vjepa-vitl16"),
@@ -46,9 +48,13 @@ MISTAKES = [
     ("pretrain tiny --data nonesuch.csv", "--data", "nonesuch.csv"),
     ("pretrain tiny --data FILE --weight 1 --weight 2", "--weight", "2"),
     ("pretrain tiny --init vjepa-vitl14", "--init", "vjepa-vitl16"),
-    ("pretrain tiny --resume --overwrite", "--overwrite", "--resume"),
     ("probe vjepa-vitl14 --val FILE --train FILE", "MODEL...", "vjepa-vitl16"),
     ("probe vjepa-vit-tiny --val nonesuch.csv --train FILE", "--val", "nonesuch.csv"),
+    ("probe vjepa-vit-tiny --val FILE", "--train", "--eval-only"),
+    ("probe vjepa-vit-tiny timm:vit_tiny --val FILE --eval-only", "--eval-only", "2"),
+    ("probe vjepa-vit-tiny --val FILE --train FILE --protocol k600", "--protocol", "k400"),
+    ("probe vjepa-vit-tiny --val FILE --train FILE --set num_epochs=0", "", "num_epochs"),
+    ("probe vjepa-vit-tiny --val FILE --train FILE --set epochs=3", "", "num_epochs"),
     ("finetune vjepa-vitl14 --train FILE --val FILE", "MODEL", "vjepa-vitl16"),
     ("finetune vjepa-vit-tiny --train FILE --val nonesuch.csv", "--val", "nonesuch.csv"),
     ("localise vjepa-vit-tiny --train FILE --val FILE --videos nonesuch", "--videos", "nonesuch"),
@@ -101,6 +107,7 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(tmp_path):
         ("pretrain ", set(recipe_names())),
         ("pretrain tiny --init vjepa", set(MODELS)),
         ("features --model vjepa-vitl", {"vjepa-vitl16"}),
+        ("probe vjepa-vit-tiny --protocol pl", {name for name in PROTOCOLS if name.startswith("pl")}),
         ("show-masks --kind r", {"random-tube"}),
         ("finetune ", set(MODELS)),
     ],

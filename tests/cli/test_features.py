@@ -120,7 +120,7 @@ def test_one_bad_file_gives_exit_code_1_and_its_cause_and_the_others_are_written
     assert written(tmp_path / "out") == ["failed.jsonl", "picture.safetensors"]
     bad.unlink()
     again = run_features(picture, "--model", model_folder, "--output-dir", tmp_path / "out", "--no-dense")
-    assert (again.exit_code, "1 videos: 0 done, 1 done before, 0 failed" in again.output) == (0, True)
+    assert (again.exit_code, "1 video: 0 done, 1 done before, 0 failed" in again.output) == (0, True)
 
 
 def test_folder_and_manifest_are_taken_with_the_tree_of_the_outputs_like_theirs(model_folder, tmp_path):
@@ -191,7 +191,6 @@ def test_files_of_equal_name_never_overwrite_each_other(model_folder, picture, t
         (["--stride", "0"], "stride is 0"),
         (["--backend", "decorb"], "'decorb' cannot be used"),
         (["--device", "abacus"], "device is 'abacus'; this machine has: cpu"),
-        (["--no-dense", "--no-pooled"], "both off"),
         (["--dtype", "int8"], "float32"),
     ],
 )

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vjepa_hub.data.augmentation import CropSpec, draw_crop
+from vjepa_hub.data.augmentation import draw_crop
 from vjepa_hub.data.clip_order import ClipOrder, ClipRequest
 from vjepa_hub.data.clip_sampling import ClipSpec
+from vjepa_hub.data.crop_spec import CropSpec
 from vjepa_hub.data.dataset import VideoClipDataset
 from vjepa_hub.data.quarantine import NoReadableVideoError, Quarantine
 from vjepa_hub.data.records import ClipSource, FrameFolder, VideoContent, VideoRecord

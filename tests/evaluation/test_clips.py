@@ -14,9 +14,10 @@ from torchvision import transforms
 
 from tests.evaluation.finetuning_sets import FramesInMemory, labelled_set
 from vjepa_hub import VJEPAVideoProcessor
-from vjepa_hub.data.augmentation import CropSpec, draw_crop, finish_clips
+from vjepa_hub.data.augmentation import draw_crop, finish_clips
 from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.data.clip_sampling import sample_clip_indices
+from vjepa_hub.data.crop_spec import CropSpec
 from vjepa_hub.data.random_streams import Stream, generator_at
 from vjepa_hub.data.records import ClipSource, VideoContent, VideoRecord
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos

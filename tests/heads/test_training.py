@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from tests.heads.fake_tokens import FakeBoxes, FakeTokens
 from vjepa_hub.core.settings import SettingsError
+from vjepa_hub.heads.optimisation import HeadOptimisation
 from vjepa_hub.heads.pooling import HeadSettings, build_head
 from vjepa_hub.heads.training import (
     CHECKPOINT,
-    HeadOptimisation,
     SideBySideTraining,
     TrainingPlan,
     learning_rate_at,

@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turn what the library says of wrong options into a usage message without a traceback, exit code 2."""
+def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn what the library says of wrong options into a usage message without a traceback, exit code 2.
+
+    Args:
+        kinds: The errors; by default KeyError, ValueError and OSError.
+    """
+    told = kinds or (KeyError, ValueError, OSError)
     try:
         yield
-    except KeyError as error:
-        raise typer.BadParameter(str(error.args[0])) from error
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
+    except told as error:
+        raise typer.BadParameter(str(error.args[0] if isinstance(error, KeyError) else error)) from error
 
 
 # A summary of more videos than these names only those that failed.

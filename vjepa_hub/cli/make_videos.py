@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,18 +12,13 @@ from .common import usage_errors
 from .options import existing, output_folder
 
 
-class MadeKind(str, Enum):
-    """What made video shows."""
-
-    shapes = "shapes"
-    fashion_mnist = "fashion-mnist"
-
-
 def make_videos(
     folder: Annotated[
         Path, typer.Argument(help="Made if it is not there; videos that are there are kept.", callback=output_folder)
     ],
-    kind: Annotated[MadeKind, typer.Option(help="What moves: drawn shapes, or pictures.")] = MadeKind.shapes,
+    kind: Annotated[
+        Literal["shapes", "fashion-mnist"], typer.Option(help="What moves: drawn shapes, or pictures.")
+    ] = "shapes",
     num_videos: Annotated[int, typer.Option(help="Number of videos.")] = 1000,
     size: Annotated[int, typer.Option(help="Side of the square frames in pixels.")] = 64,
     num_frames: Annotated[int, typer.Option(help="Frames of each video.")] = 32,
@@ -48,7 +42,7 @@ def make_videos(
     The same numbers give the same videos. The folder gets videos.csv (path and both labels), and appearance.csv and
     motion.csv in the form 'path label', for pretrain, probe and finetune.
     """
-    if kind is MadeKind.shapes and (pictures is not None or scene is not None):
+    if kind == "shapes" and (pictures is not None or scene is not None):
         raise typer.BadParameter("--pictures and --scene are for --kind fashion-mnist; shapes are drawn")
 
     from ..data.synthetic.videos import MADE_KINDS
@@ -57,7 +51,7 @@ def make_videos(
     look: dict[str, Any] = {} if scene is None else {"scene": scene}
     with usage_errors():
         numbers = {"num_videos": num_videos, "size": size, "num_frames": num_frames, "seed": seed}
-        settings = MADE_KINDS[kind.value].from_tree({**numbers, "split": split, **look})
+        settings = MADE_KINDS[kind].from_tree({**numbers, "split": split, **look})
         with ProgressBar() as progress:
             manifest = make(folder, settings, pictures=pictures, progress=progress)
     typer.echo(f"wrote {manifest}")

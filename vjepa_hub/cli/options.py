@@ -40,8 +40,13 @@ def _require_input(path: str) -> None:
 
 
 def _require_folder(path: str) -> None:
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise NotADirectoryError(f"'{path}' is a file, but results go into a folder; name another")
+    folder = os.path.abspath(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"'{folder}' is a file, but results go into a folder; name another")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"nothing can be written to '{folder}'; name another folder")
 
 
 def _require_model(name: str) -> None:
@@ -72,10 +77,17 @@ def _require_recipe(name: str) -> None:
         )
 
 
+def _require_protocol(name: str) -> None:
+    from ..evaluation.protocols import find_protocol
+
+    find_protocol(name)
+
+
 existing = _each(_require_input)
 output_folder = _each(_require_folder)
 known_encoders = _each(_require_encoder)
 known_model = _each(_require_model)
+known_protocol = _each(_require_protocol)
 registered_model = _each(_require_registered)
 known_recipe = _each(_require_recipe)
 
@@ -105,8 +117,15 @@ def _recipe_names() -> Iterable[str]:
     return recipe_names()
 
 
+def _protocol_names() -> Iterable[str]:
+    from ..evaluation.protocols import PROTOCOLS
+
+    return PROTOCOLS
+
+
 complete_models = _completing(_model_names)
 complete_probes = _completing(_probe_names)
+complete_protocols = _completing(_protocol_names)
 complete_recipes = _completing(_recipe_names)
 
 

@@ -15,14 +15,22 @@ from typer.core import TyperCommand
 from ..core.distributed import is_first_process
 from ..core.progress import ProgressBar
 from .common import compute_dtype, read_names, usage_errors, warn_of_unreadable
-from .options import ClassNames, Device, complete_models, existing, known_encoders, output_folder, set_values
+from .options import (
+    ClassNames,
+    Device,
+    complete_models,
+    complete_protocols,
+    existing,
+    known_encoders,
+    known_protocol,
+    output_folder,
+    set_values,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.probe_run import ProbeSettings, SummaryRow
     from ..evaluation.protocols import Protocol
     from ..heads.metrics import ClassificationMetrics
-    from ..model.modeling_vjepa import VJEPAForVideoClassification
-    from ..model.video_processing_vjepa import VJEPAVideoProcessor
 
 
 ENCODER_HELP = (
@@ -80,7 +88,12 @@ def probe(
         ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="k400, ssv2, in1k, places205, inat21, plain (your own videos) or plain-image.")
+        str,
+        typer.Option(
+            help="k400, ssv2, in1k, places205, inat21, plain (your own videos) or plain-image.",
+            callback=known_protocol,
+            autocompletion=complete_protocols,
+        ),
     ] = "plain",
     output_dir: Annotated[Path, typer.Option(help="Folder of the run.", callback=output_folder)] = Path("runs/probe"),
     pooling: Annotated[
@@ -138,16 +151,24 @@ def probe(
 
     Without a network or a data set of your own, [bold]examples/evaluate.py[/bold] makes labelled video and runs this.
     """
-    from ..evaluation.probe_run import ProbeSettings, run_probe
+    if train is None and not eval_only:
+        raise typer.BadParameter("--train is missing; give a training set, or --eval-only for a trained classifier")
+    if eval_only and len(encoders) > 1:
+        raise typer.BadParameter(f"--eval-only takes one model, but {len(encoders)} are given; run it for each")
+
     from ..evaluation.protocols import find_protocol
-    from ..evaluation.tokens import EncodingSettings
 
     changes = [f"{name}={value}" for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size)) if value]
     changes += ["augmentation=none"] if no_augmentation else []
     with usage_errors():
         chosen = find_protocol(protocol).with_overrides([*(set_value or []), *changes])
-        if train is None and not eval_only:
-            raise ValueError("--train is missing; give a training set, or --eval-only for a trained classifier")
+
+    from ..evaluation.probe_run import ProbeSettings, evaluate_classifier, run_probe
+    from ..evaluation.tokens import EncodingSettings
+    from ..hub.loading import open_classifier
+    from ..hub.registry import MODELS
+
+    with usage_errors():
         settings = ProbeSettings(
             encoders=encoders,
             protocol=chosen,
@@ -168,12 +189,12 @@ def probe(
             frames_per_clip=frames_per_clip,
             overwrite=overwrite,
         )
-        if eval_only:
-            _evaluate_only(settings, output_dir)
-        else:
-            with ProgressBar() as progress:
-                rows = run_probe(settings, output_dir, progress)
-            _show_rows(rows, settings, output_dir)
+        with ProgressBar() as progress:
+            if eval_only:
+                model, processor = open_classifier(encoders[0], chosen.name if encoders[0] in MODELS else None)
+                _show_metrics(evaluate_classifier(model, processor, settings, output_dir, progress), output_dir)
+            else:
+                _show_rows(run_probe(settings, output_dir, progress), settings, output_dir)
 
 
 def _heads(
@@ -187,30 +208,6 @@ def _heads(
         for rate in rates or [protocol.learning_rate]
         for decay in decays or [protocol.weight_decay]
     ]
-
-
-def _evaluate_only(settings: ProbeSettings, output_dir: Path) -> None:
-    from ..evaluation.probe_run import evaluate_classifier
-
-    if len(settings.encoders) > 1:
-        raise ValueError(f"--eval-only takes one model, but {len(settings.encoders)} are given; run it for each")
-    model, processor = _open_classifier(settings)
-    with ProgressBar() as progress:
-        metrics = evaluate_classifier(model, processor, settings, output_dir, progress)
-    _show_metrics(metrics, output_dir)
-
-
-def _open_classifier(settings: ProbeSettings) -> tuple[VJEPAForVideoClassification, VJEPAVideoProcessor]:
-    """A folder or Hub name of a classifier, or a registered model with its released probe for the protocol."""
-    from ..hub.loading import load_classifier, open_classifier
-    from ..hub.registry import MODELS
-    from ..model.video_processing_vjepa import VJEPAVideoProcessor
-
-    name = settings.encoders[0]
-    if name not in MODELS:
-        return open_classifier(name)
-    model = load_classifier(name, settings.protocol.name)
-    return model, VJEPAVideoProcessor(crop_size=model.config.crop_size)
 
 
 def _show_metrics(metrics: ClassificationMetrics, output_dir: Path) -> None:

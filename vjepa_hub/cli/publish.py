@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -81,9 +81,8 @@ def publish(
         license=weights_license, datasets=tuple(dataset or ()), base_model=base_model, results=tuple(results or ())
     )
     with usage_errors(), _exit_on(UnpublishableError, HubAccessError):
-        model, processor = _open_source(source)
         result = publish_model(
-            model,
+            source,
             repo_id,
             private=private,
             revision=revision,
@@ -93,7 +92,6 @@ def publish(
             replace_card=replace_card,
             with_plots=with_plots,
             extra_files=tuple(extra_file or ()),
-            processor=processor,
         )
     _show_publication(result, is_dry_run=dry_run)
     if result.publication.problems:
@@ -118,16 +116,6 @@ def _show_problems(problems: list[str]) -> None:
     for problem in problems:
         hint = " (--license)" if "no license" in problem else ""
         typer.echo(f"- {problem}{hint}", err=True)
-
-
-def _open_source(source: str) -> tuple[Any, Any]:
-    """A folder as it stands; of any other model that `open_model` takes, the model with its processor."""
-    if Path(source).is_dir():
-        return source, None
-    from ..hub.loading import open_model
-
-    opened = open_model(source)
-    return opened.model, opened.processor
 
 
 def _show_publication(result: PublishResult, *, is_dry_run: bool) -> None:

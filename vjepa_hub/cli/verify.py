@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..core.progress import ProgressBar
 from .common import usage_errors
-from .options import complete_models, existing, known_model, output_folder
+from .options import complete_models, complete_protocols, existing, known_model, known_protocol, output_folder
 
 if TYPE_CHECKING:
     from ..publishing.verification import Check, VerificationReport
@@ -47,7 +47,12 @@ def verify(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Videos of that slice, drawn at random.")] = 50,
     protocol: Annotated[
-        str | None, typer.Option(help="Of that slice. Default: the one that the model's records state.")
+        str | None,
+        typer.Option(
+            help="Of that slice. Default: the one that the model's records state.",
+            callback=known_protocol,
+            autocompletion=complete_protocols,
+        ),
     ] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
     device: Annotated[str, typer.Option(help="Where the slice is evaluated.")] = "cpu",

@@ -15,28 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ..core.settings import PositiveRange, Probability, Settings, ShareRange, require_at_least
+from ..core.settings import require_at_least
+from .crop_spec import CropSpec
 from .random_streams import Stream, draw_uniform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_DRAWS = 10  # of a size, until one fits into the frame; as torchvision
-
-
-class CropSpec(Settings):
-    """Random-resized-crop and flip of a clip. The defaults are those of the released pretraining configurations.
-
-    The side of the crop in pixels is the encoder's `crop_size`.
-
-    Args:
-        scale: Smallest and largest area of the crop, as a part of the frame's.
-        ratio: Smallest and largest width of the crop, divided by its height.
-        flip_probability: Probability of a horizontal flip.
-    """
-
-    scale: ShareRange = (0.3, 1.0)
-    ratio: PositiveRange = (0.75, 1.35)
-    flip_probability: Probability = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

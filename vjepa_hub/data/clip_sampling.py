@@ -9,12 +9,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from ..core.settings import Settings, require_at_least
 
 if TYPE_CHECKING:
+    import torch
     from typing_extensions import Self
 
 
@@ -92,7 +92,7 @@ class ClipSpec(FrameSampling):
         *,
         fps: float | None,
         allow_clip_overlap: bool = False,
-        generator: torch.Generator | None = None,
+        generator: "torch.Generator | None" = None,
     ) -> list[np.ndarray]:
         """Sample the frames of the clips of one video; arguments, rule and errors as for `sample_clip_indices`."""
         require_at_least(1, num_video_frames=num_video_frames)
@@ -119,7 +119,7 @@ def sample_clip_indices(
     frame_step: int | None = None,
     clip_duration: float | None = None,
     allow_clip_overlap: bool = False,
-    generator: torch.Generator | None = None,
+    generator: "torch.Generator | None" = None,
 ) -> list[np.ndarray]:
     """Chooses the frames of `num_clips` clips of one video.
 
@@ -208,7 +208,7 @@ def _spread_over_window(num_spanned: int, window: int, frames_per_clip: int) -> 
 
 
 def _window_starts(
-    num_video_frames: int, num_clips: int, window: int, generator: torch.Generator | None
+    num_video_frames: int, num_clips: int, window: int, generator: "torch.Generator | None"
 ) -> np.ndarray:
     """Places one window in each partition, all of which are longer than it."""
     starts = _partition_starts(num_video_frames, num_clips)
@@ -216,6 +216,8 @@ def _window_starts(
         return starts
     # The window may end with the partition: the released code leaves this last of the places out.
     num_places = num_video_frames // num_clips - window + 1
+    import torch  # heavy: the settings of protocols are read without it
+
     return starts + torch.randint(0, num_places, (num_clips,), generator=generator).numpy()
 
 

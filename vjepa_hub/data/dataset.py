@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .augmentation import Crop, CropSpec, draw_crop
+from .augmentation import Crop, draw_crop
 from .clip_order import ClipRequest
 from .clip_sampling import ClipSpec
+from .crop_spec import CropSpec
 from .frame_memory import open_memory
 from .quarantine import NoReadableVideoError, Quarantine
 from .random_streams import Stream, draw_uniform, generator_at

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .augmentation import CropSpec
 from .clip_order import ClipOrder
 from .clip_sampling import ClipSpec
+from .crop_spec import CropSpec
 from .dataset import Clip, ClipReader
 from .hugging_face import HuggingFaceShards
 from .quarantine import Quarantine

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from ..core.settings import PositiveRange, Probability, ShareRange
-from ..data.augmentation import CropSpec
 from ..data.clip_sampling import ClipSpec, FrameSampling
-from ..heads.training import HeadOptimisation
+from ..data.crop_spec import CropSpec
+from ..heads.optimisation import HeadOptimisation
 from .ava.protocol import LocalisationProtocol
 
 Media = Literal["video", "image"]

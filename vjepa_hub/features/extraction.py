@@ -28,7 +28,7 @@ from .. import __version__
 from ..core.files import written_whole
 from ..core.fingerprints import hash_weights
 from ..core.progress import Progress, no_progress
-from ..core.settings import Settings
+from ..core.settings import Settings, SettingsError
 from ..data.clip_sampling import plan_windows
 from ..data.video import VideoReader, open_video, read_image, require_backend
 
@@ -112,13 +112,16 @@ class ExtractionSettings(Settings):
         }
 
     def require_window_for(self, frames_per_clip: int) -> None:
-        """Raise a ValueError where the window is too short for a model's clip, before any video is opened.
+        """Refuse a window that is too short for a model's clip, before any video is opened.
 
         Args:
             frames_per_clip: Frames in a clip of the model.
+
+        Raises:
+            SettingsError: The window is shorter than a clip.
         """
         if self.window is not None and self.window < frames_per_clip:
-            raise ValueError(
+            raise SettingsError(
                 f"window is {self.window} frames, but a clip of this model has {frames_per_clip}: "
                 f"give a window of at least {frames_per_clip}"
             )
@@ -524,7 +527,8 @@ def _iterate_batches(
     progress(plan.metadata["file"], 0, total)
     for first in range(0, total, settings.clips_per_pass):
         windows = plan.windows[first : first + settings.clips_per_pass]
-        tokens = encode_clips([video.read_frames(window) for window in windows], opened)
+        clips = [video.read_frames(window) for window in windows]
+        tokens = encode_pixels(clip_pixels(clips, opened), opened)  # (B, d, h, w, D)
         yield first, _kept(tokens, opened.name, settings)
         progress(plan.metadata["file"], first + len(windows), total)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,10 +133,22 @@ def extract_video_set(
     def numbered(place: int) -> Progress:
         return lambda what, done, total: progress(f"{what} ({place + 1} of {len(tasks)})", done, total)
 
-    reports = [
-        (place, _do_task(tasks[place], opened, settings, model_metadata, after_each, numbered(place)))
-        for place in _own_share(tasks, processes)
-    ]
+    reports = []
+    for place in _own_share(tasks, processes):
+        task, outputs, error, num_clips = tasks[place], [], None, 0
+        try:
+            if not task.is_done:
+                extract_features_to_file(
+                    task.source, task.output, opened, settings, progress=numbered(place), model_metadata=model_metadata
+                )
+                outputs = [task.output]
+            outputs += after_each(task.source, task.output) if after_each is not None else []
+            num_clips = load_features(task.output).num_clips
+        except (VideoDecodingError, FeatureExtractionError) as failure:
+            logger.warning("skipped %s: %s", task.source, failure)
+            error = str(failure)
+        report = VideoReport(task.source, tuple(outputs), num_clips, is_done_before=task.is_done, error=error)
+        reports.append((place, report))
     in_order = [report for _, report in sorted(processes.gather(reports), key=lambda numbered: numbered[0])]
     if processes.is_first:
         _list_failures(in_order, folder)
@@ -196,28 +208,6 @@ def _own_share(tasks: list[_Task], processes: Processes) -> list[int]:
         share = share_out([tasks[number].num_bytes for number in numbers], processes.count)[processes.rank]
         shares += [numbers[place] for place in share]
     return sorted(shares)
-
-
-def _do_task(
-    task: _Task,
-    opened: OpenedModel,
-    settings: ExtractionSettings,
-    model_metadata: dict[str, str],
-    after_each: AfterEach | None,
-    progress: Progress,
-) -> VideoReport:
-    report = VideoReport(task.source, is_done_before=task.is_done)
-    try:
-        if not task.is_done:
-            extract_features_to_file(
-                task.source, task.output, opened, settings, progress=progress, model_metadata=model_metadata
-            )
-            report = replace(report, outputs=(task.output,))
-        further = after_each(task.source, task.output) if after_each is not None else ()
-    except (VideoDecodingError, FeatureExtractionError) as error:
-        logger.warning("skipped %s: %s", task.source, error)
-        return replace(report, error=str(error))
-    return replace(report, outputs=(*report.outputs, *further), num_clips=load_features(task.output).num_clips)
 
 
 def _list_failures(reports: list[VideoReport], folder: Path) -> None:

@@ -328,16 +328,23 @@ def load_folder(model_class: type[Model], name: str | Path) -> Model:
     return _load_checked(model_class, folder, check_folder(folder))
 
 
-def open_classifier(name: str | Path) -> tuple[VJEPAForVideoClassification, VJEPAVideoProcessor]:
-    """Open a classifier of one's own with its processor, checked as by `load_folder`.
+def open_classifier(
+    name: str | Path, dataset: str | None = None
+) -> tuple[VJEPAForVideoClassification, VJEPAVideoProcessor]:
+    """Open a classifier with its processor, checked as by `load_folder`; or a released model with its probe.
 
     Args:
-        name: A folder, or `owner/name` on the Hub.
+        name: A folder, or `owner/name` on the Hub; with a data set a model of the registry.
+        dataset: Of a released probe, as for `load_classifier`.
 
     Raises:
+        KeyError: There is no such released model or probe.
         RefusedModelError: A file lies, is damaged, leads out of the folder, or holds no classifier; a ValueError.
-        OSError: There is no such folder or repository, or nothing to load in it.
+        OSError: There is no such folder or repository, nothing to load in it, or no network.
     """
+    if dataset is not None:
+        classifier = load_classifier(str(name), dataset)
+        return classifier, VJEPAVideoProcessor(crop_size=classifier.config.crop_size)
     folder = Path(name) if Path(name).is_dir() else fetch_repository(str(name))
     config = check_folder(folder)
     if VJEPAForVideoClassification.__name__ not in (config.architectures or ()):

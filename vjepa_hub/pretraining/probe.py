@@ -23,10 +23,11 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..heads.metrics import compute_metrics
 from ..heads.neighbours import predict_by_neighbours
+from ..heads.optimisation import HeadOptimisation
 from ..heads.pooling import HeadSettings
 from ..heads.prediction import Predictions, predict
 from ..heads.tokens import TOKEN_DTYPE, TokensInMemory
-from ..heads.training import HeadOptimisation, SideBySideTraining
+from ..heads.training import SideBySideTraining
 from ..model.modeling_vjepa import VJEPAEncoder
 from .health import eval_mode
 

@@ -35,8 +35,8 @@ from pydantic import (
 )
 
 from ..core.settings import Settings, SettingsError, UnknownSettingError, nearest, read_yaml, write_yaml
-from ..data.augmentation import CropSpec
 from ..data.clip_sampling import ClipSpec, FrameSampling
+from ..data.crop_spec import CropSpec
 from ..data.masking import (
     CAUSAL,
     LONG_RANGE,

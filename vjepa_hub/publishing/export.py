@@ -21,6 +21,8 @@ import torch
 from torch import nn
 
 from ..core.files import written_whole
+from ..hub.loading import open_classifier, open_model
+from ..hub.safety import check_folder
 from ..model.modeling_vjepa import VJEPAEncoder, VJEPAForVideoClassification, VJEPAPreTrainedModel
 
 CONFIG_KEY = "config.json"
@@ -61,6 +63,19 @@ class _Logits(nn.Module):
         for layer in self.pooler.layer:
             queries = layer(queries)
         return self.classifier(queries.squeeze(1))
+
+
+def open_for_export(name: str, dataset: str | None = None) -> VJEPAPreTrainedModel:
+    """Open a model to export: for features, or the classifier where a folder holds one or a probe is asked for.
+
+    Args:
+        name: A name, a folder, a released file, or a Hub name.
+        dataset: Of a released probe, such as `k400`.
+    """
+    is_folder = Path(name).is_dir()
+    if dataset or (is_folder and VJEPAForVideoClassification.__name__ in (check_folder(name).architectures or ())):
+        return open_classifier(name, dataset)[0]
+    return open_model(name).model
 
 
 def export_program(model: VJEPAPreTrainedModel, file: str | os.PathLike) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..hub.loading import UNTRAINED
+from ..hub.loading import UNTRAINED, open_model
 from ..hub.safety import CONFIG_FILE, RefusedModelError, check_folder, read_config
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import AUTO_CLASSES, VJEPAPreTrainedModel
@@ -137,20 +137,21 @@ def folder_of(
     """The folder of a model: its own, or one that is written for as long as it is needed.
 
     Args:
-        source: A folder or a model.
+        source: A folder, a model, or the name of one, as for `open_model`.
         processor: Of the model; by default that of its crop size.
 
     Raises:
-        NotADirectoryError: There is no such folder.
+        KeyError: There is no such folder, nor a model of that name.
     """
+    if not isinstance(source, VJEPAPreTrainedModel) and not Path(source).is_dir():
+        opened = open_model(source)
+        source, processor = opened.model, opened.processor
     if isinstance(source, VJEPAPreTrainedModel):
         with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as written:
             source.save_pretrained(written)
             (processor or VJEPAVideoProcessor(crop_size=source.config.crop_size)).save_pretrained(written)
             yield Path(written)
         return
-    if not Path(source).is_dir():
-        raise NotADirectoryError(f"there is no folder {source}; give one that holds a model")
     yield Path(source)
 
 

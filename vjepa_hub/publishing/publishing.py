@@ -93,7 +93,8 @@ def publish(
     """Publish a model of the family, in one commit.
 
     Args:
-        source: A folder of `pretrain`, `probe`, `finetune`, `convert` or `save_pretrained`; or a model.
+        source: A folder of `pretrain`, `probe`, `finetune`, `convert` or `save_pretrained`; a model; or the name of
+            one, as for `open_model`.
         repo_id: `owner/name`, or a name alone, of the token's account. The repository is made if it is missing.
         private: Make a new repository private.
         revision: Branch to commit to; made from main if it is missing.

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ...core.settings import Probability
-from ...heads.training import HeadOptimisation
+from ...heads.optimisation import HeadOptimisation
 
 _PAPER = "Bardes et al. 2024, appendix D.2"
 _SLOWFAST = "Feichtenhofer et al. 2019 (SlowFast), whose protocol the paper follows"
