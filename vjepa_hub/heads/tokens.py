@@ -36,7 +36,13 @@ class TokenBatch:
 
 
 class TokenSource(ABC):
-    """Labelled items whose tokens can be had."""
+    """Labelled items whose tokens can be had.
+
+    Attributes:
+        fingerprint: Of tokens and labels, for the checkpoints of heads; empty where the run's own record has it.
+    """
+
+    fingerprint: str = ""
 
     @abstractmethod
     def __len__(self) -> int:

@@ -212,6 +212,18 @@ def test_detections_are_the_highest_scores_of_each_key_frame_with_their_boxes_an
             assert found.scores[row] == pytest.approx(scores[box, found.class_ids[row] - 1].item(), rel=1e-5)
 
 
+def test_head_of_other_annotations_or_settings_is_not_gone_on_with(folder, results):
+    lines = (folder / "train.csv").read_text().splitlines()
+    (folder / "relabelled.csv").write_text("\n".join(f"{line[:-1]}1" for line in lines) + "\n")
+    for values in (
+        {"train": folder / "relabelled.csv"},
+        {"seed": 1},
+        {"protocol": PROTOCOL.with_values(epsilon=1e-6)},
+    ):
+        with pytest.raises(ValueError, match="other settings"):
+            run(folder, "run", val_proposals=folder / "proposals.csv", **values)
+
+
 def test_missing_validation_video_lowers_the_result(folder, results):
     (folder / "more.csv").write_text("\n".join([*rows_of(2, (1, 3, 5)), *rows_of(7, (1, 3, 5))]) + "\n")
     proposals = [f"{row.rpartition(',')[0]},,0.9" for video in (2, 7) for row in rows_of(video, (1, 3, 5))]
