@@ -31,7 +31,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from transformers.utils import logging as transformers_logging
 
 from vjepa_hub.core.files import write_whole
 from vjepa_hub.core.progress import ProgressBar
+from vjepa_hub.core.run_files import EVALUATION_FILE
 from vjepa_hub.evaluation.encoders.opening import UNTRAINED_PREFIX
 from vjepa_hub.evaluation.encoders.pixel_encoder import PATCH_SIZE
 from vjepa_hub.evaluation.finetuning.run import FineTuneSettings, prepare_finetuning
@@ -67,8 +68,7 @@ from vjepa_hub.pretraining.recipe import Recipe
 from vjepa_hub.pretraining.run import build_model, build_processor
 from vjepa_hub.pretraining.run_data import VIDEOS
 from vjepa_hub.publishing.machine_paths import shorten_machine_paths
-from vjepa_hub.publishing.run_facts import EVALUATION_FILE
-from vjepa_hub.reproduction.record import ReproductionRecord, read_record, this_machine
+from vjepa_hub.publishing.records import EvaluationRecord, ReproductionRecord, read_record, this_machine
 from vjepa_hub.reproduction.retraining import MODEL
 from vjepa_hub.reproduction.training import computing_with
 
@@ -79,7 +79,6 @@ TRAINED, UNTRAINED, LABELS, PIXEL_PREDICTION, RAW_PIXELS = ROWS = (
     "pixel-prediction",
     "raw-pixels",
 )
-_FORMAT = 1
 _LABEL_BATCH_SIZE = 32
 
 
@@ -266,19 +265,17 @@ class Baselines:
         """Show the table, and write `evaluation.json` beside the weights."""
         rows = self.summarise()
         show(self.console, rows)
-        content = {
-            "format": _FORMAT,
-            "command": command,
-            "machine": asdict(this_machine()),
-            "recipe": self.recipe.name,
-            "num_steps": self.record.num_steps,
-            "seeds": self.seeds,
-            "num_train": self.tasks.num_train,
-            "num_test": self.tasks.num_test,
-            "rows": rows,
-        }
-        text = json.dumps(content, indent=1) + "\n"
-        return write_whole(self.folder / MODEL / EVALUATION_FILE, text)
+        content = EvaluationRecord(
+            command=command,
+            machine=this_machine(),
+            recipe=self.recipe.name,
+            num_steps=self.record.num_steps,
+            seeds=self.seeds,
+            num_train=self.tasks.num_train,
+            num_test=self.tasks.num_test,
+            rows=rows,
+        )
+        return write_whole(self.folder / MODEL / EVALUATION_FILE, content.model_dump_json(indent=1) + "\n")
 
 
 def show(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:

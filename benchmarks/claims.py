@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from pydantic_core import to_json
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -52,7 +53,6 @@ from vjepa_hub.data.masking import CAUSAL
 from vjepa_hub.data.synthetic.videos import make_videos
 from vjepa_hub.evaluation.label_efficiency import summarise
 from vjepa_hub.evaluation.made_tasks import ATTENTIVE_HEADS, TASKS, MadeTaskSettings, make_task_videos, probe_tasks
-from vjepa_hub.evaluation.results import to_plain
 from vjepa_hub.model.modeling_vjepa import VJEPAForPreTrainingOutput, select_tokens
 from vjepa_hub.pretraining.arguments import CHECKPOINTING
 from vjepa_hub.pretraining.checkpoints import save_published
@@ -64,7 +64,7 @@ from vjepa_hub.pretraining.run import build_model, build_processor, clear_folder
 from vjepa_hub.pretraining.run_data import VIDEOS
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 from vjepa_hub.publishing.machine_paths import shorten_machine_paths
-from vjepa_hub.reproduction.record import this_machine
+from vjepa_hub.publishing.records import this_machine
 from vjepa_hub.reproduction.retraining import share_videos, tasks_of
 from vjepa_hub.reproduction.training import computing_with
 from vjepa_hub.viz.style import AMBER, BLUE, INK, encode_figure, style
@@ -749,7 +749,7 @@ def write(study: Study, results: Results, command: str) -> None:
     }
     files = {
         "claims.md": to_markdown(rows, lines, command, words).encode(),
-        "claims.json": json.dumps(to_plain(numbers, where="claims"), indent=1).encode(),
+        "claims.json": to_json(numbers, indent=1, inf_nan_mode="null", fallback=lambda value: value.tolist()),
         "claims.png": draw(results, study.claims),
     }
     for name, content in files.items():

@@ -17,7 +17,7 @@ from vjepa_hub.pretraining.checkpoints import save_published
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.recipe import Recipe
 from vjepa_hub.pretraining.run import build_model, build_processor
-from vjepa_hub.reproduction.record import Machine, ReproductionRecord, SeedRecord, write_record
+from vjepa_hub.publishing.records import ReproductionRecord, SeedRecord, TrainingMachine, write_record
 from vjepa_hub.reproduction.training import digest_weights
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -76,7 +76,7 @@ def make_reproduction(folder):
         )
         for seed, accuracies in ACCURACIES.items()
     ]
-    machine = Machine(processor="a processor", torch="2", num_threads=1)
+    machine = TrainingMachine(processor="a processor", torch="2", num_threads=1)
     record = ReproductionRecord(
         recipe=recipe.to_tree(), short_steps=1, num_steps=3, tasks=TASK_SETTINGS, machine=machine, seeds=trainings
     )
@@ -154,12 +154,13 @@ def test_pixels_are_predicted_at_equal_compute(baselines, measured):
 
 
 def test_labels_train_all_weights_from_random_ones_on_crops_alone(measured):
-    file = measured[0] / "labels" / "seed-5" / "motion" / "finetuning.json"
+    file = measured[0] / "labels" / "seed-5" / "motion" / "run.json"
     found = json.loads(file.read_text())
-    assert found["model"].startswith("untrained:")
+    assert found["model"]["name"].startswith("untrained:")
+    settings = found["settings"]
     wanted = {"mode": "full", "seed": 5, "num_epochs": 2, "learning_rate": 1e-3, "layer_decay": 1.0, "mixup": 0.0}
-    assert {name: found[name] for name in wanted} == wanted
-    assert found["augmentation"]["flip_probability"] == 0.0  # it would turn right into left
+    assert {name: settings[name] for name in wanted} == wanted
+    assert settings["augmentation"]["flip_probability"] == 0.0  # it would turn right into left
 
 
 def test_test_videos_are_read_after_the_last_epoch_only(measured):

@@ -19,8 +19,8 @@ from vjepa_hub.hub.conversion import CONVERTER_VERSION
 from vjepa_hub.hub.loading import CACHE_ACCOUNT
 from vjepa_hub.hub.registry import EVALUATION_SETS, MODELS
 from vjepa_hub.pretraining.recipe import load_recipe
-from vjepa_hub.publishing.card_checks import python_blocks
-from vjepa_hub.publishing.cards import CardFacts, check_card, is_ours, render_card
+from vjepa_hub.publishing.card import check_card, is_ours, python_blocks, render_card
+from vjepa_hub.publishing.facts import CardFacts
 from vjepa_hub.publishing.registry_cards import registered_facts
 
 ROOT = Path(__file__).parents[1]

@@ -24,8 +24,8 @@ def test_values_in_a_row_train_side_by_side_and_end_in_one_table(labelled_folder
     assert "average, learning rate 0.003, weight decay 0.01" in result.output
     assert "in bold the best head, chosen on the validation set itself" in result.output
     results = read_results(tmp_path / "out")
-    assert len(results["heads"]) == 4
-    assert results["protocol"]["augmentation"] is None
+    assert len(results.heads) == 4
+    assert results.protocol["augmentation"] is None
 
 
 def test_shares_of_the_labels_are_reported_with_their_deviation(labelled_folder, tmp_path):
@@ -48,7 +48,7 @@ def test_trained_classifier_is_evaluated_as_it_is_and_unreadable_videos_are_told
     assert result.exit_code == 0, result.output
     assert "top-1 " in result.output
     assert "1 videos could not be read: they count as wrong" in result.output
-    assert read_results(tmp_path / "again")["num_unreadable"] == 1
+    assert read_results(tmp_path / "again").num_unreadable == 1
 
 
 @pytest.mark.parametrize(

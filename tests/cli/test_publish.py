@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 from functools import partial
 
@@ -11,10 +12,12 @@ from tests.hub_server import OWNER_TOKEN
 from tests.pretraining.test_run import RECIPE
 from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
 from vjepa_hub.cli import app
+from vjepa_hub.core.run_files import read_run
 from vjepa_hub.evaluation.slice_evaluation import find_stated_protocol
 from vjepa_hub.pretraining.recipe import Recipe
 from vjepa_hub.pretraining.run import pretrain
-from vjepa_hub.publishing.card_metadata import read_metadata
+from vjepa_hub.publishing.card import read_card
+from vjepa_hub.publishing.verification import verify_folder
 
 QUICK = ("--num-epochs", "1", "--batch-size", "16", "--num-workers", "0", "--num-classes", "8")
 
@@ -58,13 +61,49 @@ def test_a_probe_goes_from_its_training_to_a_verified_repository(labelled_folder
     assert "published" in result.output
     files = server.repositories["tester/motion"].files()
     assert {"results.json", "per_class.csv", "confusion.png", "model.safetensors"} <= files.keys()
-    top1 = read_metadata(files["README.md"].data.decode())["model-index"][0]["results"][0]["metrics"][0]
+    top1 = read_card(files["README.md"].data.decode()).data.eval_results[0]
     measured = json.loads((out / "results.json").read_text())["selected"]["metrics"]["top1"]
-    assert top1["value"] == round(100 * measured, 2)
+    assert top1.metric_value == round(100 * measured, 2)
     result = command("verify", "tester/motion", "--data", data, "--limit", "24")
     assert result.exit_code == 0, result.output
     assert f"{round(24 * measured)} of 24 right" in result.output  # the whole set, seen as it was in the evaluation
     assert "what it says of itself holds" in result.output
+
+
+COMMANDS = {
+    "probe": (
+        ["--label-fraction", "0.5", "--splits", "1", "--crop-size", "40", "--set", "frame_step=2"],
+        "classifier",
+    ),
+    "finetune": (["--num-segments", "2", "--set", "augmentation.scale=0.5,1", "--argument", "logging_steps=5"], "."),
+}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_command_of_a_card_with_its_placeholders_filled_gives_the_same_number(
+    labelled_folder, features, tmp_path, kind
+):
+    options, place = COMMANDS[kind]
+    places = {
+        "MODEL": features,
+        "TRAIN_LABELS.csv": labelled_folder / "train" / "motion.csv",
+        "VALIDATION_LABELS.csv": labelled_folder / "test" / "motion.csv",
+    }
+    sets = ("--train", places["TRAIN_LABELS.csv"], "--val", places["VALIDATION_LABELS.csv"])
+    result = command(kind, features, *sets, "--output-dir", tmp_path / "first", *options, *QUICK)
+    assert result.exit_code == 0, result.output
+    (folder,) = {path.parent for path in (tmp_path / "first").rglob("run.json")}
+    stated = read_card((folder / place / "README.md").read_text()).data.eval_results[0]
+    words = shlex.split(stated.metric_args["command"])
+    assert words[0] == "vjepa-hub"
+    filled = [places.get(word, tmp_path / "again" if word == "RUN" else word) for word in words[1:]]
+    assert command(*filled).exit_code == 0
+    again = read_run(tmp_path / "again" / folder.relative_to(tmp_path / "first"))
+    assert again.results[0].value == stated.metric_value
+    assert again.differences(read_run(folder)) == []
+    for part in ("50 % of the training labels", "crop_size=40", "frame_step=2") if kind == "probe" else ("scale=",):
+        assert part in stated.metric_args["protocol"]
+    assert verify_folder(folder).passed
 
 
 def test_a_tuned_classifier_is_published_with_its_settings_and_log(labelled_folder, features, server, tmp_path):
@@ -75,12 +114,12 @@ def test_a_tuned_classifier_is_published_with_its_settings_and_log(labelled_fold
     result = command("publish", out, "--repo-id", "tester/tuned", "--license", "apache-2.0", "--dataset", "me/motion")
     assert result.exit_code == 0, result.output
     files = server.repositories["tester/tuned"].files()
-    assert {"finetuning.json", "metrics.json"} <= files.keys()
+    assert {"run.json", "metrics.json"} <= files.keys()
     assert not any("checkpoint" in name or name.endswith(".bin") for name in files)
-    assert str(tmp_path).encode() not in files["config.json"].data + files["finetuning.json"].data
-    metadata = read_metadata(files["README.md"].data.decode())
-    assert metadata["datasets"] == ["me/motion"]
-    assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == "me/motion"
+    assert str(tmp_path).encode() not in files["config.json"].data + files["run.json"].data
+    data = read_card(files["README.md"].data.decode()).data
+    assert data.datasets == ["me/motion"]
+    assert data.eval_results[0].dataset_name == "me/motion"
     assert find_stated_protocol(out).num_segments == 2
 
 

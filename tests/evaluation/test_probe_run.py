@@ -12,6 +12,7 @@ from transformers import AutoModelForVideoClassification, pipeline
 
 from tests.conftest import FEW_VIDEOS
 from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
+from vjepa_hub.core.run_files import read_run
 from vjepa_hub.data.video import open_video
 from vjepa_hub.evaluation import probe_run
 from vjepa_hub.evaluation.label_efficiency import read_split
@@ -20,6 +21,7 @@ from vjepa_hub.evaluation.probe_run import ProbeSettings, evaluate_classifier, r
 from vjepa_hub.evaluation.protocols import find_protocol
 from vjepa_hub.evaluation.results import read_results
 from vjepa_hub.heads.pooling import HeadSettings
+from vjepa_hub.publishing.verification import verify_folder
 
 ROOT = Path(__file__).parents[2]
 HEADS = (
@@ -60,19 +62,43 @@ def finished(labelled_folder, tmp_path_factory):
 def test_run_leaves_results_picture_table_and_classifier(finished):
     output_dir, rows = finished
     results = read_results(output_dir)
-    assert results["protocol"]["num_epochs"] == 2
-    assert results["protocol"]["sources"]["num_epochs"] == "set by the caller"
-    assert results["encoder"]["description"].startswith("V-JEPA")
-    assert not results["encoder"]["is_trained"]
-    assert results["seeds"] == [0]
-    assert [head["pooling"] for head in results["heads"]] == ["attentive", "average"]
-    assert results["heads"][0]["metrics"]["num_videos"] == FEW_VIDEOS["test"]
-    assert len(results["data"]["training"]["losses"]) == 2
+    assert results.protocol["num_epochs"] == 2
+    assert results.encoder["description"].startswith("V-JEPA")
+    assert not results.encoder["is_trained"]
+    assert results.seeds == (0,)
+    assert [head.pooling for head in results.heads] == ["attentive", "average"]
+    assert results.heads[0].metrics.num_videos == FEW_VIDEOS["test"]
+    assert len(results.data["training"]["losses"]) == 2
     assert {row.head: row.top1.mean for row in rows} == {
-        str(head): found["metrics"]["top1"] for head, found in zip(HEADS, results["heads"], strict=True)
+        str(head): found.metrics.top1 for head, found in zip(HEADS, results.heads, strict=True)
     }
     for name in ("confusion.png", "per_class.csv", "summary.json", "classifier/config.json", "head.safetensors"):
         assert (output_dir / name).is_file(), name
+
+
+def test_record_of_a_run_has_its_settings_data_and_numbers(finished, labelled_folder):
+    record = read_run(finished[0])
+    assert (record.kind, record.state, record.num_starts) == ("probe", "complete", 1)
+    assert record.command[:2] == ("probe", str(labelled_folder / "model"))
+    assert record.changed["num_epochs"] == 2
+    assert {fact.role: fact.num_videos for fact in record.data} == {
+        "train": FEW_VIDEOS["train"],
+        "validation": FEW_VIDEOS["test"],
+    }
+    assert record.model.sha256 == read_results(finished[0]).encoder["fingerprint"]
+    assert {result.pooling for result in record.results} >= {"attentive"}
+    assert verify_folder(finished[0]).passed
+
+
+def test_record_of_a_run_that_fails_says_why(labelled_folder, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory at https://me:secret@host/a?key=1")
+
+    monkeypatch.setattr(probe_run, "predict", fail)
+    with pytest.raises(RuntimeError):
+        run_in(labelled_folder, tmp_path, heads=HEADS[1:])
+    record = read_run(tmp_path)
+    assert (record.state, record.cause) == ("failed", "RuntimeError: out of memory at https://host/a")
 
 
 def test_classifier_of_a_run_gives_the_stated_accuracy_by_the_pipeline_alone(finished, labelled_folder):
@@ -83,12 +109,12 @@ def test_classifier_of_a_run_gives_the_stated_accuracy_by_the_pipeline_alone(fin
     stated = read_results(output_dir)
     processor = VJEPAVideoProcessor.from_pretrained(output_dir / "classifier")
     assert (processor.num_segments, processor.frame_step) == (2, 2)
-    assert processor.num_frames == stated["encoder"]["frames_per_clip"] == model.config.frames_per_clip
+    assert processor.num_frames == stated.encoder["frames_per_clip"] == model.config.frames_per_clip
     classify = pipeline("video-classification", model=str(output_dir / "classifier"))
     test = open_labelled(labelled_folder / "test" / "motion.csv", num_classes=8)
     answers = [classify(name, top_k=1)[0]["label"] for name in test.names]
     found = np.mean([answer == f"motion {label}" for answer, label in zip(answers, test.labels, strict=True)])
-    assert found == stated["heads"][0]["metrics"]["top1"]
+    assert found == stated.heads[0].metrics.top1
 
 
 def test_eval_only_finds_again_what_the_run_found(finished, labelled_folder, tmp_path):
@@ -96,10 +122,10 @@ def test_eval_only_finds_again_what_the_run_found(finished, labelled_folder, tmp
     model = VJEPAForVideoClassification.from_pretrained(output_dir / "classifier")
     processor = VJEPAVideoProcessor.from_pretrained(output_dir / "classifier")
     metrics = evaluate_classifier(model, processor, settings_in(labelled_folder), tmp_path)
-    found = read_results(output_dir)["heads"][0]["metrics"]
-    assert metrics.top1 == found["top1"]
-    assert metrics.top5 == found["top5"]
-    assert "nothing was trained" in read_results(tmp_path)["selected"]["rule"]
+    found = read_results(output_dir).heads[0].metrics
+    assert metrics.top1 == found.top1
+    assert metrics.top5 == found.top5
+    assert "nothing was trained" in read_results(tmp_path).selected.rule
 
 
 def test_same_command_again_does_nothing_anew(finished, labelled_folder, monkeypatch):
@@ -112,11 +138,11 @@ def test_same_command_again_does_nothing_anew(finished, labelled_folder, monkeyp
 def test_folder_of_another_run_is_refused_and_overwritten_on_demand(labelled_folder, tmp_path):
     run_in(labelled_folder, tmp_path, heads=HEADS[1:])
     before = (tmp_path / "results.json").read_bytes()
-    with pytest.raises(ValueError, match=r"other settings \(seed differ\).*--overwrite"):
+    with pytest.raises(ValueError, match=r"other settings \(seeds differ\).*--overwrite"):
         run_in(labelled_folder, tmp_path, heads=HEADS[1:], seeds=(1,))
     assert (tmp_path / "results.json").read_bytes() == before
     run_in(labelled_folder, tmp_path, heads=HEADS[1:], seeds=(1,), overwrite=True)
-    assert read_results(tmp_path)["seeds"] == [1]
+    assert read_results(tmp_path).seeds == (1,)
 
 
 def test_cache_changes_no_result_and_each_clip_is_encoded_once(labelled_folder, tmp_path, monkeypatch):
@@ -129,7 +155,7 @@ def test_cache_changes_no_result_and_each_clip_is_encoded_once(labelled_folder, 
     run_in(labelled_folder, tmp_path / "shares", protocol=protocol, cache=tmp_path / "cache", **shares)
     run_in(labelled_folder, tmp_path / "with", protocol=protocol, cache=tmp_path / "cache")
     assert sum(encoded) == sum(FEW_VIDEOS.values())
-    without, cached = (read_results(tmp_path / name)["heads"] for name in ("without", "with"))
+    without, cached = (read_results(tmp_path / name).heads for name in ("without", "with"))
     assert without == cached
 
 
@@ -138,7 +164,7 @@ def test_shares_of_the_labels_are_stratified_and_written_for_others(labelled_fol
     rows = run_in(labelled_folder, tmp_path, protocol=protocol, label_fractions=(0.4,), num_splits=2, heads=HEADS[:1])
     assert [(row.fraction, row.top1.num_splits) for row in rows] == [(0.4, 2)]
     results = [read_results(tmp_path / f"labels-0.4-split-{split}") for split in range(2)]
-    assert rows[0].top1.mean == pytest.approx(np.mean([found["heads"][0]["metrics"]["top1"] for found in results]))
+    assert rows[0].top1.mean == pytest.approx(np.mean([found.heads[0].metrics.top1 for found in results]))
     split = read_split(tmp_path / "splits" / "labels-0.4-split-1.csv")
     counts = np.bincount(open_labelled(labelled_folder / "train" / "motion.csv").labels)
     assert split.counts == {label: max(1, round(0.4 * count)) for label, count in enumerate(counts)}
@@ -153,9 +179,9 @@ def test_corrupt_validation_videos_count_as_wrong(labelled_folder, tmp_path):
     for video in videos[:6]:
         video.write_bytes(b"no video")
     run_in(labelled_folder, tmp_path / "out", validation=tmp_path / "test" / "motion.csv", heads=HEADS[:1])
-    metrics = read_results(tmp_path / "out")["heads"][0]["metrics"]
-    assert (metrics["num_videos"], metrics["num_unreadable"]) == (24, 6)
-    assert metrics["top1"] <= 18 / 24
+    metrics = read_results(tmp_path / "out").heads[0].metrics
+    assert (metrics.num_videos, metrics.num_unreadable) == (24, 6)
+    assert metrics.top1 <= 18 / 24
 
 
 def test_several_encoders_make_one_table_at_one_protocol(labelled_folder, tmp_path):
@@ -178,9 +204,9 @@ def test_two_processes_find_what_one_finds(labelled_folder, tmp_path):
     names = sorted(path.name for path in tmp_path.glob("process-*"))
     assert names == ["process-0-of-2", "process-1-of-2"]  # not two that are alone
     one, two = (read_results(tmp_path / name) for name in ("one", "two"))
-    for ours, theirs in zip(one["data"]["training"]["losses"], two["data"]["training"]["losses"], strict=True):
+    for ours, theirs in zip(one.data["training"]["losses"], two.data["training"]["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
-    assert [row.top1.mean for row in rows] == [head["metrics"]["top1"] for head in two["heads"]]
+    assert [row.top1.mean for row in rows] == [head.metrics.top1 for head in two.heads]
 
 
 @pytest.mark.parametrize(

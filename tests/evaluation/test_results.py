@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,10 @@ import pytest
 import torch
 
 import vjepa_hub
-from vjepa_hub.evaluation import results as results_module
 from vjepa_hub.evaluation.results import (
     EvaluationResults,
-    HeadResult,
     read_results,
-    to_plain,
+    state_results,
     write_per_class_csv,
     write_results,
 )
@@ -35,156 +31,88 @@ METRICS = measure([0, 0, 1, 1, 2, 0], [0, 0, 0, 1, 1, 1], unreadable=(3,))
 WORSE = measure([1, 1, 1, 1, 2, 0], [0, 0, 0, 1, 1, 1], unreadable=(3,))
 
 
-@dataclass(frozen=True)
-class Settings:
-    name: str
-    scale: tuple[float, float]
-
-
-def some_results(**changes) -> EvaluationResults:
+def some_results(*, selected: int = 1, measured=(WORSE, METRICS), **changes) -> EvaluationResults:
+    settings = [("average", 1e-3, 0.01), ("attentive", 5e-4, 0.1)]
     heads = [
-        HeadResult(pooling="mean", learning_rate=1e-3, weight_decay=0.01, metrics=WORSE),
-        HeadResult(pooling="attentive", learning_rate=5e-4, weight_decay=0.1, metrics=METRICS),
+        {"pooling": pooling, "learning_rate": rate, "weight_decay": decay, "metrics": metrics.summary()}
+        for (pooling, rate, decay), metrics in zip(settings, measured, strict=True)
     ]
-    return EvaluationResults(
-        **{
-            "protocol": {"name": "k400", "augmentation": Settings("crop", (0.08, 1.0))},
-            "encoder": {"path": Path("runs/é"), "dtype": torch.bfloat16, "hidden_size": np.int64(384)},
-            "data": {"evaluation": "val.csv"},
-            "seeds": [0],
-            "heads": heads,
-            "selected": 1,
-            "selection_rule": "highest top-1 on the validation set",
-        }
-        | changes
-    )
-
-
-def test_file_has_exactly_what_the_module_documents(tmp_path):
-    content = json.loads(write_results(tmp_path / "new", some_results()).read_text(encoding="utf-8"))
-    documented = results_module.__doc__
-    assert set(content) == set(re.findall(r'^    [{ ]"(\w+)":', documented, re.MULTILINE)) | {"encoder", "data"}
-    assert set(content["versions"]) == {"python", "torch", "transformers", "timm", "numpy"}
-    assert all(
-        f'"{name}"' in documented for name in (*content["heads"][0], *content["selected"], *content["versions"])
-    )
-
-
-def test_file_tells_what_was_given(tmp_path):
-    write_results(tmp_path, some_results())
-    content = read_results(tmp_path)
-    assert content["format"] == 1
-    assert content["package"] == vjepa_hub.__version__
-    assert content["versions"]["torch"] == torch.__version__
-    assert content["protocol"] == {"name": "k400", "augmentation": {"name": "crop", "scale": [0.08, 1.0]}}
-    assert content["encoder"] == {"path": "runs/é", "dtype": "torch.bfloat16", "hidden_size": 384}
-    assert [head["metrics"]["top1"] for head in content["heads"]] == [WORSE.top1, METRICS.top1]
-    assert content["num_unreadable"] == 1
-
-
-def test_selected_head_stands_there_with_its_classes_and_why_it_is_the_one(tmp_path):
-    write_results(tmp_path, some_results())
-    selected = read_results(tmp_path)["selected"]
-    assert (selected["head"], selected["pooling"], selected["rule"]) == (
-        1,
-        "attentive",
-        "highest top-1 on the validation set",
-    )
-    assert selected["metrics"] == METRICS.to_dict()
-    assert selected["metrics"]["per_class_accuracy"][2] is None
-
-
-def test_numbers_that_are_not_finite_are_null(tmp_path):
-    odd = {
-        "loss": math.nan,
-        "rates": [math.inf, 0.5],
-        "array": np.array([[1.0, -np.inf]]),
-        "scalar": np.float32("nan"),
+    chosen = {**heads[selected], "metrics": measured[selected].to_dict(), "head": selected, "rule": "highest top-1"}
+    values = {
+        "protocol": {"name": "plain", "media": "video", "num_segments": 2, "num_views": 1, "scale": (0.08, 1.0)},
+        "encoder": {"name": "runs/é", "frames_per_clip": 4, "crop_size": 32},
+        "data": {"validation": {"description": "/home/me/val.csv", "num_videos": 6, "num_classes": 3}},
+        "seeds": [0],
+        "heads": heads,
+        "selected": chosen,
+        "num_unreadable": 1,
     }
+    return EvaluationResults(**(values | changes))
+
+
+def test_results_are_read_back_as_they_were_written(tmp_path):
+    results = some_results()
+    write_results(tmp_path / "new", results)
+    found = read_results(tmp_path / "new")
+    assert found == results
+    assert (found.package, found.versions["torch"]) == (vjepa_hub.__version__, torch.__version__)
+    assert [head.metrics.top1 for head in found.heads] == [WORSE.top1, METRICS.top1]
+    assert found.selected.metrics.confusion == tuple(map(tuple, METRICS.confusion.tolist()))
+    assert found.selected.metrics.per_class_accuracy[2] is None
+
+
+def test_file_is_json_with_null_for_numbers_that_are_not_finite(tmp_path):
+    odd = {"losses": [math.nan, math.inf, 0.5]}
     text = write_results(tmp_path, some_results(data=odd)).read_text(encoding="utf-8")
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert read_results(tmp_path)["data"] == {
-        "loss": None,
-        "rates": [None, 0.5],
-        "array": [[1.0, None]],
-        "scalar": None,
-    }
 
 
 def test_each_row_of_the_confusion_matrix_is_one_line(tmp_path):
     lines = write_results(tmp_path, some_results()).read_text(encoding="utf-8").splitlines()
     assert [line.strip() for line in lines].count("[2, 1, 0],") == 1
-    assert any(line.strip() == '"per_class_accuracy": [0.6666666666666666, 0.0, null],' for line in lines)
 
 
 def test_texts_that_look_like_lists_stay_as_they_are(tmp_path):
     odd = {"a": "[\n  1,\n  2\n]", "b": ["[1,", "2]"], "c": [], "d": [[]], "e": [1, "2"]}
     write_results(tmp_path, some_results(data=odd))
-    assert read_results(tmp_path)["data"] == odd
+    assert read_results(tmp_path).data == odd
 
 
-def test_failed_writing_leaves_the_earlier_file_and_no_other(tmp_path, monkeypatch):
-    before = write_results(tmp_path, some_results()).read_bytes()
-
-    def fail(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(results_module.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_results(tmp_path, some_results(seeds=[1]))
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-    assert (tmp_path / "results.json").read_bytes() == before
-
-
-def test_same_results_give_the_same_file(tmp_path):
-    first, second = (write_results(tmp_path / name, some_results()).read_bytes() for name in "ab")
-    assert first == second
-
-
-@pytest.mark.parametrize("value", [{1, 2}, b"ab", object(), Settings])
-def test_value_without_a_meaning_in_json_is_refused_with_its_place(value):
-    with pytest.raises(TypeError, match=rf"data\.sets\[1\] is a {type(value).__name__}"):
-        to_plain({"sets": [0, value]}, where="data")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"selected": 2}, "selected is 2, but there are 2 heads"),
-        ({"selected": -1}, "selected is -1"),
-        ({"heads": [], "selected": 0}, "there are 0 heads"),
-    ],
-)
-def test_selected_head_must_be_one_of_them(changes, message):
-    with pytest.raises(ValueError, match=message):
-        some_results(**changes)
+@pytest.mark.parametrize("selected", [2, -1])
+def test_selected_head_must_be_one_of_them(selected):
+    chosen = some_results().selected.model_copy(update={"head": selected})
+    with pytest.raises(ValueError, match=f"selected head is {selected}"):
+        EvaluationResults(**{**dict(some_results()), "selected": chosen})
 
 
 def test_heads_measured_on_different_videos_are_refused():
-    heads = some_results().heads
-    other = replace(heads[0], metrics=measure([0, 1], [0, 1]))
     with pytest.raises(ValueError, match=r"\[\(2, 0\), \(6, 1\)\]"):
-        some_results(heads=[other, heads[1]])
+        some_results(measured=(measure([0, 1], [0, 1]), METRICS))
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"format": 2}', "has the format 2, but .* reads the format 1"),
-        ('{"top1": 0.5}', "has the format None"),
-        ("[1]", "has the format None"),
-        ('{"format": 1', "is no JSON"),
-    ],
+    ("text", "place"), [('{"format": 2}', "format"), ('{"top1": 0.5}', "protocol"), ("[1]", ""), ('{"format": 1', "")]
 )
-def test_files_that_are_no_results_are_refused(tmp_path, text, message):
+def test_files_that_are_no_results_are_refused(tmp_path, text, place):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"results\.json .*{place}.*evaluate again"):
         read_results(tmp_path)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json; give the folder"):
         read_results(tmp_path)
+
+
+def test_stated_numbers_are_those_of_the_selected_and_of_the_saved_head():
+    stated = state_results(some_results(selected=0))
+    assert [(result.pooling, result.is_selected, result.value) for result in stated if "top-1" in result.metric] == [
+        ("average", True, round(100 * WORSE.top1, 2)),
+        ("attentive", False, round(100 * METRICS.top1, 2)),
+    ]
+    assert {result.dataset for result in stated} == {"val.csv"}
+    assert not any("top-5" in result.metric for result in stated)  # of three classes
+    assert {result.is_selected for result in state_results(some_results())} == {True}
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ import torch
 
 from tests.features.test_extraction import BrokenModel, moving_gradient, open_tiny, write_video
 from vjepa_hub.core.distributed import Processes
+from vjepa_hub.core.run_files import RUN_FILE
 from vjepa_hub.features.extraction import ExtractionSettings
 from vjepa_hub.features.pictures import draw_video_picture
 from vjepa_hub.features.video_list import find_videos
@@ -42,11 +43,14 @@ def run(videos: Path, output: Path, opened: OpenedModel, settings: ExtractionSet
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Contents by path, but for the record of the run, which tells its times."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RUN_FILE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file()}
+    files = [path for path in folder.rglob("*.*") if path.is_file() and path.name != RUN_FILE]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
 def draw_pictures(opened: OpenedModel):

@@ -16,10 +16,10 @@ from vjepa_hub.hub.loading import open_model
 from vjepa_hub.hub.registry import MODELS
 from vjepa_hub.pretraining.recipe import Recipe, load_recipe
 from vjepa_hub.pretraining.run import open_initial
-from vjepa_hub.publishing.cards import render_card
+from vjepa_hub.publishing.card import render_card
+from vjepa_hub.publishing.records import read_record
 from vjepa_hub.publishing.registry_cards import registered_facts
 from vjepa_hub.publishing.verification import FAILED, PASSED, Check, verify_bundled
-from vjepa_hub.reproduction.record import read_record
 from vjepa_hub.reproduction.training import digest_weights
 
 NAME = "vjepa-vit-tiny"

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from safetensors.torch import load_file
 
 from tests.hub_server import OWNER_TOKEN, READ_ONLY_TOKEN, READER_TOKEN, StoredFile
 from vjepa_hub import VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.core.run_files import DataFacts, ModelFacts, Result, RunFile, RunRecord
 from vjepa_hub.publishing import publishing
-from vjepa_hub.publishing.card_metadata import read_metadata
-from vjepa_hub.publishing.cards import is_ours
+from vjepa_hub.publishing.card import is_ours, read_card
 from vjepa_hub.publishing.hub_errors import HubAccessError
 from vjepa_hub.publishing.publishing import CardOptions, UnpublishableError, plan_publication, publish
 
@@ -89,7 +90,7 @@ def test_all_of_a_features_folder_goes_in_one_commit_and_loads(features, hub_ser
     assert content(hub_server, "model.safetensors") == (features / "model.safetensors").read_bytes()
     card = content(hub_server, "README.md").decode()
     assert is_ours(card)
-    assert read_metadata(card)["license"] == "apache-2.0"
+    assert read_card(card).data.license == "apache-2.0"
     assert 'from_pretrained("tester/model", trust_remote_code=True)' in card
 
 
@@ -105,8 +106,20 @@ def test_checkpoints_videos_and_pickles_stay_at_home(features, hub_server, send)
 @pytest.fixture
 def pretraining_run(features) -> Path:
     (features / "recipe.yaml").write_text(
-        "name: mine\ninitial: null\ndata:\n- path: /home/me/secret/cats.csv\ntraining:\n  learning_rate: 0.001\n"
+        "name: mine\ninitial: null\ndata:\n- path: /home/me/secret/cats.csv\n- path: s3://me:word@bucket/a.tar?key=1\n"
     )
+    record = RunRecord(
+        kind="pretrain",
+        command=("pretrain", "/home/me/mine.yaml", "--data", "/home/me/secret/cats.csv"),
+        settings={"name": "mine", "training": {"learning_rate": 0.001}},
+        data=(
+            DataFacts(
+                role="videos", source="/home/me/secret/cats.csv", is_local=True, num_videos=12, sha256="ab" * 32
+            ),
+        ),
+        steps=2,
+    )
+    RunFile(features, record).update()
     (features / "metrics.csv").write_text("step,loss\n1,0.5\n2,0.4\n")
     (features / "report.png").write_bytes(b"\x89PNG")
     return features
@@ -114,10 +127,11 @@ def pretraining_run(features) -> Path:
 
 def test_a_pretraining_run_sends_its_recipe_and_log_and_plots_only_if_wanted(pretraining_run, hub_server, send):
     send(pretraining_run)
-    assert set(tree(hub_server)) == MODEL | {"recipe.yaml", "metrics.csv"}
+    assert set(tree(hub_server)) == MODEL | {"run.json", "recipe.yaml", "metrics.csv"}
     card = content(hub_server, "README.md").decode()
     assert "| steps | 2 |" in card
-    assert "| data | cats.csv |" in card
+    assert "| data | VIDEOS, 12 videos (sha256 abababababab) |" in card
+    assert "vjepa-hub pretrain recipe.yaml --data VIDEOS" in card
     assert send(pretraining_run, with_plots=True).sent == ["report.png"]
 
 
@@ -127,44 +141,41 @@ def test_paths_of_this_machine_are_shortened_in_what_is_sent_and_kept_here(pretr
     (pretraining_run / "config.json").write_text(json.dumps(config))
     result = send(pretraining_run)
     for name in tree(hub_server):
-        assert b"/home/me" not in content(hub_server, name), name
+        assert not re.search(rb"/home/me|me:word|key=1", content(hub_server, name)), name
     assert json.loads(content(hub_server, "config.json"))["weights_origin"] == "from the folder run-1 (untouched)"
     assert "/home/me" in (pretraining_run / "recipe.yaml").read_text()
     assert any("shortened in recipe.yaml" in note for note in result.notes)
 
 
-def results_of_a_probe(**changes) -> dict:
-    """The fields of `results.json` that a card is made from; test_cli_publish.py has real ones."""
-    metrics = {"num_classes": 3, "top1": 0.5, "top5": 1.0, "mean_class_accuracy": 0.25, "top1_interval": [0.4, 0.6]}
-    head = {"learning_rate": 0.001, "weight_decay": 0.01}
-    return {
-        "format": 1,
-        "package": "0.1.0",
-        "protocol": {
-            "name": "plain",
-            "media": "video",
-            "num_segments": 2,
-            "num_views": 1,
-            "num_epochs": 3,
-            "batch_size": 8,
-            "final_learning_rate": 0.0,
-            "final_weight_decay": 1e-6,
-            "augmentation": None,
-            "changes": {"num_epochs": 3, "augmentation.scale": [0.5, 1.0]},
-        },
-        "encoder": {"name": "/home/me/run", "description": "V-JEPA", "frames_per_clip": 4, "crop_size": 32},
-        "data": {
-            "train": {"description": "train.csv", "num_videos": 9, "num_classes": 3},
-            "validation": {"description": "val.csv", "num_videos": 6, "num_classes": 3},
-        },
-        "seeds": [0],
-        "heads": [
-            {"pooling": "average", "metrics": metrics | {"top1": 0.9}, **head},
-            {"pooling": "attentive", "metrics": metrics, **head},
-        ],
-        "selected": {"head": 0, "pooling": "average", "metrics": metrics | {"top1": 0.9}, **head},
+def record_of_a_probe(folder: Path, **changes) -> None:
+    """`run.json` of a probe whose average pooling was better than the attentive head of the saved classifier."""
+    common = {"task": "video-classification", "dataset": "val.csv", "metric": "top-1 accuracy (%)"}
+    record = RunRecord(
+        kind="probe",
+        state="complete",
+        command=(
+            "probe",
+            "/home/me/run",
+            "--train",
+            "/home/me/train.csv",
+            "--val",
+            "https://me:secret@host/v.csv?key=1",
+        ),
+        changed={"num_epochs": 3},
+        model=ModelFacts(name="/home/me/run", is_local=True, weights="V-JEPA", sha256="ab" * 32),
+        data=(
+            DataFacts(
+                role="train", source="/home/me/train.csv", is_local=True, num_videos=9, num_classes=3, share=0.5
+            ),
+            DataFacts(role="validation", source="https://me:secret@host/v.csv?key=1", num_videos=6, num_classes=3),
+        ),
+        results=(
+            Result(**common, value=90, protocol="average probe", pooling="average"),
+            Result(**common, value=50, protocol="attentive probe", pooling="attentive", is_selected=False),
+        ),
         **changes,
-    }
+    )
+    RunFile(folder, record).update()
 
 
 def test_a_probe_states_the_results_of_the_head_that_is_sent_with_protocol_and_command(
@@ -173,26 +184,28 @@ def test_a_probe_states_the_results_of_the_head_that_is_sent_with_protocol_and_c
     run = tmp_path / "probe"
     VJEPAForVideoClassification(small_config).save_pretrained(run / "classifier")
     VJEPAVideoProcessor(crop_size=32).save_pretrained(run / "classifier")
-    (run / "results.json").write_text(json.dumps(results_of_a_probe()))
+    record_of_a_probe(run)
     send(run)
-    assert set(tree(hub_server)) == MODEL | {"results.json"}
-    metadata = read_metadata(content(hub_server, "README.md").decode())
-    assert metadata["pipeline_tag"] == "video-classification"
-    metrics = [result["metrics"][0] for result in metadata["model-index"][0]["results"]]
-    assert [(metric["name"], metric["value"]) for metric in metrics] == [
-        ("top-1 accuracy (%)", 50.0),  # not the 90 of the average pooling, which was selected
-        ("mean accuracy of the classes (%)", 25.0),
-    ]
-    assert "attentive probe; 2 segments x 1 views of 4 frames at 32 pixels" in metrics[0]["args"]["protocol"]
-    assert metrics[0]["args"]["command"].startswith("vjepa-hub probe run --protocol plain --train train.csv")
-    assert "--set num_epochs=3 --set augmentation.scale=0.5,1.0" in metrics[0]["args"]["command"]
+    assert set(tree(hub_server)) == MODEL | {"run.json"}
+    data = read_card(content(hub_server, "README.md").decode()).data
+    assert data.pipeline_tag == "video-classification"
+    (result,) = data.eval_results
+    assert result.metric_value == 50.0  # not the 90 of the average pooling, which was selected
+    for part in ("attentive probe", "50 % of the training labels", "num_epochs=3"):
+        assert part in result.metric_args["protocol"]
+    command = "vjepa-hub probe MODEL --train TRAIN_LABELS.csv --val https://host/v.csv"
+    assert result.metric_args["command"] == command
+    for name in tree(hub_server):
+        assert not {b"/home/me", b"secret", b"key=1"} & set(
+            re.findall(rb"/home/me|secret|key=1", content(hub_server, name))
+        )
 
 
 def test_results_of_an_evaluation_are_stated_for_features_and_sent(features, hub_server, send, tmp_path):
-    (tmp_path / "k400.json").write_text(json.dumps(results_of_a_probe()))
-    options = CardOptions(license="apache-2.0", results=[tmp_path / "k400.json"])
+    record_of_a_probe(tmp_path / "k400")
+    options = CardOptions(license="apache-2.0", results=[tmp_path / "k400" / "results.json"])
     send(features, card_options=options)
-    assert "results.json" in tree(hub_server)
+    assert "evaluation-1.json" in tree(hub_server)
     assert "| val.csv | top-1 accuracy (%) | 90 |" in content(hub_server, "README.md").decode()
 
 
@@ -239,7 +252,7 @@ def test_a_second_run_sends_only_what_changed_and_a_third_nothing(pretraining_ru
     (pretraining_run / "metrics.csv").write_text("step,loss\n1,0.5\n2,0.3\n")
     result = send(pretraining_run)
     assert result.sent == ["metrics.csv"]
-    assert set(result.unchanged) == MODEL | {"recipe.yaml"}
+    assert set(result.unchanged) == MODEL | {"run.json", "recipe.yaml"}
     assert send(pretraining_run).commit is None
     assert num_commits(hub_server) == 2
     assert hub_server.num_requests("lfs-upload") == 1
@@ -267,8 +280,8 @@ def test_a_card_that_was_edited_online_keeps_its_prose(features, hub_server, sen
     result = send(features)
     card = content(hub_server, "README.md").decode()
     assert "# By hand" in card
-    assert read_metadata(card)["license"] == "mit"
-    assert read_metadata(card)["library_name"] == "transformers"
+    assert read_card(card).data.license == "mit"
+    assert read_card(card).data.library_name == "transformers"
     assert any("edited in the repository" in note for note in result.notes)
     assert send(features).commit is None
     send(features, replace_card=True)
@@ -321,7 +334,7 @@ def test_the_licence_of_released_weights_holds_for_what_comes_from_them(features
     with pytest.raises(UnpublishableError, match="the weights go back to vjepa-vitl16"):
         send(features)
     send(features, card_options=CardOptions())
-    assert read_metadata(content(hub_server, "README.md").decode())["license"] == "cc-by-nc-4.0"
+    assert read_card(content(hub_server, "README.md").decode()).data.license == "cc-by-nc-4.0"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 
 from vjepa_hub.hub.class_names import UNCERTAIN
 from vjepa_hub.hub.registry import EVALUATION_SETS, MODELS
-from vjepa_hub.publishing.cards import render_card
+from vjepa_hub.publishing.card import render_card
 from vjepa_hub.publishing.registry_cards import main, registered_facts
 
 
@@ -31,6 +31,6 @@ def test_command_writes_all_cards_and_its_check_names_the_one_that_differs(tmp_p
     main(["--check", "--output-dir", str(folder)])
     (folder / "vjepa-vith16.md").write_text("changed")
     (folder / "vjepa-gone.md").write_text("left over")
-    with pytest.raises(SystemExit, match=r"vjepa-gone\.md, vjepa-vith16\.md; run python -m vjepa_hub\.hub\.reg"):
+    with pytest.raises(SystemExit, match=r"vjepa-gone\.md, vjepa-vith16\.md; run python -m .*registry_cards"):
         main(["--check", "--output-dir", str(folder)])
     assert (folder / "vjepa-vith16.md").read_text() == "changed"

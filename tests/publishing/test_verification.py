@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from vjepa_hub.publishing.verification import (
     verify_repo,
 )
 
-from .test_publishing import results_of_a_probe
+from .test_publishing import record_of_a_probe
 
 ALL_CHECKS = ["hashes", "weights", "tensors", "processor", "pickles", "remote code", "card"]
 
@@ -162,8 +161,7 @@ def replace_text(name, old, new):
         (lambda folder: (folder / "video_preprocessor_config.json").unlink(), "processor", "there is no"),
         (replace_text("video_preprocessor_config.json", '"height": 32', '"height": 64'), "processor", "64 pixels"),
         (lambda folder: (folder / "README.md").unlink(), "card", "there is no README.md"),
-        (replace_text("README.md", "license: apache-2.0\n", ""), "card", "no license"),
-        (replace_text("README.md", "width 48, 2 layers", "width 1024, 24 layers"), "card", "configuration says"),
+        (replace_text("README.md", "library_name: transformers\n", ""), "card", "no library_name"),
         (replace_text("README.md", "import open_model", "import open model"), "card", "does not compile"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -174,6 +172,36 @@ def test_each_damage_is_found(folder, damage, check, found):
     assert states(report)[check] == FAILED, report.checks
     assert found in detail(report, check)
     assert not report.passed
+
+
+def test_card_that_a_person_changed_is_a_remark(folder):
+    replace_text("README.md", "width 48, 2 layers", "width 1024, 24 layers")(folder)
+    report = verify_folder(folder)
+    assert states(report)["card"] == REMARK
+    assert "changed by a person" in detail(report, "card")
+    assert report.passed
+
+
+def test_card_that_does_not_follow_from_the_configuration_beside_it_is_found(folder):
+    replace_text("config.json", '"made for a test"', '"another one"')(folder)
+    report = verify_folder(folder)
+    assert states(report)["card"] == FAILED
+    assert "publish again" in detail(report, "card")
+
+
+def test_card_that_states_other_numbers_than_the_record_beside_it_is_found(api, small_config, verify, tmp_path):
+    run = tmp_path / "probe"
+    VJEPAForVideoClassification(small_config).save_pretrained(run / "classifier")
+    VJEPAVideoProcessor(crop_size=32).save_pretrained(run / "classifier")
+    record_of_a_probe(run)
+    publish(run, "tester/probe", api=api, card_options=CardOptions(license="apache-2.0"))
+    copy = Path(shutil.copytree(verify("tester/probe").folder, tmp_path / "probe-copy"))
+    assert verify_folder(copy).passed
+    replace_text("README.md", "value: 50.0", "value: 99.0")(copy)
+    report = verify_folder(copy)
+    assert states(report)["card"] == FAILED
+    assert "99.0" in detail(report, "card")
+    assert "50.0" in detail(report, "card")
 
 
 def test_changed_code_is_a_remark(folder):
@@ -216,8 +244,7 @@ def test_the_stated_accuracy_is_that_of_the_data_set(api, small_config, verify, 
     run = tmp_path / "probe"
     VJEPAForVideoClassification(small_config).save_pretrained(run / "classifier")
     VJEPAVideoProcessor(crop_size=32).save_pretrained(run / "classifier")
-
-    (run / "results.json").write_text(json.dumps(results_of_a_probe()))
+    record_of_a_probe(run)
     publish(run, "tester/probe", api=api, card_options=CardOptions(license="apache-2.0"))
     report = verify("tester/probe")
     assert report.is_classifier

@@ -1,6 +1,5 @@
 import io
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,9 +14,9 @@ from vjepa_hub.evaluation.label_efficiency import SplitSummary
 from vjepa_hub.evaluation.made_tasks import MadeTaskSettings
 from vjepa_hub.evaluation.probe_run import SummaryRow
 from vjepa_hub.pretraining.recipe import Recipe, load_recipe
+from vjepa_hub.publishing.records import read_record
 from vjepa_hub.reproduction import retraining, training
 from vjepa_hub.reproduction.comparison import compare_published
-from vjepa_hub.reproduction.record import read_record
 from vjepa_hub.reproduction.retraining import record_trainings, tasks_of, train_seeds, verify_training
 from vjepa_hub.reproduction.training import digest_weights
 
@@ -132,7 +131,9 @@ def test_seeds_that_were_only_trained_are_collected_and_not_trained_again(record
         recipe, tmp_path, seeds=(0, 1), short_steps=2, tasks=TASKS, num_threads=1, console=quiet()
     )
     found, expected = read_record(model), read_record(recorded / "model")
-    assert [replace(one, minutes=0) for one in found.seeds] == [replace(one, minutes=0) for one in expected.seeds]
+    assert [one.model_copy(update={"minutes": 0}) for one in found.seeds] == [
+        one.model_copy(update={"minutes": 0}) for one in expected.seeds
+    ]
 
 
 def run_reproduction(monkeypatch, *arguments):

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from typing import Annotated
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from ..core.host_memory import reuse_freed_memory
+from ..core.invocation import invoked_by
 from ..core.progress import hide_library_bars
 from .check_data import check_data
 from .convert import convert
@@ -30,8 +32,19 @@ from .reproduce import reproduce
 from .show_masks import show_masks
 from .verify import verify
 
+
+class RecordedGroup(TyperGroup):
+    """Commands whose runs record the words of the command line."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run a command."""
+        with invoked_by(sys.argv[1:] if args is None else args):
+            return super().main(args, *rest, **options)
+
+
 app = typer.Typer(
     name="vjepa-hub",
+    cls=RecordedGroup,
     help="V-JEPA: features, models and training from the command line.",
     no_args_is_help=True,
     rich_markup_mode="rich",

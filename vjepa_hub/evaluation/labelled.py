@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..core.run_files import DataFacts
 from ..data.hugging_face import LABEL_COLUMNS as VIDEO_LABEL_COLUMNS
 from ..data.hugging_face import import_datasets
 from ..data.manifests import (
@@ -189,6 +190,7 @@ class LabelledSet:
         num_classes: Number of classes.
         class_names: Name of each class; None where nothing says so.
         description: Where they come from, without the machine's folders.
+        given: Path or address that it was opened by; empty for a data set that was open.
     """
 
     source: MediaSource
@@ -197,6 +199,7 @@ class LabelledSet:
     num_classes: int
     class_names: tuple[str, ...] | None = None
     description: str = ""
+    given: str = ""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -220,6 +223,27 @@ class LabelledSet:
             num_classes=self.num_classes,
             class_names=self.class_names,
             description=f"{self.description}, {description}",
+            given=self.given,
+        )
+
+    def facts(self, role: str, **more: Any) -> DataFacts:
+        """Facts for the record of a run, with a fingerprint of names and labels.
+
+        Args:
+            role: "train" or "validation".
+            more: Further fields of `DataFacts`.
+        """
+        digest = hashlib.sha256()
+        for name, label in zip(self.names, self.labels, strict=True):
+            digest.update(f"{name}\0{label}\0".encode(errors="surrogateescape"))
+        return DataFacts.of(
+            role,
+            self.given or None,
+            description=self.description,
+            num_videos=len(self),
+            num_classes=self.num_classes,
+            sha256=digest.hexdigest(),
+            **more,
         )
 
 
@@ -268,6 +292,7 @@ def open_labelled(
         num_classes=num_classes,
         class_names=names,
         description=description,
+        given=os.fspath(spec) if isinstance(spec, str | os.PathLike) else "",
     )
 
 

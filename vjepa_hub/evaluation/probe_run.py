@@ -2,7 +2,7 @@
 
 A run is made of jobs: one for each encoder, share of the labels, split and seed. Each has a folder with
 
-    run.json         what it depends on; a job is only gone on with, or taken as done, if all of it is the same
+    run.json         its record; a job is only gone on with, or taken as done, if its settings and data are the same
     heads.pt         the heads after the last complete epoch
     results.json     see `results`
     confusion.png    of the selected head, with per_class.csv
@@ -15,22 +15,34 @@ and the run's folder has `summary.json` with the table over all jobs. Which vide
 
 import copy
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
+from pydantic_core import to_json
 from safetensors.torch import save
 
 from ..core.distributed import join_processes
 from ..core.files import write_whole
+from ..core.invocation import command_words
 from ..core.progress import Progress, no_progress
+from ..core.run_files import (
+    CLASSES_TABLE,
+    CLASSIFIER_FOLDER,
+    RESULTS_FILE,
+    RUN_FILE,
+    DataFacts,
+    ModelFacts,
+    RunFile,
+    RunRecord,
+    read_run,
+)
 from ..core.settings import Settings, Share
 from ..heads.metrics import ClassificationMetrics, compute_metrics
 from ..heads.pooling import AttentiveHead, HeadSettings, attach_head
@@ -40,6 +52,7 @@ from ..heads.training import CHECKPOINT, SideBySideTraining
 from ..hub.class_names import chosen_names
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from ..publishing.card import write_card
 from ..viz.confusion import write_confusion_picture
 from .clips import ClipFormat, EvaluationClips, TrainingClips
 from .encoders.frozen_encoder import FrozenEncoder
@@ -48,11 +61,12 @@ from .label_efficiency import SplitSummary, stratified_split, summarise, write_s
 from .labelled import LabelledSet, check_training_classes, open_labelled
 from .protocols import Protocol
 from .results import (
-    RESULTS_NAME,
     EvaluationResults,
+    HeadMetrics,
     HeadResult,
+    SelectedHead,
     read_results,
-    to_plain,
+    state_results,
     write_per_class_csv,
     write_results,
 )
@@ -60,7 +74,7 @@ from .tokens import CachedClips, EncodedClips, EncodingSettings, SubsetTokens
 
 logger = logging.getLogger(__name__)
 
-RUN_NAME, SUMMARY_NAME, CLASSIFIER, HEAD_NAME = "run.json", "summary.json", "classifier", "head.safetensors"
+SUMMARY_NAME, HEAD_NAME = "summary.json", "head.safetensors"
 SELECTION_RULE = "the head with the highest top-1 accuracy on the validation set itself; the first of equal ones"
 ONLY_RULE = "the only head"
 
@@ -153,13 +167,13 @@ class Outcome:
     """
 
     job: Job
-    heads: Sequence[dict[str, Any]]
+    heads: Sequence[HeadResult]
     selected: int
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> HeadMetrics:
         """Numbers of the selected head."""
-        return self.heads[self.selected]["metrics"]
+        return self.heads[self.selected].metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +223,7 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progres
             outcomes.append(evaluation.run(job, output_dir))
     rows = summarise_outcomes(outcomes)
     if join_processes().is_first:
-        text = json.dumps(to_plain([asdict(row) for row in rows], where="summary"), indent=1)
-        write_whole(output_dir / SUMMARY_NAME, text)
+        write_whole(output_dir / SUMMARY_NAME, to_json(rows, indent=1))
     return rows
 
 
@@ -248,20 +261,23 @@ def evaluate_classifier(
     ).place(device)
     head: torch.nn.Module = AttentiveHead.of_classifier(model)
     head.to(device)
+    own = HeadSettings(pooling="attentive", learning_rate=settings.protocol.learning_rate, weight_decay=0.0)
+    settings = settings.with_values(heads=(own,))
     clips = EvaluationClips(validation, settings.protocol, clip_format_of(encoder))
-    source = EncodedClips(encoder, clips, settings.encoding)
-    predictions = predict(
-        source,
-        [head],
-        attends_across_segments=settings.protocol.attends_across_segments,
-        progress=progress,
-        processes=join_processes(),
-    )
-    metrics = compute_metrics(predictions.probabilities[0], validation.labels, predictions.is_readable)
-    if join_processes().is_first:
-        own = HeadSettings(pooling="attentive", learning_rate=settings.protocol.learning_rate, weight_decay=0.0)
-        record = _Record(settings, encoder, {"validation": _describe_set(validation)}, Path(output_dir))
-        record.write([own], [metrics], validation, seed=0, is_trained_here=False)
+    record = _record_of(settings, encoder, [validation.facts("validation")], Path(output_dir), job=None)
+    run = RunFile(output_dir, record, is_writer=join_processes().is_first)
+    with run.recording():
+        predictions = predict(
+            EncodedClips(encoder, clips, settings.encoding),
+            [head],
+            attends_across_segments=settings.protocol.attends_across_segments,
+            progress=progress,
+            processes=join_processes(),
+        )
+        metrics = compute_metrics(predictions.probabilities[0], validation.labels, predictions.is_readable)
+        if join_processes().is_first:
+            rule = "the classifier's own probe; nothing was trained"
+            _write_results(run, settings, encoder, [metrics], validation.class_names, rule=rule)
     return metrics
 
 
@@ -272,8 +288,8 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> list[SummaryRow]:
         groups.setdefault((outcome.job.encoder, outcome.job.fraction), []).append(outcome)
     rows = []
     for (encoder, fraction), found in groups.items():
-        of_heads = [[outcome.heads[place]["metrics"] for outcome in found] for place in range(len(found[0].heads))]
-        means = [float(np.mean([metrics["top1"] for metrics in of_head])) for of_head in of_heads]
+        of_heads = [[outcome.heads[place].metrics for outcome in found] for place in range(len(found[0].heads))]
+        means = [float(np.mean([metrics.top1 for metrics in of_head])) for of_head in of_heads]
         for place, of_head in enumerate(of_heads):
             rows.append(
                 SummaryRow(
@@ -281,15 +297,15 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> list[SummaryRow]:
                     fraction=fraction,
                     head=_head_words(found[0].heads[place]),
                     is_selected=place == int(np.argmax(means)),
-                    top1=summarise([metrics["top1"] for metrics in of_head]),
-                    top5=summarise([metrics["top5"] for metrics in of_head]),
+                    top1=summarise([metrics.top1 for metrics in of_head]),
+                    top5=summarise([metrics.top5 for metrics in of_head]),
                 )
             )
     return rows
 
 
-def _head_words(head: dict[str, Any]) -> str:
-    return str(HeadSettings(**{name: head[name] for name in ("pooling", "learning_rate", "weight_decay")}))
+def _head_words(head: HeadResult) -> str:
+    return str(HeadSettings(**{name: getattr(head, name) for name in ("pooling", "learning_rate", "weight_decay")}))
 
 
 def _open_sets(settings: ProbeSettings) -> tuple[LabelledSet, LabelledSet]:
@@ -331,18 +347,6 @@ def clip_format_of(encoder: FrozenEncoder) -> ClipFormat:
     )
 
 
-def _describe_set(labelled: LabelledSet) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, label in zip(labelled.names, labelled.labels, strict=True):
-        digest.update(f"{name}\0{label}\0".encode(errors="surrogateescape"))
-    return {
-        "description": labelled.description,
-        "num_videos": len(labelled),
-        "num_classes": labelled.num_classes,
-        "sha256": digest.hexdigest(),
-    }
-
-
 class _EncoderEvaluation:
     """All jobs of one encoder, which is opened when the first one has something to do."""
 
@@ -363,20 +367,23 @@ class _EncoderEvaluation:
             frames_per_clip=settings.frames_per_clip,
         )
         self.format = clip_format_of(self.encoder)
-        self.validation_facts = _describe_set(validation)
+        self.validation_facts = validation.facts("validation")
 
     def run(self, job: Job, output_dir: Path) -> Outcome:
         chosen = self._share_of_labels(job, output_dir)
         train = self.train if chosen is None else self._subset(chosen, job)
-        data = {"train": _describe_set(train), "validation": self.validation_facts}
-        record = _Record(self.settings, self.encoder, data, job.folder)
-        if not record.is_done(job):
-            training = self._train(train, chosen, job)
-            predictions = self._predict([head.head for head in training.heads], job)
-            self._write(record, job, training, predictions)
+        drawn = {} if chosen is None else {"share": job.fraction, "split": job.split}
+        data = [train.facts("train", **drawn), self.validation_facts]
+        record = _record_of(self.settings, self.encoder, data, output_dir, job=job)
+        run = RunFile(job.folder, record, is_writer=join_processes().is_first)
+        if not _is_done(run, overwrite=self.settings.overwrite):
+            with run.recording():
+                training = self._train(train, chosen, job)
+                predictions = self._predict([head.head for head in training.heads], job)
+                self._write(run, job, training, predictions)
         join_processes().wait()
         results = read_results(job.folder)
-        return Outcome(job=job, heads=results["heads"], selected=results["selected"]["head"])
+        return Outcome(job=job, heads=results.heads, selected=results.selected.head)
 
     def _share_of_labels(self, job: Job, output_dir: Path) -> np.ndarray | None:
         """Places of the training videos of a job, written down; None: all of them."""
@@ -451,7 +458,7 @@ class _EncoderEvaluation:
         title = f"{self.encoder.name}{share}, seed {job.seed}"
         return lambda what, done, total: self.progress(f"{what} {title}", done, total)
 
-    def _write(self, record: "_Record", job: Job, training: SideBySideTraining, predictions: Predictions) -> None:
+    def _write(self, run: RunFile, job: Job, training: SideBySideTraining, predictions: Predictions) -> None:
         if not join_processes().is_first:
             return
         metrics = [
@@ -459,8 +466,18 @@ class _EncoderEvaluation:
             for probabilities in predictions.probabilities
         ]
         self._save_heads([head.head for head in training.heads], metrics, job)
-        training_record = {"losses": training.losses, "num_unreadable_in_training": training.num_unreadable}
-        record.write(self.settings.all_heads, metrics, self.validation, seed=job.seed, training=training_record)
+        losses = {"losses": training.losses, "num_unreadable_in_training": training.num_unreadable}
+        _write_results(
+            run,
+            self.settings,
+            self.encoder,
+            metrics,
+            self.validation.class_names,
+            training=losses,
+            rule=SELECTION_RULE if len(metrics) > 1 else ONLY_RULE,
+        )
+        if (job.folder / CLASSIFIER_FOLDER).is_dir():
+            write_card(job.folder, f"{job.folder.resolve().name}/{CLASSIFIER_FOLDER}")
 
     def _save_heads(
         self, heads: Sequence[torch.nn.Module], metrics: Sequence[ClassificationMetrics], job: Job
@@ -477,7 +494,7 @@ class _EncoderEvaluation:
             f"{config.weights_origin or self.encoder.name}; attentive probe on {self.train.description}"
         )
         model = attach_head(cast(AttentiveHead, probe), self.encoder.model, config, self.validation.class_names)
-        model.save_pretrained(job.folder / CLASSIFIER)
+        model.save_pretrained(job.folder / CLASSIFIER_FOLDER)
         clips = self.settings.protocol.clip_spec(self.encoder.frames_per_clip, is_training=True)
         if clips.frames_per_clip != config.frames_per_clip:
             logger.warning(
@@ -493,104 +510,111 @@ class _EncoderEvaluation:
             image_std=list(self.encoder.std),
             **clips.processor_options,
         )
-        processor.save_pretrained(job.folder / CLASSIFIER)
+        processor.save_pretrained(job.folder / CLASSIFIER_FOLDER)
 
 
 def _best(metrics: Sequence[ClassificationMetrics]) -> int:
     return int(np.argmax([of_head.top1 for of_head in metrics]))
 
 
-class _Record:
-    """What is written down of a job."""
+def _is_done(run: RunFile, *, overwrite: bool) -> bool:
+    """Whether the results of exactly this run are there; a folder of another one is cleared, or refused.
 
-    def __init__(self, settings: ProbeSettings, encoder: FrozenEncoder, data: dict[str, Any], folder: Path):
-        self.settings, self.encoder, self.data, self.folder = settings, encoder, data, folder
+    Raises:
+        ValueError: The folder holds another evaluation, or its record is damaged.
+    """
+    state, folder = join_processes(), run.folder
+    found = read_run(folder) if (folder / RUN_FILE).exists() else None
+    differing = [] if found is None else found.differences(run.record)
+    state.wait()  # before the first process changes the folder
+    if differing and not overwrite:
+        raise ValueError(
+            f"{folder} holds an evaluation with other settings ({', '.join(differing)} differ); take another folder, "
+            "or --overwrite to delete it"
+        )
+    if differing and state.is_first:
+        for name in (RESULTS_FILE, CHECKPOINT, HEAD_NAME, RUN_FILE):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / CLASSIFIER_FOLDER, ignore_errors=True)
+    state.wait()
+    return found is not None and not differing and (folder / RESULTS_FILE).exists()
 
-    def is_done(self, job: Job) -> bool:
-        """Whether the results of exactly this job are there; else its folder is made ready.
 
-        Raises:
-            ValueError: The folder holds another job.
-        """
-        processes = join_processes()
-        wanted = json.loads(json.dumps(to_plain(self._key(job), where="run")))
-        found = self._found()
-        processes.wait()  # before the first process changes the folder
-        if found is not None and found != wanted:
-            self._refuse_or_delete(found, wanted)
-            found = None
-        if found is None and processes.is_first:
-            write_whole(self.folder / RUN_NAME, json.dumps(wanted, indent=1))
-        processes.wait()
-        return found is not None and (self.folder / RESULTS_NAME).exists()
-
-    def _found(self) -> dict[str, Any] | None:
-        file = self.folder / RUN_NAME
-        return json.loads(file.read_text()) if file.exists() else None
-
-    def _refuse_or_delete(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        if not self.settings.overwrite:
-            raise ValueError(
-                f"{self.folder} holds an evaluation with other settings ({', '.join(differing) or 'fewer fields'} "
-                "differ); take another folder, or --overwrite to delete it"
-            )
-        if join_processes().is_first:
-            for name in (RESULTS_NAME, CHECKPOINT, HEAD_NAME, RUN_NAME):
-                (self.folder / name).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / CLASSIFIER, ignore_errors=True)
-
-    def _key(self, job: Job) -> dict[str, Any]:
-        encoder, encoding = self.encoder, self.settings.encoding
-        return {
-            "encoder": encoder.fingerprint(),
+def _record_of(
+    settings: ProbeSettings, encoder: FrozenEncoder, data: Sequence[DataFacts], output_dir: Path, *, job: Job | None
+) -> RunRecord:
+    """The record of a job at its start, or of an evaluation of a classifier that is trained already."""
+    protocol, heads = settings.protocol, settings.all_heads
+    sizes = {"crop_size": settings.crop_size, "frames_per_clip": settings.frames_per_clip}
+    trained = {
+        "train": settings.train,
+        "pooling": sorted({head.pooling for head in heads}),
+        "learning_rate": sorted({head.learning_rate for head in heads}),
+        "weight_decay": sorted({head.weight_decay for head in heads}),
+        "label_fraction": settings.label_fractions,
+        "splits": settings.num_splits,
+        "seed": settings.seeds,
+    }
+    return RunRecord(
+        kind="probe",
+        command=command_words(
+            "probe",
+            *settings.encoders,
+            assignments=protocol.changes,
+            val=settings.validation,
+            protocol=protocol.name,
+            output_dir=output_dir,
+            num_classes=settings.num_classes,
+            dtype=settings.encoding.dtype,
+            **sizes,
+            **(trained if job else {"eval_only": True}),
+        ),
+        seeds=(job.seed if job else 0,),
+        settings={
+            "protocol": protocol.to_tree(),
+            "heads": [head.to_tree() for head in heads],
             "clip": clip_format_of(encoder).to_tree(),
-            "dtype": encoding.dtype,
-            "protocol": self.settings.protocol.to_tree(),
-            "heads": [head.to_tree() for head in self.settings.all_heads],
-            "data": self.data,
-            "seed": job.seed,
-        }
+            "dtype": settings.encoding.dtype,
+        },
+        changed={**protocol.changes, **{name: value for name, value in sizes.items() if value is not None}},
+        model=ModelFacts.of(encoder.name, weights=encoder.description, sha256=encoder.fingerprint()),
+        data=tuple(data),
+    )
 
-    def write(
-        self,
-        heads: Sequence[HeadSettings],
-        metrics: Sequence[ClassificationMetrics],
-        validation: LabelledSet,
-        *,
-        seed: int,
-        is_trained_here: bool = True,
-        training: dict[str, Any] | None = None,
-    ) -> None:
-        """Write the table, the picture and, last, the results."""
-        selected, protocol = _best(metrics), self.settings.protocol
-        best = metrics[selected]
-        write_per_class_csv(self.folder / "per_class.csv", best, validation.class_names)
-        write_confusion_picture(
-            self.folder / "confusion.png",
-            best.confusion,
-            validation.class_names,
-            num_without_prediction=best.num_without_prediction,
-        )
-        rule = SELECTION_RULE if len(heads) > 1 else ONLY_RULE
-        results = EvaluationResults(
-            protocol={**protocol.to_tree(), "sources": protocol.sources, "changes": protocol.changes},
-            encoder=self._describe_encoder(),
-            data={**self.data, **({"training": training} if training else {})},
-            seeds=[seed],
-            heads=[HeadResult(metrics=found, **head.to_tree()) for head, found in zip(heads, metrics, strict=True)],
-            selected=selected,
-            selection_rule=rule if is_trained_here else "the classifier's own probe; nothing was trained",
-        )
-        write_results(self.folder, results)
 
-    def _describe_encoder(self) -> dict[str, Any]:
-        encoder = self.encoder
-        return {
+def _write_results(
+    run: RunFile,
+    settings: ProbeSettings,
+    encoder: FrozenEncoder,
+    metrics: Sequence[ClassificationMetrics],
+    class_names: Sequence[str] | None,
+    *,
+    rule: str,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write the table and the picture of the classes, and last the results, which go into the record too."""
+    selected = _best(metrics)
+    best = metrics[selected]
+    write_per_class_csv(run.folder / CLASSES_TABLE, best, class_names)
+    write_confusion_picture(
+        run.folder / "confusion.png", best.confusion, class_names, num_without_prediction=best.num_without_prediction
+    )
+    heads, protocol = [head.to_tree() for head in settings.all_heads], settings.protocol
+    results = EvaluationResults(
+        protocol={**protocol.to_tree(), "sources": protocol.sources, "changes": protocol.changes},
+        encoder={
             "name": encoder.name,
             "description": encoder.description,
             "is_trained": encoder.is_trained,
             "fingerprint": encoder.fingerprint(),
-            "dtype": self.settings.encoding.dtype,
+            "dtype": settings.encoding.dtype,
             **clip_format_of(encoder).to_tree(),
-        }
+        },
+        data={**{fact.role: fact.model_dump() for fact in run.record.data}, "training": training},
+        seeds=run.record.seeds,
+        heads=[HeadResult(**head, metrics=found.summary()) for head, found in zip(heads, metrics, strict=True)],
+        selected=SelectedHead(**heads[selected], metrics=best.to_dict(), head=selected, rule=rule),
+        num_unreadable=best.num_unreadable,
+    )
+    write_results(run.folder, results)
+    run.update(results=tuple(state_results(results)))

@@ -1,53 +1,56 @@
 """The files of an evaluation: `results.json`, and a table of the classes.
 
-`results.json` is one object, in UTF-8; a number that is not finite is null:
-
-    {"format": 1,
-     "package": version of vjepa_hub,
-     "versions": {"python", "torch", "transformers", "timm", "numpy"},
-     "protocol": {...}, "encoder": {...}, "data": {...},      as they were given
-     "seeds": [...],
-     "heads": [{"pooling", "learning_rate", "weight_decay", "metrics": {...}}, ...],
-     "selected": {"head": its place in "heads", "rule": why it is the one,
-                  "pooling", "learning_rate", "weight_decay", "metrics": {...}},
-     "num_unreadable": videos that could not be decoded, and count as wrong}
-
-The metrics of the heads are those of `ClassificationMetrics.summary`; the selected head's also have the measures of
-each class and the confusion matrix, see `ClassificationMetrics.to_dict`. "format" grows when a reader would have to
-change.
+`results.json` is a typed model, `EvaluationResults`, in UTF-8; a number that is not finite is null. "format" grows
+a reader would have to change.
 """
 
 import csv
 import io
-import json
 import math
 import os
-import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
+from pydantic import Field, model_validator
 
 from .. import __version__
 from ..core.files import write_whole
-from ..heads.metrics import ClassificationMetrics
+from ..core.run_files import RESULTS_FILE, Record, Result, library_versions
+from ..heads.metrics import NUM_BEST, ClassificationMetrics
+from ..hub.registry import EVALUATION_SETS
 
-RESULTS_FORMAT = 1
-RESULTS_NAME = "results.json"
 CLASS_COLUMNS = (
     *("class", "name", "num_videos", "num_unreadable"),
     *("num_correct", "accuracy", "most_confused_with", "num_confused"),
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadResult:
-    """How one of the heads did that were trained on the same features.
+class HeadMetrics(Record):
+    """Numbers of `ClassificationMetrics` that do not grow with the classes."""
+
+    num_videos: int
+    num_unreadable: int
+    num_not_finite: int
+    num_classes: int
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float
+    mean_class_accuracy: float | None
+
+
+class ClassMetrics(HeadMetrics):
+    """All numbers of `ClassificationMetrics`; the accuracy of a class without videos is None."""
+
+    per_class_accuracy: tuple[float | None, ...]
+    num_videos_per_class: tuple[int, ...]
+    num_unreadable_per_class: tuple[int, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class HeadResult(Record):
+    """One of the heads that were trained on the same features.
 
     Attributes:
         pooling: Name of what makes one vector of the tokens.
@@ -59,168 +62,156 @@ class HeadResult:
     pooling: str
     learning_rate: float
     weight_decay: float
-    metrics: ClassificationMetrics
+    metrics: HeadMetrics
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationResults:
-    """What an evaluation found, and all that it takes to understand and repeat it.
-
-    The mappings may hold anything that has a meaning in JSON, and dataclasses, paths, arrays and dtypes.
+class SelectedHead(HeadResult):
+    """The head that stands for the encoder.
 
     Attributes:
+        head: Its place among the heads.
+        rule: Sentence on how it was chosen, with the set on which.
+        metrics: With those of each class.
+    """
+
+    head: int
+    rule: str
+    metrics: ClassMetrics
+
+
+class EvaluationResults(Record):
+    """Typed contents of `results.json`; how they were measured stands in `run.json` too.
+
+    Attributes:
+        format: Of this file.
+        package: Version of vjepa_hub.
+        versions: Of Python and libraries.
         protocol: Settings of the protocol.
-        encoder: What was evaluated: where it came from, its fingerprint.
-        data: The sets: where they are, how many videos and classes they have.
+        encoder: Name, origin and fingerprint of the encoder, and its clips.
+        data: The sets, with the number of their videos and classes.
         seeds: Of the run.
         heads: All that were trained, at least one.
-        selected: Place in `heads` of the one that stands for the encoder.
-        selection_rule: How it was chosen, in words, with the set on which.
+        selected: The one that stands for the encoder.
+        num_unreadable: Videos of the evaluation set that could not be decoded, and count as wrong.
 
     Raises:
         ValueError: There is no head, the selected one is none of them, or they were measured on different videos.
     """
 
-    protocol: Mapping[str, Any]
-    encoder: Mapping[str, Any]
-    data: Mapping[str, Any]
-    seeds: Sequence[int]
-    heads: Sequence[HeadResult]
-    selected: int
-    selection_rule: str
+    format: Literal[1] = 1
+    package: str = __version__
+    versions: dict[str, str] = Field(default_factory=library_versions)
+    protocol: dict[str, Any]
+    encoder: dict[str, Any]
+    data: dict[str, Any]
+    seeds: tuple[int, ...]
+    heads: tuple[HeadResult, ...] = Field(min_length=1)
+    selected: SelectedHead
+    num_unreadable: int
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.selected < len(self.heads):
-            raise ValueError(
-                f"selected is {self.selected}, but there are {len(self.heads)} heads, counted from 0; give the place "
-                "of one of them"
-            )
+    @model_validator(mode="after")
+    def _check(self) -> "EvaluationResults":
+        if not 0 <= self.selected.head < len(self.heads):
+            raise ValueError(f"the selected head is {self.selected.head}, but must be one of {len(self.heads)} heads")
         sets = {(head.metrics.num_videos, head.metrics.num_unreadable) for head in self.heads}
         if len(sets) > 1:
             raise ValueError(
                 f"the heads were measured on sets of (videos, unreadable ones) {sorted(sets)}, but are compared with "
                 "each other; measure all of them on the same videos"
             )
+        return self
 
     @property
-    def num_unreadable(self) -> int:
-        """Videos of the evaluation set that could not be decoded."""
-        return self.heads[0].metrics.num_unreadable
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `results.json` holds, as plain types for JSON.
-
-        Raises:
-            TypeError: A mapping has a value that has no meaning in JSON.
-        """
-        chosen = self.heads[self.selected]
-        content = {
-            "format": RESULTS_FORMAT,
-            "package": __version__,
-            "versions": _find_versions(),
-            "protocol": self.protocol,
-            "encoder": self.encoder,
-            "data": self.data,
-            "seeds": list(self.seeds),
-            "heads": [_describe_head(head, head.metrics.summary()) for head in self.heads],
-            "selected": {"head": self.selected, "rule": self.selection_rule}
-            | _describe_head(chosen, chosen.metrics.to_dict()),
-            "num_unreadable": self.num_unreadable,
-        }
-        return {name: to_plain(value, where=name) for name, value in content.items()}
+    def attentive(self) -> HeadResult:
+        """The head of the saved classifier: the best attentive one, of equal ones the first; else the selected one."""
+        attentive = [head for head in self.heads if head.pooling == "attentive"]
+        return max(attentive, key=lambda head: head.metrics.top1, default=self.selected)
 
 
 def write_results(folder: str | Path, results: EvaluationResults) -> Path:
-    """Write `results.json`. It is complete when it has its name; an earlier one is replaced.
-
-    Args:
-        folder: It is made.
-        results: What is written.
-
-    Returns:
-        The file.
-
-    Raises:
-        TypeError: A mapping has a value that has no meaning in JSON.
-    """
-    text = json.dumps(results.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-    return write_whole(Path(folder) / RESULTS_NAME, _join_numbers(text) + "\n")
+    """Write `results.json`, whole or not at all; an earlier one is replaced, and the folder is made."""
+    # A list of numbers on one line: a confusion matrix has a line for each row. No string holds a line break in JSON
+    number = r"(?:-?[\d.eE+-]+|null)"
+    lists = re.compile(rf"\[\n\s*({number}(?:,\n\s*{number})*)\n\s*\]")
+    text = lists.sub(lambda match: "[" + " ".join(match.group(1).split()) + "]", results.model_dump_json(indent=2))
+    return write_whole(Path(folder) / RESULTS_FILE, text + "\n")
 
 
-def read_results(folder: str | Path) -> dict[str, Any]:
-    """Read the `results.json` of a folder, as the head of the module describes it.
+def read_results(folder: str | Path) -> EvaluationResults:
+    """Read the `results.json` of a folder.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is no JSON, or has another format.
+        ValueError: It is damaged, or of another format.
     """
-    path = Path(folder) / RESULTS_NAME
+    path = Path(folder) / RESULTS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; give the folder that an evaluation wrote its results to")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); evaluate again") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != RESULTS_FORMAT:
-        raise ValueError(
-            f"{path} has the format {found!r}, but vjepa_hub {__version__} reads the format {RESULTS_FORMAT}; read it "
-            "with the version that wrote it, or evaluate again"
-        )
-    return content
+    return EvaluationResults.read(path, remedy="evaluate again")
 
 
-def to_plain(value: Any, *, where: str) -> Any:
-    """A value as plain types for JSON; a number that is not finite is None.
+# ------------------------------------------------------------------------------------------------ stated numbers
 
-    Args:
-        value: Text, numbers, None, mappings, lists, tuples, and dataclasses, arrays, paths, dtypes and devices.
-        where: What it is, for the error.
+_METRICS = {
+    "top1": "top-1 accuracy (%)",
+    "top5": "top-5 accuracy (%)",
+    "mean_class_accuracy": "mean accuracy of the classes (%)",
+}
 
-    Raises:
-        TypeError: It, or something in it, is something else.
-    """
-    if value is None or isinstance(value, str | bool | int):
-        return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return to_plain(value.tolist(), where=where)
-    if isinstance(value, os.PathLike | torch.dtype | torch.device):
-        return str(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(name): to_plain(entry, where=f"{where}.{name}") for name, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [to_plain(entry, where=f"{where}[{place}]") for place, entry in enumerate(value)]
-    raise TypeError(
-        f"{where} is a {type(value).__name__}, which has no meaning in JSON; give text, numbers, lists or mappings"
+
+def state_results(results: EvaluationResults) -> list[Result]:
+    """Numbers of an evaluation for `run.json` and cards: of the selected head, and of the saved classifier's."""
+    stated = [
+        results.selected,
+        *([results.attentive] if results.attentive.pooling != results.selected.pooling else []),
+    ]
+    return [result for head in stated for result in _state_head(results, head)]
+
+
+def _state_head(results: EvaluationResults, head: HeadResult) -> Iterator[Result]:
+    protocol, encoder, validation = results.protocol, results.encoder, results.data["validation"]
+    sentence = (
+        f"protocol {protocol['name']}; frozen encoder, {head.pooling} probe, learning rate {head.learning_rate:g}, "
+        f"weight decay {head.weight_decay:g}; {protocol['num_segments']} segments x {protocol['num_views']} views of "
+        f"{encoder['frames_per_clip']} frames at {encoder['crop_size']} pixels; {validation['num_videos']:,} "
+        "validation items"
     )
+    for name, metric in _METRICS.items():
+        value = getattr(head.metrics, name)
+        if value is not None and (name != "top5" or head.metrics.num_classes > NUM_BEST):
+            yield Result(
+                task=f"{protocol['media']}-classification",
+                dataset=_dataset_name(protocol["name"], validation),
+                metric=metric,
+                value=round(100 * value, 2),
+                protocol=sentence,
+                pooling=head.pooling,
+                is_selected=isinstance(head, SelectedHead),
+                source="measured by vjepa-hub probe",
+            )
 
 
-def _find_versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: version(name) for name in ("transformers", "timm", "numpy")},
-    }
+def _dataset_name(protocol: str, validation: Mapping[str, Any]) -> str:
+    """The data set's own name where the protocol belongs to one, and has its number of classes; else the file's."""
+    known = EVALUATION_SETS.get(protocol)
+    if known is not None and known.num_classes == validation["num_classes"]:
+        return known.name
+    return os.path.basename(str(validation["description"]).rstrip("/"))
 
 
-def _describe_head(head: HeadResult, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "pooling": head.pooling,
-        "learning_rate": head.learning_rate,
-        "weight_decay": head.weight_decay,
-        "metrics": metrics,
-    }
-
-
-def _join_numbers(text: str) -> str:
-    """Indented JSON with each list of numbers on one line. A line break of the text is never one within a string."""
-    number = r"(?:-?[\d.eE+-]+|null)"
-    lists = re.compile(rf"\[\n\s*({number}(?:,\n\s*{number})*)\n\s*\]")
-    return lists.sub(lambda match: "[" + " ".join(match.group(1).split()) + "]", text)
+def write_complete(path: Path, content: bytes) -> Path:
+    """Write a file that has its name only when it is complete. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
 
 
 # ------------------------------------------------------------------------------------------------ table of classes

@@ -1,7 +1,5 @@
 """A slice of an evaluation that a published classifier states, run again: same protocol, some of the videos."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,15 @@ from ..heads.prediction import predict
 from ..hub.class_names import chosen_names
 from ..hub.loading import open_classifier
 from ..model.video_processing_vjepa import DEFAULT_FRAME_STEP, VJEPAVideoProcessor
+from ..publishing.facts import find_run
 from ..publishing.verification import SKIPPED, Check, VerificationReport, compare_accuracy, find_stated_accuracy
 from .clips import EvaluationClips
 from .encoders.opening import VJEPAClipEncoder
 from .labelled import open_labelled
 from .probe_run import clip_format_of
 from .protocols import PROTOCOLS, Protocol, find_protocol
-from .results import RESULTS_NAME, read_results
 from .tokens import EncodedClips, EncodingSettings
 
-TUNING_FILE = "finetuning.json"
 # What says how a video is seen; the rest of a protocol is about training
 _VIEWING = ("media", "frame_step", "clip_duration", "num_segments", "num_views", "attends_across_segments")
 
@@ -78,30 +75,24 @@ def find_stated_protocol(folder: str | Path) -> Protocol:
     """The protocol of the evaluation that a classifier's folder states.
 
     Args:
-        folder: With `results.json` of a probe or `finetuning.json` of a fine-tuning; of another the clips are as its
-            processor takes them, one view.
+        folder: With `run.json` of a probe; of another the clips are as its processor takes them, one view.
 
     Raises:
         ValueError: The file cannot be read, or has values that no protocol has.
     """
-    folder = Path(folder)
-    if (folder / RESULTS_NAME).is_file():
-        return _protocol_of_results(read_results(folder)["protocol"])
-    processor = VJEPAVideoProcessor.from_pretrained(folder)
-    num_segments = processor.num_segments or 1
-    if (folder / TUNING_FILE).is_file():
-        num_segments = json.loads((folder / TUNING_FILE).read_text(encoding="utf-8"))["num_segments"]
+    run = find_run(folder)
+    record = run.read_record()
+    if record is not None and record.kind == "probe":
+        stated = record.settings["protocol"]
+        name = stated["name"] if stated["name"] in PROTOCOLS else "plain"
+        return find_protocol(name).with_values(**{key: stated[key] for key in _VIEWING if key in stated})
+    processor = VJEPAVideoProcessor.from_pretrained(run.model)
     return find_protocol("plain").with_values(
         frame_step=None if processor.clip_duration else processor.frame_step or DEFAULT_FRAME_STEP,
         clip_duration=processor.clip_duration,
-        num_segments=num_segments,
+        num_segments=processor.num_segments or 1,
         num_views=1,
     )
-
-
-def _protocol_of_results(stated: Mapping[str, Any]) -> Protocol:
-    name = stated["name"] if stated["name"] in PROTOCOLS else "plain"
-    return find_protocol(name).with_values(**{key: stated[key] for key in _VIEWING if key in stated})
 
 
 def evaluate_slice(

@@ -6,16 +6,20 @@ so a run that starts again skips what fits and goes on; what does not fit is an 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.distributed import Processes, share_out
 from ..core.files import write_whole
+from ..core.invocation import command_words
 from ..core.progress import Progress, no_progress
+from ..core.run_files import DataFacts, ModelFacts, RunFile, RunRecord
 from ..data.video import VideoDecodingError
 from .extraction import (
     ExtractionSettings,
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FAILED_VIDEOS = "failed.jsonl"
+# Videos in the command of a run that no command line started
+MAX_NAMED = 100
 OUTPUT_ENDINGS = (".safetensors", ".png")
 # What of a header has to agree for a file to be what this run would write. Names may differ: the digest tells.
 _IDENTITY = (
@@ -129,30 +135,65 @@ def extract_video_set(
     processes, folder, model_metadata = processes or Processes(), Path(output_dir), describe_model(opened)
     wanted = {**model_metadata, **settings.describe(opened.model.config.frames_per_clip)}
     tasks = processes.from_first(lambda: _plan_set(videos, folder, wanted, overwrite))
+    described = settings.describe(opened.model.config.frames_per_clip)
+    record = _record_of([task.source for task in tasks], folder, opened, described, model_metadata["encoder_sha256"])
 
     def numbered(place: int) -> Progress:
         return lambda what, done, total: progress(f"{what} ({place + 1} of {len(tasks)})", done, total)
 
-    reports = []
-    for place in _own_share(tasks, processes):
-        task, outputs, error, num_clips = tasks[place], [], None, 0
-        try:
-            if not task.is_done:
-                extract_features_to_file(
-                    task.source, task.output, opened, settings, progress=numbered(place), model_metadata=model_metadata
-                )
-                outputs = [task.output]
-            outputs += after_each(task.source, task.output) if after_each is not None else []
-            num_clips = load_features(task.output).num_clips
-        except (VideoDecodingError, FeatureExtractionError) as failure:
-            logger.warning("skipped %s: %s", task.source, failure)
-            error = str(failure)
-        report = VideoReport(task.source, tuple(outputs), num_clips, is_done_before=task.is_done, error=error)
-        reports.append((place, report))
-    in_order = [report for _, report in sorted(processes.gather(reports), key=lambda numbered: numbered[0])]
-    if processes.is_first:
-        _list_failures(in_order, folder)
+    with RunFile(folder, record, is_writer=processes.is_first).recording() as run:
+        reports = []
+        for place in _own_share(tasks, processes):
+            task, outputs, error, num_clips = tasks[place], [], None, 0
+            try:
+                if not task.is_done:
+                    extract_features_to_file(
+                        task.source,
+                        task.output,
+                        opened,
+                        settings,
+                        progress=numbered(place),
+                        model_metadata=model_metadata,
+                    )
+                    outputs = [task.output]
+                outputs += after_each(task.source, task.output) if after_each is not None else []
+                num_clips = load_features(task.output).num_clips
+            except (VideoDecodingError, FeatureExtractionError) as failure:
+                logger.warning("skipped %s: %s", task.source, failure)
+                error = str(failure)
+            report = VideoReport(task.source, tuple(outputs), num_clips, is_done_before=task.is_done, error=error)
+            reports.append((place, report))
+        in_order = [report for _, report in sorted(processes.gather(reports), key=lambda numbered: numbered[0])]
+        if processes.is_first:
+            _list_failures(in_order, folder)
+            num_failed = sum(report.error is not None for report in in_order)
+            run.update(measures={"videos": len(in_order), "failed": num_failed})
     return in_order
+
+
+def _record_of(
+    sources: list[Path], folder: Path, opened: OpenedModel, settings: dict[str, str], sha256: str
+) -> RunRecord:
+    """The record of an extraction at its start; of many videos the command names the folder that all are below."""
+    parents = {str(source.parent) for source in sources}
+    names = sources if len(sources) <= MAX_NAMED or not sources else [os.path.commonpath(parents)]
+    digest = hashlib.sha256("\0".join(source.name for source in sources).encode(errors="surrogateescape"))
+    options: dict[str, Any] = {name: value for name, value in settings.items() if name in ("window", "stride")}
+    options |= {"no_pooled": settings["pooled"] == "false", "no_dense": settings["dense"] == "false"}
+    return RunRecord(
+        kind="features",
+        command=command_words("features", *names, model=opened.name, output_dir=folder, **options),
+        settings=settings,
+        model=ModelFacts.of(opened.name, weights=opened.weights, sha256=sha256),
+        data=(
+            DataFacts.of(
+                "videos",
+                os.path.commonpath(parents) if parents else "",
+                num_videos=len(sources),
+                sha256=digest.hexdigest(),
+            ),
+        ),
+    )
 
 
 def _plan_set(

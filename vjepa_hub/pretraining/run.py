@@ -2,6 +2,7 @@
 
 What a run leaves in its folder:
 
+    run.json                           the record of the run
     recipe.yaml                        the recipe with all that was overridden; it repeats the run
     checkpoint-*                       to resume from
     metrics.csv                        all that was logged
@@ -29,6 +30,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..core.files import write_whole
 from ..core.progress import ProgressBar
+from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile
 from ..hub.conversion import convert_original_checkpoint
 from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
 from ..hub.registry import find_bundled
@@ -45,13 +47,15 @@ from .pixel_prediction import VJEPAForPixelPrediction
 from .recipe import DataShare, Recipe, differing_keys, load_recipe
 from .report import write_report
 from .run_data import QUARANTINE, open_run_data
+from .run_record import record_recipe
 from .schedules import half_life
 from .trainer import VJEPATrainer
 
-RECIPE, METRICS = "recipe.yaml", "metrics.csv"
+RECIPE, METRICS = RECIPE_FILE, METRICS_TABLE
 # What --overwrite takes away; synthetic video and what other programs wrote stays
 _OF_A_RUN = (
     RECIPE,
+    RUN_FILE,
     METRICS,
     QUARANTINE,
     "report.html",
@@ -146,9 +150,14 @@ class PretrainingRun:
         Raises:
             InterruptedRunError: A signal came in; a checkpoint is saved.
         """
-        if not self._go_to_end():
-            self._train()
-        self._publish()
+        with self.trainer.run_file.recording(stopped_by=(InterruptedRunError,)):
+            try:
+                if not self._go_to_end():
+                    self._train()
+            finally:
+                state = self.trainer.state
+                self.trainer.run_file.update(steps=state.global_step, max_steps=state.max_steps)
+            self._publish()
 
     def _go_to_end(self) -> bool:
         """Load the last checkpoint of a run that is complete; a Trainer would train a step beyond it."""
@@ -294,6 +303,8 @@ def build_trainer(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, co
         data_description=data.description,
         processing_class=build_processor(recipe),
     )
+    record = record_recipe(recipe, folder, data.facts, weights_origin=str(trainer.model.config.weights_origin))
+    trainer.run_file = RunFile(folder, record, is_writer=args.process_index == 0)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(PretrainingConsoleCallback(console))

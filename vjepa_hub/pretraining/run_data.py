@@ -1,5 +1,6 @@
 """The videos of a run: those that the recipe names, or made ones, and the labelled clips of its probe."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from ..core.progress import Progress, no_progress
+from ..core.run_files import DataFacts
 from ..data.dataset import VideoClipDataset
+from ..data.manifests import MANIFEST_ENDINGS
 from ..data.quarantine import Quarantine
 from ..data.records import ClipSource
 from ..data.sources import open_source
@@ -46,11 +49,13 @@ class RunData:
         dataset: A `VideoClipDataset`, or a `ClipStream`.
         description: What it is, in words; it goes into the model's card, and so tells no more of this machine than the
             last part of a path.
+        facts: Of each source, for `run.json`.
         probe: Labelled clips, if the recipe asks for a probe and there are labels.
     """
 
     dataset: Dataset
     description: str
+    facts: Sequence[DataFacts] = ()
     probe: OnlineProbe | None = None
 
 
@@ -83,7 +88,11 @@ def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, prog
     paths = [share.path for share in recipe.data]
     names = ", ".join(os.path.basename(path.rstrip("/")) for path in paths)
     if recipe.clips.stream:
-        return RunData(dataset=_open_stream(recipe, args, folder, paths), description=f"a stream of {names}")
+        return RunData(
+            dataset=_open_stream(recipe, args, folder, paths),
+            description=f"a stream of {names}",
+            facts=[DataFacts.of(_role(number), path) for number, path in enumerate(paths)],
+        )
     weights = [share.weight for share in recipe.data if share.weight is not None]
     with_labels = args.probe != "none"  # others may be text
     source = open_source(
@@ -95,7 +104,27 @@ def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, prog
     probe = None
     if args.probe != "none":
         probe = _probe_of_labels(recipe, args, source, progress)
-    return RunData(dataset=_open_clips(recipe, args, folder, source), description=description, probe=probe)
+    facts = [_describe_source(number, path, source if len(paths) == 1 else None) for number, path in enumerate(paths)]
+    return RunData(
+        dataset=_open_clips(recipe, args, folder, source), description=description, facts=facts, probe=probe
+    )
+
+
+def _role(number: int) -> str:
+    return f"videos {number + 1}" if number else "videos"
+
+
+def _describe_source(number: int, path: str, source: ClipSource | None) -> DataFacts:
+    """Facts of a source; its count and the fingerprint of its names where it is the only one, else of its list."""
+    if source is None:
+        is_list = os.path.splitext(path)[1].lower() in MANIFEST_ENDINGS and os.path.isfile(path)
+        listed = hashlib.sha256(Path(path).read_bytes()).hexdigest() if is_list else None
+        return DataFacts.of(_role(number), path, sha256=listed)
+    root = os.path.join(os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path)), "")
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(f"{source.record(index).name.removeprefix(root)}\0".encode(errors="surrogateescape"))
+    return DataFacts.of(_role(number), path, num_videos=len(source), sha256=digest.hexdigest())
 
 
 def _open_clips(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, source: ClipSource) -> VideoClipDataset:
@@ -171,7 +200,8 @@ def _make_synthetic(
         f"pixels, seed {settings.seed})"
     )
     dataset = _open_clips(recipe, args, folder, open_source(manifest))
-    return RunData(dataset=dataset, description=description, probe=probe)
+    facts = DataFacts(role="videos", source="synthetic", description=description, num_videos=settings.num_videos)
+    return RunData(dataset=dataset, description=description, facts=[facts], probe=probe)
 
 
 def _describe_made(settings: SyntheticVideoSettings) -> str:

@@ -25,6 +25,7 @@ from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint, rotate_checkpoints
 
 from ..core.files import folder_written_whole
+from ..core.run_files import RunFile
 from ..data.augmentation import finish_clips
 from ..data.clip_order import ClipOrder, ClipRequest
 from ..data.collation import MaskCollator
@@ -34,11 +35,11 @@ from ..data.streaming import ClipStream
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining, as_mask_list
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
-from ..publishing.publishing import CardOptions, publish
+from ..publishing.card import CardOptions, write_card
+from ..publishing.publishing import publish
 from .arguments import CHECKPOINTING, VJEPATrainingArguments
 from .batches import ProcessBatches, with_positions
 from .callbacks import HealthCallback
-from .card import write_card
 from .checkpoints import INCOMPLETE, find_checkpoint, save_published, trained_origin
 from .ema import TargetEncoderCallback
 from .estimate import step_flops
@@ -46,6 +47,7 @@ from .finite import FiniteWatch, NonFiniteLossError
 from .objectives import prediction_loss
 from .optimizer import RecipeScheduler, clip_by_part, parameter_groups
 from .probe import OnlineProbe
+from .run_record import measured, record_training
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class VJEPATrainer(Trainer):
             batch that carries `context_mask` and `target_mask` is used as it is.
         mask_kinds: The kinds of masks, one for each mask token of the predictor.
         probe: Labelled clips to probe the target encoder with while it trains.
-        data_description: What it is trained on, for the model card.
+        data_description: Sentence on what it is trained on, for the model card.
         kwargs: What transformers' Trainer takes; `processing_class` is the model's video processor by default.
 
     Raises:
@@ -108,6 +110,8 @@ class VJEPATrainer(Trainer):
         self._finite = FiniteWatch(args.device)
         self._is_writing_checkpoint = False
         self._push: Any = None
+        record = record_training(args, self.mask_kinds, data=data_description)
+        self.run_file = RunFile(self.output_dir, record, is_writer=self.is_world_process_zero())
         self.add_callback(_EpochCallback(self))
         if args.health_steps and train_dataset is not None:
             self.health = HealthCallback(
@@ -487,9 +491,10 @@ class VJEPATrainer(Trainer):
             push.result()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of the published model into the output folder, unless a person wrote one there."""
+        """Write `run.json` and the card of the published model, unless a person wrote one there."""
         if self.is_world_process_zero():
-            write_card(self.output_dir, self)
+            self.run_file.update(**measured(self.state, self.health.warnings if self.health else []))
+            write_card(self.output_dir, self.args.hub_model_id or self.output_dir.resolve().name)
 
 
 class _EpochCallback(TrainerCallback):

@@ -2,8 +2,9 @@
 
 Of a folder are sent: the weights (safetensors, in the shards that `save_pretrained` made), configuration and
 processor, the three Python files for `trust_remote_code`, the card, and the records of the run (recipe, settings,
-logs, results); plots if wanted. Nothing else: checkpoints, videos and pickles stay where they are. Absolute paths of
-this machine are shortened to their last name in what is sent; the folder itself is not changed.
+logs, results); plots if wanted. Nothing else: checkpoints, videos and pickles stay where they are. In what is sent,
+absolute paths of this machine are shortened to their last name, and addresses have neither user, password nor query;
+the folder itself is not changed.
 """
 
 import hashlib
@@ -16,12 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..core.run_files import (
+    CLASSES_TABLE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    METRICS_TABLE,
+    PLOTS,
+    RECIPE_FILE,
+    REPRODUCTION_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    RunRecord,
+    read_run,
+    without_credentials,
+)
 from ..hub.loading import UNTRAINED, open_model
 from ..hub.safety import CONFIG_FILE, RefusedModelError, check_folder, read_config
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import AUTO_CLASSES, VJEPAPreTrainedModel
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
-from .cards import check_card
+from .card import check_card, complete_card, render_card
+from .facts import EVALUATION_RECORD, CardOptions, RunFolder, find_run, gather_facts, public_record
 from .machine_paths import find_machine_paths, shorten_machine_paths
 from .model_folder import (
     CARD_FILE,
@@ -32,9 +48,12 @@ from .model_folder import (
     list_weight_files,
     package_code,
 )
-from .publication_card import CardOptions, build_card
-from .run_facts import PLOTS, PROBE_RECORDS, RECORDS, RESULTS_FILE, RunFolder, find_run
 
+# What travels beside the model, and what only with the plots
+RECORDS = (
+    *(RECIPE_FILE, METRICS_TABLE, RESULTS_FILE, CLASSES_TABLE, METRICS_FILE),
+    *(REPRODUCTION_FILE, EVALUATION_FILE),
+)
 _TEXT_ENDINGS = frozenset((".json", ".yaml", ".yml", ".csv", ".txt", ".md"))
 _CHUNK = 1 << 20
 
@@ -113,18 +132,16 @@ class Publication:
         """The text of the card."""
         return next(file.read_text() for file in self.files if file.path == CARD_FILE)
 
-    def with_card(self, text: str, *, present: Iterable[str] = (), notes: Sequence[str] = ()) -> "Publication":
+    def with_card(self, text: str, *, notes: Sequence[str] = ()) -> "Publication":
         """The same with another card, which is checked in the place of the old one.
 
         Args:
             text: Of the card.
-            present: Paths that the repository has beside what is sent, which the card may link to.
             notes: More of them.
         """
         card = PublishedFile(CARD_FILE, text.encode())
         files = sorted([*(file for file in self.files if file.path != CARD_FILE), card], key=lambda file: file.path)
-        known = {*present, *(file.path for file in files)}
-        problems = check_card(text, self.config, files=known, optional=self.optional_metadata)
+        problems = check_card(text, self.config, optional=self.optional_metadata)
         found = [f"{CARD_FILE}: {problem}" for problem in problems]
         others = [problem for problem in self.problems if not problem.startswith(f"{CARD_FILE}: ")]
         return replace(self, files=files, problems=[*others, *found], notes=[*self.notes, *notes])
@@ -188,8 +205,10 @@ def plan_publication(
         files |= {file.path: file for file in _record_files(run, with_plots)}
         config = _published_config(files[CONFIG_FILE])
         options = card_options or CardOptions()
-        text = build_card(run, repo_id, config, options)
-        files |= {file.path: file for file in _measured_files(options.results)}
+        evaluations = [_read_evaluation(Path(given)) for given in options.results]
+        files |= {file.path: file for file in _evaluation_files(evaluations)}
+        generated = render_card(gather_facts(run, repo_id, config, options, evaluations))
+        text = complete_card(_present_card(run), generated)
         files |= {file.path: file for file in _extra_files(extra_files, files)}
     except ValueError as error:  # RefusedModelError, and what no card can be made from
         raise UnpublishableError(folder, [str(error)]) from error
@@ -241,17 +260,31 @@ def _published_config(file: PublishedFile) -> VJEPAConfig:
 
 
 def _record_files(run: RunFolder, with_plots: bool) -> Iterator[PublishedFile]:
-    names = PROBE_RECORDS if run.kind == "probe" else RECORDS
-    found = [name for name in (*names, *(PLOTS if with_plots else ())) if (run.records / name).is_file()]
+    record = run.read_record()
+    if record is not None:
+        yield _record_file(RUN_FILE, record)
+    found = [name for name in (*RECORDS, *(PLOTS if with_plots else ())) if (run.records / name).is_file()]
     yield from (_shortened(PublishedFile(name, run.records / name)) for name in found)
 
 
-def _measured_files(results: Sequence[Path]) -> Iterator[PublishedFile]:
-    """The `results.json` that the card states, numbered where there are several."""
-    for number, given in enumerate(results, 1):
-        file = given / RESULTS_FILE if given.is_dir() else given
-        name = RESULTS_FILE if len(results) == 1 else f"results-{number}.json"
-        yield _shortened(PublishedFile(name, file))
+def _record_file(name: str, record: RunRecord) -> PublishedFile:
+    text = public_record(record).model_dump_json(indent=1) + "\n"
+    return PublishedFile(name, shorten_machine_paths(text).encode())
+
+
+def _read_evaluation(given: Path) -> RunRecord:
+    """The record of an evaluation, by its folder or a file in it."""
+    return read_run(given if given.is_dir() else given.parent)
+
+
+def _evaluation_files(evaluations: Sequence[RunRecord]) -> Iterator[PublishedFile]:
+    yield from (_record_file(EVALUATION_RECORD.format(number), one) for number, one in enumerate(evaluations, 1))
+
+
+def _present_card(run: RunFolder) -> str:
+    """The card in the folder; empty where there is none."""
+    found = [folder / CARD_FILE for folder in (run.model, run.records) if (folder / CARD_FILE).is_file()]
+    return found[0].read_text(encoding="utf-8") if found else ""
 
 
 def _extra_files(given: Sequence[str | Path], present: Mapping[str, PublishedFile]) -> Iterator[PublishedFile]:
@@ -264,11 +297,12 @@ def _extra_files(given: Sequence[str | Path], present: Mapping[str, PublishedFil
 
 
 def _shortened(file: PublishedFile) -> PublishedFile:
-    """The file without paths of this machine; the very file on disk where it has none, or is no text."""
+    """The file without paths of this machine and credentials; the very file where it has none, or is no text."""
     if Path(file.path).suffix not in _TEXT_ENDINGS:
         return file
     text = file.read_text()
-    return PublishedFile(file.path, shorten_machine_paths(text).encode()) if find_machine_paths(text) else file
+    public = shorten_machine_paths(without_credentials(text))
+    return file if public == text else PublishedFile(file.path, public.encode())
 
 
 def _file_problems(files: Iterable[PublishedFile]) -> list[str]:

@@ -21,10 +21,11 @@ from huggingface_hub.utils import validate_repo_id
 from .. import __version__
 from ..model.modeling_vjepa import VJEPAPreTrainedModel
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from .card import complete_card
+from .facts import CardOptions
 from .hub_errors import NO_TOKEN, HubAccessError, HubUnavailableError, hub_errors
 from .model_folder import CARD_FILE
 from .publication import Publication, PublishedFile, UnpublishableError, folder_of, plan_publication
-from .publication_card import CardOptions, merge_with_present
 
 __all__ = ["CardOptions", "PublishResult", "UnpublishableError", "plan_publication", "publish"]
 
@@ -234,13 +235,13 @@ class _Repository:
             file = self.api.hf_hub_download(self.repo_id, CARD_FILE, revision=self.commit, cache_dir=cache)
             present = Path(file).read_text(encoding="utf-8")
         try:
-            merged = merge_with_present(present, publication.card)
+            merged = complete_card(present, publication.card)
         except ValueError as error:
             raise UnpublishableError(self.repo_id, [f"{CARD_FILE} of the repository: {error}"]) from error
         if merged == publication.card:
             return publication
         note = f"{CARD_FILE} was written or edited in the repository: its prose stays, its metadata are completed"
-        return publication.with_card(merged, present=self.files, notes=[note])
+        return publication.with_card(merged, notes=[note])
 
     def send(self, publication: Publication, message: str, *, is_dry_run: bool) -> PublishResult:
         """Commit what differs, if anything does."""

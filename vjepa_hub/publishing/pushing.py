@@ -56,6 +56,7 @@ def push_to_hub(
         ValueError: `create_pr`, or a model that cannot be published; the message names all problems.
         HubAccessError: The name, token, rights or network do not allow it, or the server failed. An OSError.
     """
+    from .card import read_card
     from .publishing import CardOptions, publish
 
     if create_pr:
@@ -73,7 +74,7 @@ def push_to_hub(
             commit_message=". ".join(filter(None, (commit_message, commit_description))) or None,
             card_options=options,
         )
-    if "\nlicense:" not in result.publication.card:
+    if read_card(result.publication.card).data.license is None:
         logger.warning(NO_LICENSE, result.repo_id)
     return result
 

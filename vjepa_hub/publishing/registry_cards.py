@@ -9,14 +9,14 @@ They are made from the registry's facts, by
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from ..core.run_files import DataFacts, Result, RunRecord
 from ..hub.class_names import UNCERTAIN
 from ..hub.registry import EVALUATION_SETS, MODELS, PAPER, ModelEntry, find_model
 from ..model.configuration_vjepa import VJEPAConfig
-from .card_text import table_row
-from .cards import CardFacts, CardResult, data_set_identifier, render_card
-from .run_facts import EVALUATION_FILE, REPRODUCTION_FILE, find_run, read_json, read_run_facts
+from .card import data_set_identifier, render_card
+from .facts import CardFacts, training_rows
+from .records import EvaluationRecord, ReproductionRecord, read_evaluation, read_record
 
 CARDS_FOLDER = "model_cards"
 PUBLISHED = "published by the authors, not measured here"
@@ -74,9 +74,9 @@ def _config(entry: ModelEntry, files: Sequence[str | None]) -> VJEPAConfig:
     return config
 
 
-def _published_result(entry: ModelEntry, dataset: str) -> CardResult:
+def _published_result(entry: ModelEntry, dataset: str) -> Result:
     found = EVALUATION_SETS[dataset]
-    return CardResult(
+    return Result(
         task=found.task,
         dataset=found.name,
         metric="top-1 accuracy (%)",
@@ -94,7 +94,17 @@ def _published_result(entry: ModelEntry, dataset: str) -> CardResult:
 
 
 def _bundled_facts(entry: ModelEntry, folder: Path) -> CardFacts:
-    record, evaluation = (read_json(folder / name) for name in (REPRODUCTION_FILE, EVALUATION_FILE))
+    record, evaluation = read_record(folder), read_evaluation(folder)
+    made = record.recipe["synthetic"]
+    data = f"{made['num_videos']:,} synthetic videos of {made['kind']}"
+    run = RunRecord(
+        kind="pretrain",
+        command=(),
+        seeds=(record.seeds[0].seed,),
+        settings=record.recipe,
+        data=(DataFacts(role="videos", source="synthetic", description=data),),
+        steps=record.num_steps,
+    )
     return CardFacts(
         name=entry.name,
         kind="features",
@@ -102,66 +112,34 @@ def _bundled_facts(entry: ModelEntry, folder: Path) -> CardFacts:
         license=entry.license,
         datasets=entry.datasets,
         results=tuple(_measured_results(entry, record, evaluation)),
-        training={**read_run_facts(find_run(folder)).training, **entry.training},
+        training={**training_rows(run), **entry.training},
         recipe=entry.recipe,
-        sections={
-            "Baselines": _baselines(evaluation),
-            "Training it again": _retraining(entry, record),
-        },
+        evaluation=evaluation,
+        reproduction=record,
         limits=entry.limits,
     )
 
 
-def _measured_results(
-    entry: ModelEntry, record: Mapping[str, Any], evaluation: Mapping[str, Any]
-) -> Iterator[CardResult]:
+def _measured_results(entry: ModelEntry, record: ReproductionRecord, evaluation: EvaluationRecord) -> Iterator[Result]:
     """The mean over the trainings, one result for each task."""
-    trained = next(row for row in evaluation["rows"] if row["name"] == "trained")
     protocol = (
-        f"attentive probe on the frozen encoder, {evaluation['num_train']:,} labelled and {evaluation['num_test']:,} "
-        f"test videos; mean of trainings with seeds {', '.join(map(str, evaluation['seeds']))}, deviation"
+        f"attentive probe on the frozen encoder, {evaluation.num_train:,} labelled and {evaluation.num_test:,} "
+        f"test videos; mean of trainings with seeds {', '.join(map(str, evaluation.seeds))}, deviation"
     )
     command = (
-        f"vjepa-hub reproduce {entry.recipe} --short-steps {record['short_steps']} "
-        f"--num-threads {record['machine']['num_threads']} --output-dir runs/{entry.recipe}"
+        f"vjepa-hub reproduce {entry.recipe} --short-steps {record.short_steps} "
+        f"--num-threads {record.machine.num_threads} --output-dir runs/{entry.recipe}"
     )
-    for task, found in trained["tasks"].items():
-        yield CardResult(
+    for task, found in evaluation.trained.items():
+        yield Result(
             task="video-classification",
             dataset=f"moving pictures of Fashion-MNIST, {task}",
             metric="top-1 accuracy (%)",
-            value=round(100 * found["mean"], 1),
-            protocol=f"{protocol} {100 * found['std']:.1f}",
+            value=round(100 * found.mean, 1),
+            protocol=f"{protocol} {100 * found.std:.1f}",
             source="measured by vjepa_hub.reproduction",
             command=command,
         )
-
-
-def _baselines(evaluation: Mapping[str, Any]) -> str:
-    """A row for each encoder, with mean and deviation in each task, and the command that made them."""
-    tasks = list(evaluation["rows"][0]["tasks"])
-    rows = [("top-1 accuracy, %", *tasks), ("---",) * (1 + len(tasks))]
-    for row in evaluation["rows"]:
-        cells = (f"{100 * row['tasks'][task]['mean']:.1f} ± {100 * row['tasks'][task]['std']:.1f}" for task in tasks)
-        rows.append((row["words"], *cells))
-    table = "\n".join(table_row(*row) for row in rows)
-    about = (
-        f"Mean and standard deviation over {len(evaluation['seeds'])} seeds, on {evaluation['num_test']:,} videos "
-        "whose pictures and backgrounds are in no training video. The weights are those of the first "
-        "training."
-    )
-    return "\n\n".join([about, table, f"```bash\n{evaluation['command']}\n```"])
-
-
-def _retraining(entry: ModelEntry, record: Mapping[str, Any]) -> str:
-    minutes = max(seed["minutes"] for seed in record["seeds"])
-    return (
-        f"`vjepa-hub verify {entry.name} --short` makes the videos (`apt-get install dataset-fashion-mnist`), trains "
-        f"the first {record['short_steps']:,} steps again and compares loss, accuracies and, on a machine like this "
-        f"one, every bit of the weights with the record of the trainings; without `--short` all "
-        f"{record['num_steps']:,} steps. A training took up to {minutes:.0f} minutes on one core of "
-        f"{record['machine']['processor']}, beside another one."
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

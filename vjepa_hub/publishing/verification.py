@@ -11,20 +11,20 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 
 from .. import __version__
+from ..core.run_files import CLASSIFIER_FOLDER
 from ..hub.registry import find_bundled
-from ..hub.safety import INDEX_FILE, RefusedModelError, check_folder, check_name, read_stored_tensors
+from ..hub.safety import CONFIG_FILE, INDEX_FILE, RefusedModelError, check_folder, check_name, read_stored_tensors
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
-from .card_checks import python_blocks
-from .card_metadata import read_metadata
-from .cards import check_card
+from .card import check_card, compare_with_facts, python_blocks, read_card
+from .facts import find_run
 from .hub_errors import hub_errors
 from .model_folder import (
     CARD_FILE,
@@ -39,7 +39,6 @@ from .model_folder import (
 from .publication import hash_content
 
 PASSED, FAILED, REMARK, SKIPPED = "passed", "failed", "remark", "skipped"
-_LOADED_NAME = re.compile(r"(?:\bload|open_model|from_pretrained)\(\"([^\"]+)\"|model=\"([^\"]+)\"")
 _PLAIN_NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 _VIDEO = "video.mp4"
 _MAX_SHOWN = 3
@@ -167,6 +166,8 @@ def verify_folder(folder: str | Path) -> VerificationReport:
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"there is no folder {folder}; give a folder, or owner/name for the Hub")
+    if (folder / CLASSIFIER_FOLDER / CONFIG_FILE).is_file():  # the run of a probe has its model there
+        folder = folder / CLASSIFIER_FOLDER
     names = [str(path.relative_to(folder)) for path in sorted(folder.iterdir()) if path.is_file()]
     skipped = Check(name="hashes", state=SKIPPED, detail="a folder has no server to compare with")
     return _report(str(folder), folder, names, commit=None, first=[skipped])
@@ -196,7 +197,7 @@ def _report(
         checks += [_check_tensors(folder, config), _check_processor(folder, config)]
     checks += [_check_pickles(names), _check_code(folder)]
     if config is not None:
-        checks += _check_card(folder, config, names)
+        checks += _check_card(folder, config, is_repository=commit is not None)
     return VerificationReport(name=name, commit=commit, folder=folder, config=config, checks=checks)
 
 
@@ -258,8 +259,19 @@ def _check_processor(folder: Path, config: VJEPAConfig) -> Check:
     except (ValueError, TypeError, OSError) as error:
         return Check(name="processor", state=FAILED, detail=f"{PROCESSOR_FILE} cannot be read: {error}")
     crop = dict(processor.crop_size or {}).get("height")
-    wrong = f"it crops to {crop} pixels, but the model's position table is made for {config.crop_size}"
-    return Check(name="processor", **_state([wrong] * (crop != config.crop_size), f"crops to {crop} pixels"))
+    if crop not in (config.crop_size, _evaluated_crop(folder)):
+        wrong = f"it crops to {crop} pixels, but the model's position table is made for {config.crop_size}"
+        return Check(name="processor", state=FAILED, detail=wrong)
+    return Check(name="processor", state=PASSED, detail=f"crops to {crop} pixels")
+
+
+def _evaluated_crop(folder: Path) -> int | None:
+    """Crop size that a run of the model chose instead of its own: positions are interpolated then."""
+    try:
+        record = find_run(folder).read_record()
+    except RefusedModelError:
+        return None  # the check of the card tells it
+    return None if record is None else record.changed.get("crop_size")
 
 
 def _check_pickles(names: Sequence[str]) -> Check:
@@ -282,15 +294,21 @@ def _check_code(folder: Path) -> Check:
     return Check(name="remote code", state=PASSED, detail=f"as in vjepa_hub {__version__}")
 
 
-def _check_card(folder: Path, config: VJEPAConfig, names: Sequence[str]) -> list[Check]:
+def _check_card(folder: Path, config: VJEPAConfig, *, is_repository: bool) -> list[Check]:
+    """The card against its rules, the configuration and the records beside it. Only a repository needs a licence."""
     if not (folder / CARD_FILE).is_file():
         return [Check(name="card", state=FAILED, detail=f"there is no {CARD_FILE}")]
     text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
-    card = Check(
-        name="card", **_state(check_card(text, config, files=names), "metadata complete, as the configuration")
-    )
-    blocks = python_blocks(text)
-    if not blocks:
+    problems, remark = check_card(text, config, optional=() if is_repository else ("license",)), ""
+    if not problems:
+        try:
+            problems, remark = compare_with_facts(text, find_run(folder), config)
+        except ValueError as error:  # a record is damaged, or the licence is not that of the weights
+            problems = [str(error)]
+    card = Check(name="card", **_state(problems, remark or "as the configuration and the records beside it say"))
+    if remark and not problems:
+        card = replace(card, state=REMARK)
+    if not python_blocks(text):
         return [card, Check(name="card's code", state=REMARK, detail="the card has no Python block")]
     return [card]
 
@@ -317,7 +335,9 @@ def run_card_code(report: VerificationReport, video: str | Path, *, timeout: flo
     blocks = python_blocks(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
     if not blocks:
         return Check(name=name, state=FAILED, detail="the card has no Python block")
-    with _place_for(blocks[0], report.folder, Path(video)) as place:
+    with _place_for(
+        str(read_card(card.read_text(encoding="utf-8")).data.model_name), report.folder, Path(video)
+    ) as place:
         command = [sys.executable, "-c", blocks[0]]
         try:
             child = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=timeout, check=False)
@@ -330,13 +350,11 @@ def run_card_code(report: VerificationReport, video: str | Path, *, timeout: flo
 
 
 @contextmanager
-def _place_for(code: str, folder: Path, video: Path) -> Iterator[Path]:
-    """A folder where the name in the code is that of the verified folder."""
+def _place_for(name: str, folder: Path, video: Path) -> Iterator[Path]:
+    """A folder where the name that the card's code loads is that of the verified folder."""
     with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as made:
         place = Path(made)
         (place / _VIDEO).symlink_to(video.resolve())
-        found = _LOADED_NAME.search(code)
-        name = next(filter(None, found.groups())) if found else ""
         if _PLAIN_NAME.fullmatch(name) and not {".", ".."} & set(Path(name).parts):
             link = place / name
             link.parent.mkdir(exist_ok=True)
@@ -351,17 +369,14 @@ def find_stated_accuracy(report: VerificationReport, dataset: str) -> float | No
         report: Of a verification.
         dataset: Its name, where the card has results on several.
     """
-    card = report.folder / CARD_FILE
     try:
-        index = read_metadata(card.read_text(encoding="utf-8")).get("model-index") or []
+        results = read_card((report.folder / CARD_FILE).read_text(encoding="utf-8")).data.eval_results or []
         stated = {
-            str(result["dataset"]["name"]): float(metric["value"])
-            for model in index
-            for result in model["results"]
-            for metric in result["metrics"]
-            if str(metric.get("name", "")).startswith("top-1")
+            str(result.dataset_name): float(result.metric_value)
+            for result in results
+            if str(result.metric_name).startswith("top-1")
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError):
         return None  # check_card tells what is wrong with it
     return stated.get(dataset, next(iter(stated.values())) if len(stated) == 1 else None)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ..publishing.records import ReproductionRecord, SeedRecord, TrainingMachine
 from ..publishing.verification import FAILED, PASSED, REMARK, Check
-from .record import Machine, ReproductionRecord, SeedRecord
 
 _NUM_SECTIONS = 10
 
@@ -19,7 +19,7 @@ def compare(
     losses: Mapping[int, float],
     digest: str,
     accuracies: Mapping[str, float],
-    machine: Machine,
+    machine: TrainingMachine,
 ) -> list[Check]:
     """All checks of a training.
 
@@ -52,7 +52,9 @@ def compare_published(record: ReproductionRecord, digest: str) -> Check:
     return Check(name="weights of the record", state=PASSED if is_equal else FAILED, detail=detail)
 
 
-def compare_weights(record: ReproductionRecord, *, seed: int, step: int, digest: str, machine: Machine) -> Check:
+def compare_weights(
+    record: ReproductionRecord, *, seed: int, step: int, digest: str, machine: TrainingMachine
+) -> Check:
     """Whether the weights are the same to the bit, which they have to be on the same machine with the same seed."""
     name = f"weights after step {step:,}"
     earlier = next((one for one in record.seeds if one.seed == seed), None)

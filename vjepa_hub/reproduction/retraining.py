@@ -5,8 +5,9 @@ What a folder gets:
     videos                      the training videos, made once for all seeds
     tasks                       labelled videos of the evaluation
     seed-S                      the run with seed S, and step-N in it: the model after step N, with both encoders
-    model                       the model of the first seed after the last step, with its recipe, log, card and
-                                `reproduction.json`
+    run.json                    the record of the whole
+    model                       the model of the first seed after the last step, with its recipe, log, records and
+                                card
 """
 
 import shutil
@@ -17,16 +18,18 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ..core.invocation import command_words
 from ..core.progress import Progress, ProgressBar
+from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, RunRecord
 from ..data.synthetic.moving_pictures import MovingPictureSettings
 from ..evaluation.made_tasks import MadeTaskSettings, make_task_videos, probe_tasks, selected_accuracies
+from ..pretraining.interruption import InterruptedRunError
 from ..pretraining.recipe import Recipe
-from ..pretraining.run import METRICS, RECIPE
 from ..pretraining.run_data import VIDEOS
-from ..publishing.model_folder import CARD_FILE
+from ..publishing.card import write_card
+from ..publishing.records import ReproductionRecord, SeedRecord, read_record, this_machine, write_record
 from ..publishing.verification import Check
 from .comparison import compare, compare_published
-from .record import ReproductionRecord, SeedRecord, read_record, this_machine, write_record
 from .training import Training, computing_with, digest_weights, train_seed
 
 MODEL = "model"
@@ -81,9 +84,10 @@ def record_trainings(
     )
     run, model = folder / f"seed-{seeds[0]}", folder / MODEL
     shutil.copytree(run / f"step-{num_steps}", model, dirs_exist_ok=True)
-    for name in (RECIPE, METRICS, CARD_FILE):
+    for name in (RECIPE_FILE, METRICS_TABLE, RUN_FILE):
         shutil.copy(run / name, model)
     write_record(model, record)
+    write_card(model, model.name)
     return model
 
 
@@ -115,11 +119,24 @@ def train_seeds(
     """
     tasks, console, folder = tasks or tasks_of(recipe), console or Console(), Path(folder)
     steps, records = (short_steps, _require_steps(recipe, short_steps)), []
-    for seed in seeds:
-        console.print(Text(f"training with seed {seed}"))
-        with computing_with(num_threads):
-            training = _train(recipe, seed, folder, steps=steps, console=console)
-            records.append(_measure(training, seed, folder, tasks, console))
+    words = command_words(
+        "reproduce",
+        recipe.name,
+        short_steps=short_steps,
+        output_dir=folder,
+        seed=list(seeds),
+        num_train=tasks.num_train,
+        num_test=tasks.num_test,
+        num_epochs=tasks.num_epochs,
+        num_threads=num_threads,
+    )
+    record = RunRecord(kind="reproduce", command=words, seeds=seeds, settings=recipe.to_tree(), max_steps=steps[1])
+    with RunFile(folder, record).recording(stopped_by=(InterruptedRunError,)):
+        for seed in seeds:
+            console.print(Text(f"training with seed {seed}"))
+            with computing_with(num_threads):
+                training = _train(recipe, seed, folder, steps=steps, console=console)
+                records.append(_measure(training, seed, folder, tasks, console))
     return records
 
 

@@ -10,13 +10,14 @@ What a run leaves in its folder:
     config.json, model.safetensors, video_preprocessor_config.json     the classifier, for from_pretrained and pipeline
     adapter/                                                           with `keep_adapter`, the LoRA adapter alone
     checkpoint-*                                                       to resume from
-    finetuning.json                                                    the settings
+    run.json                                                           the record of the run
+    README.md                                                          the card
     metrics.json                                                       all that was logged
 """
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -36,12 +37,16 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...core.files import write_whole
+from ...core.invocation import command_words
+from ...core.run_files import METRICS_FILE, RUN_FILE, ModelFacts, Result, RunFile, RunRecord, read_run
 from ...core.settings import Settings, Share, parse_assignment
 from ...data.clip_sampling import ClipSpec
+from ...heads.metrics import NUM_BEST
 from ...hub.class_names import chosen_names
 from ...hub.loading import OpenedModel, load_folder, open_model
 from ...model.modeling_vjepa import VJEPAForVideoClassification
 from ...model.video_processing_vjepa import DEFAULT_FRAME_STEP, PACES, VJEPAVideoProcessor
+from ...publishing.card import write_card
 from ..clips import ClipFormat, EvaluationClips, TrainingClips
 from ..encoders.frozen_encoder import describe_untrained
 from ..encoders.opening import UNTRAINED_PREFIX, build_untrained
@@ -58,7 +63,7 @@ from .data import (
 )
 from .modes import Mode, add_lora, check_num_blocks, layerwise_parameter_groups, set_trainable
 
-SETTINGS_FILE, METRICS_FILE, ADAPTER_FOLDER = "finetuning.json", "metrics.json", "adapter"
+ADAPTER_FOLDER = "adapter"
 
 # Starting points for batches of about 32 videos
 LEARNING_RATES = {"full": 2e-4, "last-k": 2e-4, "head": 1e-3, "lora": 5e-4}
@@ -224,14 +229,14 @@ class FineTuning:
         folder: Where it writes.
         trainer: With its model and data.
         settings: Of the run.
-        description: As `describe_finetuning` gives it.
+        record: As `record_finetuning` gives it.
         checkpoint: Where it goes on from; None: it begins.
     """
 
     folder: Path
     trainer: Trainer
     settings: FineTuneSettings
-    description: Mapping[str, Any]
+    record: RunRecord
     checkpoint: str | None
 
     def train(self) -> dict[str, Any]:
@@ -242,11 +247,33 @@ class FineTuning:
         """
         trainer, folder = self.trainer, self.folder
         trainer.accelerator.wait_for_everyone()  # all have looked into the folder
-        if trainer.is_world_process_zero():
-            write_whole(folder / SETTINGS_FILE, json.dumps(self.description, indent=2) + "\n")
-        trainer.train(resume_from_checkpoint=self.checkpoint)
-        save_classifier(trainer, folder, self.settings)
-        return next((row for row in reversed(trainer.state.log_history) if "eval_top1" in row), {})
+        with RunFile(folder, self.record, is_writer=trainer.is_world_process_zero()).recording() as run:
+            trainer.train(resume_from_checkpoint=self.checkpoint)
+            save_classifier(trainer, folder, self.settings)
+            measured = next((row for row in reversed(trainer.state.log_history) if "eval_top1" in row), {})
+            run.update(
+                results=tuple(self._state_results(measured)) if measured else (),
+                steps=trainer.state.global_step,
+                max_steps=trainer.state.max_steps,
+            )
+            if trainer.is_world_process_zero():
+                write_card(folder, folder.resolve().name)
+        return measured
+
+    def _state_results(self, measured: Mapping[str, Any]) -> Iterator[Result]:
+        validation = next(fact for fact in self.record.data if fact.role == "validation")
+        metrics = {"eval_top1": "top-1 accuracy (%)", "eval_top5": "top-5 accuracy (%)"}
+        for name, metric in metrics.items():
+            if name == "eval_top1" or (validation.num_classes or 0) > NUM_BEST:
+                yield Result(
+                    task="video-classification",
+                    dataset=Path(validation.source).name,
+                    metric=metric,
+                    value=round(100 * measured[name], 2),
+                    protocol=f"fine-tuned ({_describe_mode(self.settings)}); one view, {self.settings.num_segments} "
+                    f"segments; {measured['eval_num_videos']:,} validation videos; after epoch {measured['epoch']:g}",
+                    source="measured by vjepa-hub finetune",
+                )
 
 
 def prepare_finetuning(
@@ -262,8 +289,10 @@ def prepare_finetuning(
     """Do all of a fine-tuning that comes before its first step; no file is written. As for `finetune`."""
     settings, folder = settings or FineTuneSettings(), Path(output_dir)
     train, validation = open_sets(train, validation, allow_missing_classes=settings.allow_missing_classes)
-    description = describe_finetuning(str(model_name_or_folder), train, settings)
-    check_run_folder(folder, description)
+    record = record_finetuning(
+        str(model_name_or_folder), train, validation, folder, settings, training_arguments or {}
+    )
+    check_run_folder(folder, record)
     args = build_arguments(settings, folder, training_arguments)
     model, processor = build_classifier(model_name_or_folder, train, settings)
     trainer = build_finetuning_trainer(model, processor, train, validation, settings=settings, args=args)
@@ -273,7 +302,7 @@ def prepare_finetuning(
         folder=folder,
         trainer=trainer,
         settings=settings,
-        description=description,
+        record=record,
         checkpoint=newest_checkpoint(folder),
     )
 
@@ -309,28 +338,29 @@ def open_sets(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def check_run_folder(folder: Path, run: Mapping[str, Any]) -> None:
+def check_run_folder(folder: Path, record: RunRecord) -> None:
     """Make sure that a folder has no model or run, or this run.
 
     Args:
         folder: Need not be there.
-        run: As `describe_finetuning` gives it.
+        record: Of the run, at its start.
 
     Raises:
         FileExistsError: A model is there, and no run of a fine-tuning.
         ValueError: The run that is there has other settings.
     """
-    stored = folder / SETTINGS_FILE
-    if not stored.exists():
+    if not (folder / RUN_FILE).exists():
         if (folder / "config.json").exists() or list(folder.glob("checkpoint-*")):
             raise FileExistsError(f"the folder {folder} has another model already: name another folder")
         return
-    found = json.loads(stored.read_text(encoding="utf-8"))
-    differing = sorted(name for name in run.keys() | found.keys() if run.get(name) != found.get(name))
+    found = read_run(folder)
+    if found.kind != record.kind:
+        raise FileExistsError(f"the folder {folder} has a run of {found.kind} already: name another folder")
+    differing = found.differences(record)
     if differing:
         raise ValueError(
             f"the run in {folder} has other settings, differing in {', '.join(differing)}: go on with it with those "
-            f"of {stored}, or name another folder"
+            f"of {folder / RUN_FILE}, or name another folder"
         )
 
 
@@ -344,16 +374,44 @@ def newest_checkpoint(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
 
 
-def describe_finetuning(model: str, train: LabelledSet, settings: FineTuneSettings) -> dict[str, Any]:
-    """Model, data and settings of a run, as plain types of JSON; only an equal run is gone on with.
+def record_finetuning(
+    model: str,
+    train: LabelledSet,
+    validation: LabelledSet,
+    folder: Path,
+    settings: FineTuneSettings,
+    training_arguments: Mapping[str, Any],
+) -> RunRecord:
+    """The record of a run at its start; only an equal run is gone on with.
 
     Args:
         model: Name or folder of the tuned model.
         train: The training videos.
+        validation: The validation videos.
+        folder: Of the run.
         settings: Of the run.
+        training_arguments: Further arguments of the Trainer.
     """
-    run = {"model": model, "num_videos": len(train), "num_classes": train.num_classes, **settings.to_tree()}
-    return json.loads(json.dumps(run))
+    changed, arguments = settings.changes_from(FineTuneSettings()), dict(training_arguments)
+    words = command_words(
+        "finetune",
+        model,
+        train=train.given,
+        val=validation.given,
+        output_dir=folder,
+        num_classes=train.num_classes,
+        argument=[f"{name}={json.dumps(value)}" for name, value in arguments.items()],
+        assignments=changed,
+    )
+    return RunRecord(
+        kind="finetune",
+        command=words,
+        seeds=(settings.seed,),
+        settings={**settings.to_tree(), "training_arguments": arguments},
+        changed={**changed, **arguments},
+        model=ModelFacts.of(model),
+        data=(train.facts("train"), validation.facts("validation")),
+    )
 
 
 def save_classifier(trainer: Trainer, folder: Path, settings: FineTuneSettings) -> None:
