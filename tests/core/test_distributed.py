@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vjepa_hub.core.distributed import Processes, is_first_process, join_processes, share_out
+from vjepa_hub.core.distributed import Processes, join_processes, share_out
+from vjepa_hub.core.progress import is_first_process
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -55,7 +56,7 @@ def fail() -> None:
 
 
 def meet(folder: Path) -> None:
-    """What each of two processes does; what it sees is written down."""
+    """Work of each of two processes, which write down what they see."""
     processes = join_processes()
     assert join_processes() == processes  # joined once, found again
     rank = processes.rank

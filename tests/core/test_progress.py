@@ -17,7 +17,7 @@ def terminal() -> Console:
 
 
 def shown_on(console: Console) -> str:
-    """What a console showed, without colours and cursor movements."""
+    """Text on a console, without colours and cursor movements."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
 
 

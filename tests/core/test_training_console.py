@@ -14,7 +14,7 @@ ARGS = SimpleNamespace(train_batch_size=4, world_size=2, gradient_accumulation_s
 
 
 def show_run(console: Console, *, is_first: bool = True) -> str:
-    """What is shown of two steps, each with its log, and of a validation."""
+    """Text that is shown of two steps, each with its log, and of a validation."""
     state = TrainerState(max_steps=20, is_world_process_zero=is_first)
     callback, control = ConsoleCallback(console, ENTRIES), TrainerControl()
     callback.on_train_begin(ARGS, state, control)

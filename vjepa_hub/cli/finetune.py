@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..core.distributed import is_first_process
+from ..core.progress import is_first_process
 from .common import read_names, usage_errors, warn_of_unreadable
 from .options import ClassNames, complete_models, existing, known_model, output_folder, set_values
 

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from ..core.distributed import is_first_process
-from ..core.progress import ProgressBar
+from ..core.progress import ProgressBar, is_first_process
 from .common import compute_dtype, read_names, usage_errors, warn_of_unreadable
 from .options import (
     ClassNames,

@@ -1,1 +1,1 @@
-"""What every room stands on, and what knows no video and no model: settings, files, progress, processes."""
+"""Ground that every room stands on, and that knows no video and no model: settings, files, progress, processes."""

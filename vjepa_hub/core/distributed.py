@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch import distributed
 
 Item = TypeVar("Item")
 # One process may have hours of work left when another is through.
@@ -38,19 +38,17 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that plans and reports."""
+        """Return whether this is the process that plans and reports."""
         return self.rank == 0
 
     def from_first(self, make: Callable[[], Item]) -> Item:
-        """What `make` returns in the first process, in all of them. Only the first one calls it.
+        """Call a function in the first process alone, and return its result in all of them.
 
         Args:
-            make: Its result, and a ValueError or OSError that it raises, go to all processes.
+            make: The function. A ValueError or OSError that it raises goes to all processes too.
         """
         if self.count == 1:
             return make()
-        from torch import distributed
-
         result: list = [None, None]
         if self.is_first:
             try:
@@ -66,8 +64,6 @@ class Processes:
         """The items of all processes, in all of them, process by process. Waits until each has come here."""
         if self.count == 1:
             return list(items)
-        from torch import distributed
-
         gathered: list[list[Item]] = [[] for _ in range(self.count)]
         distributed.all_gather_object(gathered, list(items))
         return [item for of_one in gathered for item in of_one]
@@ -75,15 +71,11 @@ class Processes:
     def wait(self) -> None:
         """Return when every process has come here."""
         if self.count > 1:
-            from torch import distributed
-
             distributed.barrier()
 
     def add_up(self, tensor: torch.Tensor) -> None:
         """Put the sum over all processes into a tensor, in place in each of them."""
         if self.count > 1:
-            from torch import distributed
-
             distributed.all_reduce(tensor)
 
     def choose_device(self, name: str | None = None) -> str:
@@ -96,8 +88,6 @@ class Processes:
         Raises:
             ValueError: This machine does not have the device.
         """
-        import torch
-
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         here = ["cpu", accelerator.type] if accelerator is not None else ["cpu"]
         if name is not None and name.split(":")[0] not in here:
@@ -131,12 +121,10 @@ def join_processes() -> Processes:
     Raises:
         ValueError: The environment names several processes, but not where they meet.
     """
-    from torch import distributed
-
     if not distributed.is_initialized():
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
-            return Processes()
+            return ALONE
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise ValueError(
@@ -151,25 +139,15 @@ def join_processes() -> Processes:
 
 def _choose_backend() -> str:
     """Gloo for objects and tensors on the CPU, and beside it what the accelerator has for its own tensors."""
-    import torch
-    from torch.distributed import Backend
-
     if not torch.accelerator.is_available():
         return "gloo"
     accelerator = cast(torch.device, torch.accelerator.current_accelerator()).type
-    return f"cpu:gloo,{accelerator}:{Backend.default_device_backend_map.get(accelerator, 'gloo')}"
+    return f"cpu:gloo,{accelerator}:{distributed.Backend.default_device_backend_map.get(accelerator, 'gloo')}"
 
 
 def _leave_processes() -> None:
-    from torch import distributed
-
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def is_first_process() -> bool:
-    """Whether this process reports, by the environment alone: nothing is joined, and torch is not imported."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def share_out(sizes: Sequence[int], count: int) -> list[list[int]]:

@@ -190,7 +190,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _is_abandoned(place: Path, machine: str, process: int) -> bool:
-    """Whether its process has ended: known on this machine, of others taken for granted after a day of rest."""
+    """Return whether the process of a folder has ended; of another machine's, after a day of rest."""
     import psutil
 
     if machine == _machine() and not psutil.pid_exists(process):
@@ -203,7 +203,7 @@ def _is_abandoned(place: Path, machine: str, process: int) -> bool:
 
 
 def _is_of_writing(error: OSError, path: Path, folder: Path) -> bool:
-    """Whether an error is about the place of an output, and not about something else that its writer reads."""
+    """Return whether an error is about the place of an output, and not about something that its writer reads."""
     if error.errno in _DISK_IS_FULL:
         return True
     if error.errno is None or error.filename is None:

@@ -1,4 +1,4 @@
-"""How the process of a command treats memory that it has freed.
+"""Memory that the process of a command has freed, kept for its next blocks.
 
 glibc gives each freed block of 32 MB or more back to the system, and the next one arrives as pages that have to be
 zeroed one by one. The activations of a ViT on the CPU are such blocks: a tenth of a training step goes into pages.

@@ -11,13 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from .distributed import is_first_process
 from .import_hooks import run_after_import
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is at work, how much of it is done, of how much)."""
 
 SECONDS_BETWEEN_LINES = 60
+
+
+def is_first_process() -> bool:
+    """Return whether this process reports, by the environment that `torchrun` and `accelerate launch` set."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def no_progress(what: str, done: int, total: int) -> None:
