@@ -190,8 +190,8 @@ def _draw_alone(drawing: _Drawing) -> bytes:
     """One panel without its title, as SVG, for a page that arranges panels by itself."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(PANEL_WIDTH, PANEL_HEIGHT - 0.5), layout="constrained")
-    _draw_panel(figure.subplots(), drawing)
+    figure = Figure(figsize=(PANEL_WIDTH, PANEL_HEIGHT - 0.5))
+    _draw_panel(figure.add_axes((0.11, 0.2, 0.54, 0.74)), drawing)  # the same in all panels of a page
     return encode_figure(figure, "svg")
 
 
@@ -212,6 +212,8 @@ def _draw_panel(axes: Axes, drawing: _Drawing) -> None:
     panel, lines = drawing.panel, drawing.lines
     for curve, label, found in lines:
         _draw_curve(axes, curve, label, found)
+    if panel.reference is not None:
+        axes.axhline(panel.reference, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)))
     values = np.concatenate([found.values for *_, found in lines])
     if panel.is_log and values.min() > 0:
         axes.set_yscale("log")
@@ -223,8 +225,6 @@ def _draw_panel(axes: Axes, drawing: _Drawing) -> None:
             axes.set_ylim(bottom=min(0.0, float(values.min())))
         if panel.top is not None:
             axes.set_ylim(top=panel.top)
-    if panel.reference is not None:
-        axes.axhline(panel.reference, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)))
     for mark in drawing.marks:
         if any(mark.key == curve.key for curve, *_ in lines):
             axes.axvspan(mark.first_step, mark.last_step, color=AMBER, alpha=0.1, linewidth=0)
@@ -235,7 +235,8 @@ def _draw_panel(axes: Axes, drawing: _Drawing) -> None:
     axes.yaxis.set_major_formatter("{x:.6g}")
     axes.set_xlabel("steps", loc="right")
     axes.grid(axis="y")
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1.05), labelcolor="linecolor", handlelength=0)
+    without_handles = {"handlelength": 0, "handletextpad": 0, "markerscale": 0, "labelcolor": "linecolor"}
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1.05), **without_handles)
     for text in legend.get_texts():
         text.set_fontweight("bold")
 
