@@ -153,6 +153,8 @@ def test_a_dry_run_shows_files_and_checks_and_ends_with_1_where_one_fails(featur
     assert "no license" in result.output
     assert "(--license)" in result.output
     result = command("publish", features, "--repo-id", "tester/model", "--dry-run", "--license", "mit")
+    assert "pipeline_tag: feature-extraction" in result.output
+    assert "# tester/model" in result.output
     assert result.exit_code == 0
     assert "checks: no problems" in result.output
     assert not server.repositories

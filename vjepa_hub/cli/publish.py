@@ -133,6 +133,7 @@ def _show_publication(result: PublishResult, *, is_dry_run: bool) -> None:
     for note in result.notes:
         console.print(Text(note, style="yellow"), soft_wrap=True)
     if is_dry_run:
+        console.print(Text(f"\n{result.publication.card}"), soft_wrap=True)
         _show_card_checks(result, console)
         console.print("dry run: nothing was sent")
     elif result.commit is None:

@@ -10,6 +10,7 @@ import torch
 from tests.evaluation.ava.test_roi_features import Clips, model, stored, values_of  # noqa: F401  (a fixture)
 from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.core.progress import no_progress
+from vjepa_hub.core.run_files import read_run
 from vjepa_hub.evaluation.ava.boxes import read_annotations, read_detections
 from vjepa_hub.evaluation.ava.metrics import evaluate_detections
 from vjepa_hub.evaluation.ava.protocol import LocalisationProtocol
@@ -192,6 +193,13 @@ def test_resumed_run_equals_an_uninterrupted_one(folder, results):
     assert steps == list(range(15, 2 * PROTOCOL.num_epochs + 1))
     for name in ("detections.csv", "results.json"):
         assert (folder / "stopped" / name).read_bytes() == (folder / "run" / name).read_bytes()
+
+
+def test_record_of_a_run_has_its_files_and_its_number(folder, results):
+    record = read_run(folder / "run")
+    assert (record.kind, record.state) == ("localise", "complete")
+    assert {"videos", "train", "validation", "validation proposals"} <= {fact.role for fact in record.data}
+    assert record.results[0].value == round(100 * results["mean_average_precision"], 2)
 
 
 def test_detections_are_the_highest_scores_of_each_key_frame_with_their_boxes_and_actions(model, tmp_path):  # noqa: F811

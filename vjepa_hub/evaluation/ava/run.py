@@ -7,11 +7,13 @@ Everything of a run is in one folder:
     features/        the stored features of boxes
     heads.pt         the head with its optimiser, after the last whole epoch
     detections.csv   what was found, in AVA's format
+    run.json         the record of the run
     results.json     mean and per-class average precision, the settings and where they come from
 
 What was done is not done again: a resumed run ends as an uninterrupted one.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +27,18 @@ from torch import nn
 from ... import __version__
 from ...core.distributed import join_processes
 from ...core.files import write_whole
+from ...core.invocation import command_words
 from ...core.progress import Progress, no_progress
+from ...core.run_files import (
+    RESULTS_FILE,
+    RUN_FILE,
+    DataFacts,
+    ModelFacts,
+    Result,
+    RunFile,
+    RunRecord,
+    read_run,
+)
 from ...core.settings import Settings
 from ...heads.pooling import HeadSettings
 from ...heads.tokens import in_order
@@ -48,7 +61,7 @@ from .protocol import PUBLISHED_RESULTS, LocalisationProtocol
 from .roi_features import BoxFeatures, LayerFeatures
 
 RESULTS_FORMAT = "vjepa_hub.localisation/2"
-FEATURES_FOLDER, DETECTIONS_FILE, RESULTS_FILE = "features", "detections.csv", "results.json"
+FEATURES_FOLDER, DETECTIONS_FILE = "features", "detections.csv"
 # Unreadable key frames in the results; the rest is counted
 MAX_NAMED = 100
 
@@ -110,8 +123,66 @@ def run_localisation(
             to train on or to evaluate.
         FileNotFoundError: The folder has none of the videos.
     """
-    output_dir, processes, protocol = Path(output_dir), join_processes(), settings.protocol
-    inputs = _Inputs(settings)
+    output_dir, processes, inputs = Path(output_dir), join_processes(), _Inputs(settings)
+    record = _record_of(settings, output_dir)
+    differing = read_run(output_dir).differences(record) if (output_dir / RUN_FILE).exists() else []
+    processes.wait()  # before the first process changes the folder
+    if differing:
+        raise ValueError(
+            f"{output_dir} holds a run with other settings ({', '.join(differing)} differ); take another folder"
+        )
+    with RunFile(output_dir, record, is_writer=processes.is_first).recording() as run:
+        _localise(settings, inputs, output_dir, run, progress)
+        processes.wait()
+    return json.loads((output_dir / RESULTS_FILE).read_text(encoding="utf-8"))
+
+
+def _record_of(settings: LocalisationSettings, output_dir: Path) -> RunRecord:
+    """The record of a run at its start."""
+    files = {
+        "train": settings.train,
+        "validation": settings.validation,
+        "train proposals": settings.train_proposals,
+        "validation proposals": settings.val_proposals,
+        "label map": settings.label_map,
+        "excluded": settings.excluded,
+    }
+    words = command_words(
+        "localise",
+        settings.model,
+        train=settings.train,
+        val=settings.validation,
+        videos=settings.videos,
+        output_dir=output_dir,
+        train_proposals=settings.train_proposals,
+        val_proposals=settings.val_proposals,
+        label_map=settings.label_map,
+        excluded=settings.excluded,
+        start_second=settings.start_second,
+        seed=settings.seed,
+        dtype=settings.encoding.dtype,
+        assignments=settings.protocol.changes,
+    )
+    listed = [
+        DataFacts.of(role, file, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+        for role, file in files.items()
+        if file is not None and file.is_file()
+    ]
+    return RunRecord(
+        kind="localise",
+        command=words,
+        seeds=(settings.seed,),
+        settings={"protocol": settings.protocol.to_tree(), "dtype": settings.encoding.dtype},
+        changed=settings.protocol.changes,
+        model=ModelFacts.of(settings.model),
+        data=(DataFacts.of("videos", settings.videos), *listed),
+    )
+
+
+def _localise(
+    settings: LocalisationSettings, inputs: "_Inputs", output_dir: Path, run: RunFile, progress: Progress
+) -> None:
+    processes, protocol = join_processes(), settings.protocol
     opened = open_model(settings.model, device=processes.choose_device(settings.device))
     train = _box_features(
         inputs.train_frames, settings, opened, output_dir, flip_probability=protocol.flip_probability
@@ -139,8 +210,16 @@ def run_localisation(
         result = evaluate_detections(inputs.val_annotations, found, class_ids=inputs.class_ids)
         report = _describe(settings, inputs, opened, train, validation, result, losses=training.losses)
         write_whole(output_dir / RESULTS_FILE, json.dumps(report, indent=2, allow_nan=False) + "\n")
-    processes.wait()
-    return json.loads((output_dir / RESULTS_FILE).read_text(encoding="utf-8"))
+        stated = Result(
+            task="video-classification",
+            dataset="AVA v2.2",
+            metric="mean average precision (%)",
+            metric_type="mean_average_precision",
+            value=round(100 * result.mean_average_precision, 2),
+            protocol=f"protocol {protocol.name}; frozen encoder, linear head on boxes of persons",
+            source="measured by vjepa-hub localise",
+        )
+        run.update(results=(stated,))
 
 
 @torch.no_grad()
