@@ -146,6 +146,7 @@ def test_a_run_ends_with_plots_and_a_card(finished):
     folder, _, _ = finished
     for name in ("report.html", "report.png", "README.md"):
         assert (folder / name).stat().st_size > 500
+    assert "Too short to tell" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_says_beforehand_what_it_is(finished):
@@ -164,6 +165,8 @@ def test_a_half_life_beyond_a_third_of_the_run_is_warned_about(small_recipe, tmp
     assert [fact.is_warning for fact in facts] == [False, True]
     assert "69 steps, 276 clips" in facts[0].text
     assert "longer than a third of the run" in facts[1].text
+    prepared = prepare_run(small_recipe.with_overrides({"momentum": 0.99}), output_dir=tmp_path)
+    assert any("longer than a third of the run" in warning for warning in prepared.start_warnings)
 
 
 @pytest.mark.parametrize(("bfloat16_rate", "warnings"), [(0.5e9, 1), (2e9, 0)])

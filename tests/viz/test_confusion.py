@@ -17,7 +17,7 @@ def texts_of(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 14, 40, 41, 400])
+@pytest.mark.parametrize("num_classes", [1, 40, 400])
 def test_picture_of_any_number_of_classes_has_a_readable_size(tmp_path, num_classes):
     names = [f"doing something long with a thing {place}, $x_1$" for place in range(num_classes)]
     path = write_confusion_picture(tmp_path / "new" / "c.png", random_confusion(num_classes), names)
