@@ -45,7 +45,7 @@ def convert(
 
     console = Console(stderr=True)
     with usage_errors(), console.status(f"converting {file}"):
-        id2label = None if class_names is None else dict(enumerate(read_names(class_names)))
+        id2label = None if class_names is None else dict(enumerate(read_names(class_names) or []))
         chosen = find_model(model).config() if model is not None else resolve_config(file, config)
         written = convert_file(file, output_dir, chosen, probe_file=probe, id2label=id2label)
     console.print(f"wrote {type(written).__name__} to {output_dir}")
