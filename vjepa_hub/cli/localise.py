@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ..core.distributed import is_first_process
-from ..core.progress import ProgressBar
+from ..core.progress import ProgressBar, is_first_process
 from .common import compute_dtype, usage_errors
 from .options import Device, complete_models, existing, known_model, output_folder, set_values
 
