@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoVideoProcessor, TrainerCallback
 
 from vjepa_hub import VJEPAForPreTraining
+from vjepa_hub.data.sources import open_source
 from vjepa_hub.data.streaming import ClipStream
 from vjepa_hub.data.synthetic import videos as made_videos
-from vjepa_hub.pretraining import run
+from vjepa_hub.pretraining import run, run_data
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.metrics_log import read_metrics
 from vjepa_hub.pretraining.recipe import Recipe, load_recipe
@@ -183,6 +184,21 @@ def test_a_run_of_another_recipe_is_left_and_what_differs_named(finished):
     changed = load_recipe(finished[0] / "recipe.yaml").with_overrides({"momentum": 0.9, "masks.0.num_blocks": 3})
     with pytest.raises(ValueError, match=r"differing in masks.0.num_blocks, training.momentum: .*--overwrite"):
         clear_folder(finished[0], changed)
+
+
+def test_stored_recipe_has_no_credentials_and_the_same_run_is_gone_on_with(small_recipe, tmp_path, monkeypatch):
+    manifest = tmp_path / "videos.csv"
+    (tmp_path / "a.mp4").touch()
+    manifest.write_text("a.mp4 0\n")
+    monkeypatch.setattr(run_data, "open_source", lambda *args, **kwargs: open_source(manifest))
+    recipe = small_recipe.with_inputs(data="https://me:secret@host/a.mp4?key=1").with_overrides({"probe": "none"})
+    quiet = {"console": Console(quiet=True), "output_dir": tmp_path / "run"}
+    prepared = prepare_run(recipe, **quiet)
+    stored = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "https://host/a.mp4" in stored
+    assert "secret" not in stored + prepared.trainer.data_description
+    assert "key=1" not in stored + prepared.trainer.data_description
+    prepare_run(recipe, **quiet)
 
 
 def test_checkpoints_without_their_recipe_are_left(small_recipe, tmp_path):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..core.run_files import DataFacts
+from ..core.run_files import DataFacts, without_credentials
 from ..data.hugging_face import LABEL_COLUMNS as VIDEO_LABEL_COLUMNS
 from ..data.hugging_face import import_datasets
 from ..data.manifests import (
@@ -393,7 +393,8 @@ def _require_classes(source: MediaSource, labels: np.ndarray, num_classes: int, 
 
 def _describe(spec: Any) -> str:
     if isinstance(spec, str | Path):
-        return os.path.basename(os.fspath(spec).rstrip("/")) or os.fspath(spec)
+        path = without_credentials(os.fspath(spec))
+        return os.path.basename(path.rstrip("/")) or path
     return f"a {type(spec).__name__}"
 
 

@@ -30,7 +30,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..core.files import write_whole
 from ..core.progress import ProgressBar
-from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile
+from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, without_credentials
 from ..hub.conversion import convert_original_checkpoint
 from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
 from ..hub.registry import find_bundled
@@ -229,7 +229,7 @@ def prepare_run(
     for fact in facts:
         console.print(Text(fact.text, style="bold yellow" if fact.is_warning else ""), soft_wrap=True)
     if args.process_index == 0:  # not before: what could not be prepared is no run
-        write_whole(folder / RECIPE, recipe.to_yaml())
+        write_whole(folder / RECIPE, _without_credentials(recipe).to_yaml())
     newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     checkpoint = None if newest is None else Path(newest)
     return PretrainingRun(
@@ -245,6 +245,12 @@ def prepare_run(
 # ---------------------------------------------------------------------------------------------------------------------
 # The folder of a run
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _without_credentials(recipe: Recipe) -> Recipe:
+    """The recipe as it is stored: addresses of data have neither user, password nor query."""
+    shares = [{**share.to_tree(), "path": without_credentials(share.path)} for share in recipe.data]
+    return recipe.with_values(data=shares) if shares else recipe
 
 
 def clear_folder(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
@@ -264,7 +270,7 @@ def clear_folder(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> No
         for path in [*checkpoints, *(folder / name for name in _OF_A_RUN)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif stored.exists():
-        differing = differing_keys(load_recipe(stored), recipe)
+        differing = differing_keys(load_recipe(stored), _without_credentials(recipe))
         if differing:
             raise ValueError(
                 f"the run in {folder} has another recipe, differing in {', '.join(differing)}: go on with its own, "

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..core.progress import Progress, no_progress
-from ..core.run_files import DataFacts
+from ..core.run_files import DataFacts, without_credentials
 from ..data.dataset import VideoClipDataset
 from ..data.manifests import MANIFEST_ENDINGS
 from ..data.quarantine import Quarantine
@@ -86,7 +86,7 @@ def open_run_data(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, pr
 
 def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, progress: Progress) -> RunData:
     paths = [share.path for share in recipe.data]
-    names = ", ".join(os.path.basename(path.rstrip("/")) for path in paths)
+    names = ", ".join(os.path.basename(without_credentials(path).rstrip("/")) for path in paths)
     if recipe.clips.stream:
         return RunData(
             dataset=_open_stream(recipe, args, folder, paths),
