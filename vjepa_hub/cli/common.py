@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ..core.progress import is_first_process
+
 if TYPE_CHECKING:
     from ..features.video_list import VideoFile
 
@@ -25,6 +27,24 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except told as error:
         raise typer.BadParameter(str(error.args[0] if isinstance(error, KeyError) else error)) from error
+
+
+@contextmanager
+def stopped_runs() -> Iterator[None]:
+    """End with 1 and the reason where a training stops by itself, and after a signal with 128 and its number."""
+    from ..data.quarantine import NoReadableVideoError, TooManyBadVideosError
+    from ..pretraining.finite import NonFiniteLossError
+    from ..pretraining.interruption import InterruptedRunError
+
+    try:
+        yield
+    except InterruptedRunError as interruption:
+        if is_first_process():
+            typer.echo(str(interruption))
+        raise typer.Exit(128 + interruption.signal_number) from interruption
+    except (NonFiniteLossError, NoReadableVideoError, TooManyBadVideosError) as error:
+        typer.echo(f"the run stopped: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 # A summary of more videos than these names only those that failed.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..core.progress import is_first_process
-from .common import read_names, usage_errors, warn_of_unreadable
+from .common import read_names, stopped_runs, usage_errors, warn_of_unreadable
 from .options import ClassNames, complete_models, existing, known_model, output_folder, set_values
 
 _LOG_ENTRIES = (
@@ -88,12 +88,11 @@ def finetune(
     from transformers import PrinterCallback
 
     from ..core.training_console import ConsoleCallback
-    from ..data.quarantine import NoReadableVideoError
     from ..evaluation.finetuning.run import FineTuneSettings, parse_arguments, prepare_finetuning
     from ..evaluation.labelled import open_labelled
 
     console = Console(quiet=not is_first_process())
-    with usage_errors():
+    with usage_errors(KeyError, ValueError, OSError, ImportError):
         settings = FineTuneSettings(
             mode=mode,
             num_blocks=num_blocks,
@@ -110,27 +109,21 @@ def finetune(
             seed=seed,
         ).with_overrides(set_value or [])
         training_set = open_labelled(train, num_classes=num_classes, class_names=read_names(class_names))
-        try:
-            run = prepare_finetuning(
-                model,
-                training_set,
-                val,
-                output_dir,
-                settings,
-                training_arguments={"disable_tqdm": True, **parse_arguments(argument or [])},
-                callbacks=[ConsoleCallback(console, _LOG_ENTRIES)],
-            )
-        except ImportError as error:
-            raise typer.BadParameter(str(error)) from error
+        run = prepare_finetuning(
+            model,
+            training_set,
+            val,
+            output_dir,
+            settings,
+            training_arguments={"disable_tqdm": True, **parse_arguments(argument or [])},
+            callbacks=[ConsoleCallback(console, _LOG_ENTRIES)],
+        )
     run.trainer.remove_callback(PrinterCallback)
     tuned: Any = run.trainer.model
     counts = f"{tuned.num_parameters(only_trainable=True):,} of {tuned.num_parameters():,} parameters are trained"
     console.print(Text(f"{model}: {counts}, on {len(training_set):,} videos of {training_set.num_classes} classes"))
-    try:
+    with stopped_runs():
         measured = run.train()
-    except NoReadableVideoError as error:
-        typer.echo(f"the run stopped: {error}", err=True)
-        raise typer.Exit(1) from error
     if measured:
         top1, top5 = 100 * measured["eval_top1"], 100 * measured["eval_top5"]
         line = f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, on {measured['eval_num_videos']:,} videos, one view"

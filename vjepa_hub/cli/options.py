@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.settings import nearest
 from .common import usage_errors
 
 
@@ -71,6 +70,8 @@ def _require_recipe(name: str) -> None:
     from ..pretraining.recipes import recipe_names
 
     if name not in recipe_names() and not os.path.isfile(name):
+        from ..core.settings import nearest
+
         raise ValueError(
             f"there is no recipe '{name}', nor a file of that name; there are {', '.join(recipe_names())}; the "
             f"nearest is '{nearest(name, recipe_names())}'"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .common import usage_errors
+from .common import stopped_runs, usage_errors
 from .options import complete_models, complete_recipes, existing, known_model, known_recipe, output_folder, set_values
 
 if TYPE_CHECKING:
-    from ..pretraining.estimate import Estimate
-    from ..pretraining.recipe import DataShare, Recipe
+    from ..pretraining.recipe import Recipe
 
 
 def pretrain(
@@ -79,58 +77,34 @@ def pretrain(
     if weight and len(weight) != len(data or []):
         raise typer.BadParameter(f"{len(weight)} --weight for {len(data or [])} --data; give one for each, or none")
 
-    from ..pretraining.recipe import load_recipe
+    from ..pretraining.recipe import DataShare, load_recipe
 
     steps = [] if max_steps is None else [f"max_steps={max_steps}"]
     with usage_errors():
         chosen = load_recipe(recipe).with_overrides([*(set_value or []), *steps])
-        chosen = chosen.with_inputs(data=_data_shares(data, weight), initial=init)
+        weights = weight or [None] * len(data or [])
+        shares = [DataShare(path=path, weight=share) for path, share in zip(data or [], weights, strict=True)]
+        chosen = chosen.with_inputs(data=shares or None, initial=init)
     if estimate:
         _show_estimate(chosen, num_processes)
-    else:
-        _run_recipe(chosen, output_dir or Path("runs", chosen.name), overwrite=overwrite)
+        return
 
-
-def _data_shares(paths: list[str] | None, weights: list[float] | None) -> list[DataShare] | None:
-    from ..pretraining.recipe import DataShare
-
-    if paths is None:
-        return None
-    shares: Sequence[float | None] = weights or [None] * len(paths)
-    return [DataShare(path=path, weight=weight) for path, weight in zip(paths, shares, strict=True)]
-
-
-def _run_recipe(recipe: Recipe, output_dir: Path, *, overwrite: bool) -> None:
-    from ..data.quarantine import NoReadableVideoError, TooManyBadVideosError
-    from ..pretraining.finite import NonFiniteLossError
-    from ..pretraining.interruption import InterruptedRunError
     from ..pretraining.run import prepare_run
 
     with usage_errors():
-        run = prepare_run(recipe, output_dir=output_dir, overwrite=overwrite)
-    try:
+        run = prepare_run(chosen, output_dir=output_dir or Path("runs", chosen.name), overwrite=overwrite)
+    with stopped_runs():
         run.train()
-    except InterruptedRunError as interruption:
-        run.console.print(Text(str(interruption)), soft_wrap=True)
-        raise typer.Exit(128 + interruption.signal_number) from interruption
-    except (NonFiniteLossError, NoReadableVideoError, TooManyBadVideosError) as error:
-        typer.echo(f"the run stopped: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def _show_estimate(recipe: Recipe, num_processes: int | None) -> None:
-
     from ..pretraining.estimate import estimate_recipe
 
     with usage_errors():
         found = estimate_recipe(recipe, num_processes=num_processes or int(os.environ.get("WORLD_SIZE", "1")))
     console = Console()
-    console.print(_estimate_table(recipe, found))
-    console.print(Text(found.describe_assumptions(), style="dim"))
-
-
-def _estimate_table(recipe: Recipe, found: Estimate) -> Table:
     table = Table(f"estimate of {recipe.name}", "", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in found.rows():
         table.add_row(name, Text(value, overflow="fold"))
-    return table
+    console.print(table)
+    console.print(Text(found.describe_assumptions(), style="dim"))

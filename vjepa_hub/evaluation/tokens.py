@@ -111,22 +111,20 @@ class EncodedClips(LabelledTokens):
             generator=torch.Generator(),  # else it draws from the global one
         )
         for batch in loader:
-            yield None if batch is None else self._encode(batch, device)
-
-    def _encode(self, batch: dict[str, torch.Tensor], device: torch.device) -> TokenBatch:
-        pixels = batch["pixel_values_videos"]
-        pixels = pixels if pixels.ndim == 7 else pixels[:, None]  # (B, V, S, T, C, H, W)
-        clips = pixels.flatten(0, 2)
-        with torch.no_grad(), autocast(self.settings, device):
-            tokens = [
-                self.encoder(part.to(device, non_blocking=True)) for part in clips.split(self.settings.clips_per_pass)
-            ]
-        return TokenBatch(
-            tokens=rounded(torch.cat(tokens), self.encoder.name).unflatten(0, pixels.shape[:3]),
-            labels=batch["label"].to(device),
-            indices=batch["index"],
-            is_readable=batch["is_readable"].to(device),
-        )
+            if batch is None:
+                yield None
+                continue
+            pixels, tokens = batch["pixel_values_videos"], []
+            pixels = pixels if pixels.ndim == 7 else pixels[:, None]  # (B, V, S, T, C, H, W)
+            with torch.no_grad(), autocast(self.settings, device):
+                for clips in pixels.flatten(0, 2).split(self.settings.clips_per_pass):
+                    tokens.append(self.encoder(clips.to(device, non_blocking=True)))
+            yield TokenBatch(
+                tokens=rounded(torch.cat(tokens), self.encoder.name).unflatten(0, pixels.shape[:3]),
+                labels=batch["label"].to(device),
+                indices=batch["index"],
+                is_readable=batch["is_readable"].to(device),
+            )
 
 
 def _collate(items: list[LabelledClip]) -> dict[str, torch.Tensor] | None:
