@@ -1,11 +1,14 @@
+import io
 import json
 import random
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from vjepa_hub.features.video_list import VideoFile, find_videos, output_names, read_manifest
+from vjepa_hub.features.video_list import VideoFile, find_videos, output_names
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -28,13 +31,13 @@ def test_video_is_listed_once_however_it_is_named(tmp_path, monkeypatch):
     touch(tmp_path, "a/x.mp4", "a/y.mp4")
     (tmp_path / "list.txt").write_text("a/y.mp4\na/../a/x.mp4\n")
     monkeypatch.chdir(tmp_path)
-    videos = find_videos(["a/y.mp4", tmp_path / "a", "a"], ["list.txt"])
+    videos = find_videos(["a/y.mp4", tmp_path / "a", "a", "list.txt"])
     assert [video.absolute for video in videos] == [tmp_path / "a/y.mp4", tmp_path / "a/x.mp4"]
 
 
 def test_folder_without_videos_is_an_error_that_says_what_was_looked_for(tmp_path):
     touch(tmp_path, "a/notes.txt")
-    with pytest.raises(ValueError, match=r"no video in the folder .*\.mp4"):
+    with pytest.raises(ValueError, match=r"nothing to read in the folder .*\.mp4"):
         find_videos([tmp_path])
     with pytest.raises(ValueError, match="no video given"):
         find_videos([])
@@ -61,38 +64,49 @@ def test_file_that_is_named_is_taken_whatever_its_ending_or_whether_it_exists(tm
 )
 def test_manifest_paths_count_from_its_folder(tmp_path, name, text, paths):
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert found(read_manifest(tmp_path / name), tmp_path) == paths
+    assert found(find_videos([tmp_path / name]), tmp_path) == paths
 
 
 def test_absolute_manifest_paths_stay(tmp_path):
     (tmp_path / "list.csv").write_text("/videos/a b.mp4 0\n")
-    assert read_manifest(tmp_path / "list.csv") == [VideoFile(Path("/videos/a b.mp4"))]
+    assert find_videos([tmp_path / "list.csv"]) == [VideoFile(Path("/videos/a b.mp4"))]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("list.csv", "ok.mp4 1\nmy clip.mp4\n", "line 2 .* without a label"),
-        ("list.csv", "clip.mp4\n", "line 1 .* without a label"),
-        ("list.csv", "path,label\n,3\n", "line 2 .* nothing in its column 'path'"),
-        ("list.csv", "path,label\n", "names no video"),
-        ("list.txt", "\n\n", "names no video"),
-        ("list.jsonl", '{"path": "a"}\n{path}', "line 2 .* is no JSON"),
-        ("list.jsonl", '{"file": "a"}', "line 1 .* 'path' or 'video'"),
-        ("list.jsonl", '"a.mp4"', "line 1 .* 'path' or 'video'"),
-        ("list.yaml", "a", "ends in '.yaml'"),
-    ],
-)
-def test_manifest_that_cannot_be_understood_names_the_line(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_manifest(tmp_path / name)
+def test_outputs_of_tar_members_mirror_the_tar(tmp_path):
+    data = b"a video"
+    for shard in ("0.tar", "1.tar"):
+        with tarfile.open(tmp_path / shard, "w") as tar:
+            for name in ("a/x.mp4", "a/x.1.mp4"):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    expected = ["0.tar/a/x", "0.tar/a/x.1", "1.tar/a/x", "1.tar/a/x.1"]
+    assert list(output_names(find_videos([tmp_path])).values()) == expected
+    assert list(output_names(find_videos([tmp_path / "{0,1}.tar"])).values()) == expected
 
 
-def test_manifest_in_another_encoding_is_an_error(tmp_path):
-    (tmp_path / "list.txt").write_bytes("ä.mp4".encode("latin-1"))
-    with pytest.raises(ValueError, match="UTF-8"):
-        read_manifest(tmp_path / "list.txt")
+def test_outputs_of_rows_have_their_numbers(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"video": [b"one", b"two"]}).to_parquet(tmp_path / "t.parquet")
+    videos = find_videos([tmp_path / "t.parquet"])
+    assert list(output_names(videos).values()) == ["t.parquet/row-000000", "t.parquet/row-000001"]
+
+
+def test_frame_folders_and_addresses_are_videos(tmp_path):
+    for name in ("r/a/1.png", "r/b/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "list.txt").write_text("memory://bucket/clip.mp4\n")
+    videos = find_videos([tmp_path / "r", tmp_path / "list.txt"])
+    assert list(output_names(videos).values()) == ["a", "b", "clip"]
+    assert videos[2].record.name == "memory://bucket/clip.mp4"
+
+
+def test_long_stem_leaves_room_for_endings_and_stays_unique(tmp_path):
+    paths = [tmp_path / f"{'ä' * 120}{number}.mp4" for number in range(2)]
+    names = list(output_names(paths).values())
+    assert len(set(names)) == 2
+    assert all(len(f"{name}.safetensors.partial".encode()) <= 255 for name in names)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +143,7 @@ def test_outputs_mirror_the_folders(tmp_path, folders, names):
 def test_outputs_mirror_relative_paths_of_a_manifest_and_no_others(tmp_path):
     paths = ["sub/x.mp4", "../y.mp4", "/videos/z.mp4"]
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"path": path}) for path in paths))
-    assert list(output_names(read_manifest(tmp_path / "list.jsonl")).values()) == ["sub/x", "y", "z"]
+    assert list(output_names(find_videos([tmp_path / "list.jsonl"])).values()) == ["sub/x", "y", "z"]
 
 
 def test_two_videos_never_share_an_output_name(tmp_path):

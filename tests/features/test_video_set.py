@@ -3,17 +3,19 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.features.test_extraction import BrokenModel, moving_gradient, open_tiny, write_video
 from vjepa_hub.core.distributed import Processes
 from vjepa_hub.core.run_files import RUN_FILE
-from vjepa_hub.features.extraction import ExtractionSettings
+from vjepa_hub.features.extraction import ExtractionSettings, load_features
 from vjepa_hub.features.pictures import draw_video_picture
 from vjepa_hub.features.video_list import find_videos
 from vjepa_hub.features.video_set import OutputMismatchError, extract_video_set
@@ -55,6 +57,24 @@ def times(folder: Path) -> dict[str, int]:
 
 def draw_pictures(opened: OpenedModel):
     return lambda video, features: draw_video_picture(video, features, opened)
+
+
+def test_tar_gives_the_features_of_its_files_and_frame_folders_are_read(opened, videos, tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(videos, ".")
+    for number, frame in enumerate(moving_gradient(8)):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{number}.png")
+    sources = find_videos([tmp_path / "shard.tar", tmp_path / "frames"])
+    options = {"after_each": draw_pictures(opened)}
+    reports = extract_video_set(sources, tmp_path / "out", opened, SETTINGS, **options)
+    assert [report.error for report in reports] == [None] * 4
+    run(videos, tmp_path / "expected", opened)
+    for name in ("a/x", "a/y", "b/x"):
+        found = load_features(tmp_path / "out" / "shard.tar" / f"{name}.safetensors")
+        assert torch.equal(found.dense, load_features(tmp_path / "expected" / f"{name}.safetensors").dense)
+    again = extract_video_set(sources, tmp_path / "out", opened, SETTINGS, **options)
+    assert [report.is_done_before for report in again] == [True] * 4
 
 
 def test_outputs_mirror_the_folder_and_reports_come_in_its_order(opened, videos, tmp_path):

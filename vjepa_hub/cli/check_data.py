@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def check_data(
     files: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            metavar="FILE...",
+            metavar="SOURCE...",
             help="Videos, and folders: all videos below them.",
             show_default=False,
             callback=existing,

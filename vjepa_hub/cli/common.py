@@ -51,20 +51,20 @@ def stopped_runs() -> Iterator[None]:
 MAX_ROWS = 50
 
 
-def input_videos(files: list[Path] | None, manifests: list[Path] | None, sample: bool) -> list[VideoFile]:
-    """Videos of files, folders and manifests, and the sample clip where it is asked for."""
+def input_videos(files: list[str] | None, manifests: list[Path] | None, sample: bool) -> list[VideoFile]:
+    """Videos of files and sources, and the sample clip where it is asked for."""
     from ..features.video_list import find_videos
 
-    paths = list(files or [])
+    paths: list[str | Path] = [*(files or []), *(manifests or [])]
     if sample:
         from ..data.samples import sample_clip_path
 
-        paths.append(Path(sample_clip_path()))
-    if not paths and not manifests:
+        paths.append(sample_clip_path())
+    if not paths:
         raise typer.BadParameter(
             "no video given: name at least one FILE, folder or --manifest, or use --sample for the clip in the package"
         )
-    return find_videos(paths, manifests or [])
+    return find_videos(paths)
 
 
 def read_names(file: Path | None) -> list[str] | None:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 def features(
     files: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            metavar="FILE...",
-            help="Video or image files, and folders: all videos below them.",
+            metavar="SOURCE...",
+            help="Videos, images, and sources as for training: folders, manifests, parquet and tar files, addresses.",
             show_default=False,
             callback=existing,
         ),

@@ -89,6 +89,16 @@ class VideoRecord:
     content: VideoContent
     label: int | None = None
 
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """Size in bytes and time of change in nanoseconds, of the file of this machine that holds it; else None."""
+        place = getattr(self.content, "path", None) or getattr(self.content, "shard", None)
+        try:
+            status = None if place is None or is_address(os.fspath(place)) else os.stat(place)
+        except (OSError, ValueError):  # the last for a null character
+            return None
+        return None if status is None else (getattr(self.content, "size", status.st_size), status.st_mtime_ns)
+
     @contextmanager
     def open(self, *, backend: str | None = None) -> Iterator[FrameReader]:
         """Open for reading frames. Errors that come up in the block carry the record's name.
@@ -231,6 +241,7 @@ class _FrameFolderReader:
         self._path, self.average_fps = path, fps
         self._images = _images_of(path)
         self.num_frames = len(self._images)
+        self.timestamps = np.arange(self.num_frames) / (np.nan if fps is None else fps)
         self.height, self.width, _ = self._read(0).shape
 
     def read_frames(

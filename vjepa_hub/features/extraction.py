@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ from ..core.fingerprints import hash_weights
 from ..core.progress import Progress, no_progress
 from ..core.settings import Settings, SettingsError
 from ..data.clip_sampling import plan_windows
-from ..data.video import VideoReader, open_video, read_image, require_backend
+from ..data.records import LocalVideo, VideoRecord, is_image_name
+from ..data.video import open_video, read_image, require_backend
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 FORMAT = "vjepa_hub.features/1"
 # Clips of 16 frames over windows of 16 x 4, as in the released configurations (paper, section 3.3).
 DEFAULT_FRAME_STEP = 4
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _SAFETENSORS_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -51,6 +51,8 @@ _SAFETENSORS_NAMES = {
     torch.int64: "I64",
 }
 
+VideoSource = str | Path | VideoRecord
+"""A video or image file, or a video of a data set."""
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -180,22 +182,31 @@ class StillImage:
         return np.repeat(self._frame[None], len(indices), axis=0)
 
 
+def as_record(source: VideoSource) -> VideoRecord:
+    """Return a file as the record of a data set; a record stays as it is."""
+    return source if isinstance(source, VideoRecord) else VideoRecord(os.fspath(source), LocalVideo(Path(source)))
+
+
 @contextmanager
-def open_frames(path: str | Path, backend: str | None = None) -> Iterator[VideoReader | StillImage]:
-    """Open a video file, or an image file (told by its ending) as a video of one frame.
+def open_frames(source: VideoSource, backend: str | None = None) -> Iterator[Any]:
+    """Open a video, or an image file (told by its ending) as a video of one frame.
 
     Args:
-        path: The file.
+        source: A file, or a video of a data set.
         backend: Video decoder, as for `open_video`.
 
     Raises:
         VideoDecodingError: the file cannot be opened or read.
     """
-    if Path(path).suffix.lower() in IMAGE_ENDINGS:
-        yield StillImage(path)
-        return
-    with open_video(path, backend=backend, num_threads=0) as video:
-        yield video
+    content = as_record(source).content
+    if not isinstance(content, LocalVideo):
+        with as_record(source).open(backend=backend) as reader:
+            yield reader
+    elif is_image_name(content.path.name):
+        yield StillImage(content.path)
+    else:
+        with open_video(content.path, backend=backend, num_threads=0) as video:
+            yield video
 
 
 def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tensor:
@@ -260,12 +271,12 @@ def encode_pixels(pixels: torch.Tensor, opened: OpenedModel) -> torch.Tensor:
 
 
 def extract_features(
-    path: str | Path, opened: OpenedModel, settings: ExtractionSettings, *, progress: Progress = no_progress
+    source: VideoSource, opened: OpenedModel, settings: ExtractionSettings, *, progress: Progress = no_progress
 ) -> VideoFeatures:
     """Features of one video, in memory. For long videos with dense features see `extract_features_to_file`.
 
     Args:
-        path: Video or image file.
+        source: Video or image file, or a video of a data set.
         opened: The model and its processor, from `vjepa_hub.hub.loading.open_model`.
         settings: Windows, and what to keep.
         progress: Called with the clips that are done, and all clips, before the first batch and after each.
@@ -274,8 +285,8 @@ def extract_features(
         VideoDecodingError: the file cannot be opened or read.
         FeatureExtractionError: the features are not finite.
     """
-    with open_frames(path, settings.backend) as video:
-        plan = _plan(video, Path(path), describe_model(opened), settings)
+    with open_frames(source, settings.backend) as video:
+        plan = _plan(video, source, describe_model(opened), settings)
         parts = [tensors for _, tensors in _iterate_batches(video, plan, opened, settings, progress)]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return VideoFeatures(
@@ -284,7 +295,7 @@ def extract_features(
 
 
 def extract_features_to_file(
-    path: str | Path,
+    source: VideoSource,
     output: str | Path,
     opened: OpenedModel,
     settings: ExtractionSettings,
@@ -295,7 +306,7 @@ def extract_features_to_file(
     """Features of one video, written as they come: one batch of frames and tokens is in memory at a time.
 
     Args:
-        path: Video or image file.
+        source: Video or image file, or a video of a data set.
         output: The safetensors file to write; replaced if it exists.
         opened: The model and its processor.
         settings: Windows, and what to keep.
@@ -309,8 +320,8 @@ def extract_features_to_file(
         VideoDecodingError: the file cannot be opened or read.
         FeatureExtractionError: the features are not finite.
     """
-    with open_frames(path, settings.backend) as video:
-        plan = _plan(video, Path(path), model_metadata or describe_model(opened), settings)
+    with open_frames(source, settings.backend) as video:
+        plan = _plan(video, source, model_metadata or describe_model(opened), settings)
         with FeatureFileWriter(output, _file_layout(plan, opened, settings), plan.metadata) as writer:
             writer.write_rows("timestamps", 0, plan.timestamps)
             writer.write_rows("frame_indices", 0, plan.frame_indices)
@@ -429,9 +440,7 @@ class _ClipPlan:
     metadata: dict[str, str]
 
 
-def _plan(
-    video: VideoReader | StillImage, path: Path, model_metadata: dict[str, str], settings: ExtractionSettings
-) -> _ClipPlan:
+def _plan(video: Any, source: VideoSource, model_metadata: dict[str, str], settings: ExtractionSettings) -> _ClipPlan:
     frames_per_clip = int(model_metadata["frames_per_clip"])
     chosen = settings.describe(frames_per_clip)
     windows = plan_windows(
@@ -441,23 +450,22 @@ def _plan(
         stride=int(chosen["stride"]),
     )
     indices = np.stack(windows).astype(np.int64)
-    metadata = {"fps": repr(float(video.average_fps)), "video_frames": str(video.num_frames)}
-    metadata = {**describe_source(path), **metadata, **chosen, **model_metadata}
+    metadata = {"fps": repr(float(video.average_fps or 0)), "video_frames": str(video.num_frames)}
+    metadata = {**describe_source(source), **metadata, **chosen, **model_metadata}
     times = np.asarray(video.timestamps, dtype=np.float64)[indices]
     return _ClipPlan(windows, torch.from_numpy(indices), torch.from_numpy(times), metadata)
 
 
-def describe_source(path: str | Path) -> dict[str, str]:
-    """Name, size and time of change of a file, as text: what tells one video from another.
+def describe_source(source: VideoSource) -> dict[str, str]:
+    """Name, size and time of change of a video, as text: they tell it from others.
 
     Args:
-        path: The file.
-
-    Raises:
-        OSError: there is no such file.
+        source: A file, or a video of a data set; where no file of this machine holds it, its name alone tells it.
     """
-    status, name = os.stat(path), os.fsencode(Path(path).name).decode("utf-8", errors="replace")
-    return {"file": name, "source_bytes": str(status.st_size), "source_mtime_ns": str(status.st_mtime_ns)}
+    record = as_record(source)
+    name = os.fsencode(Path(record.name).name).decode("utf-8", errors="replace")
+    num_bytes, mtime_ns = record.state or ("unknown", "unknown")
+    return {"file": name, "source_bytes": str(num_bytes), "source_mtime_ns": str(mtime_ns)}
 
 
 def describe_model(opened: OpenedModel) -> dict[str, str]:
@@ -516,7 +524,7 @@ def read_header(path: str | Path) -> dict[str, dict] | None:
 
 
 def _iterate_batches(
-    video: VideoReader | StillImage,
+    video: Any,
     plan: _ClipPlan,
     opened: OpenedModel,
     settings: ExtractionSettings,

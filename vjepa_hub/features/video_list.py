@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.manifests import VIDEO_ENDINGS, read_manifest_entries, videos_below
+from ..data.manifests import MANIFEST_ENDINGS
+from ..data.records import LocalVideo, VideoBytes, VideoRecord, is_address
+from ..data.shards import is_shard_name
+from ..data.sources import open_source
+
+_MAX_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -18,10 +24,12 @@ class VideoFile:
     Attributes:
         path: The file.
         root: The folder that it was found under: the output of `root/a/x.mp4` is `a/x`. None: the output is `x`.
+        record: The video of a data set, where it is no file of its own.
     """
 
     path: Path
     root: Path | None = None
+    record: VideoRecord | None = field(default=None, compare=False)
 
     @property
     def absolute(self) -> Path:
@@ -47,59 +55,43 @@ class VideoFile:
         return len(folder.parts) - 1
 
 
-def find_videos(inputs: Sequence[str | Path], manifests: Sequence[str | Path] = ()) -> list[VideoFile]:
-    """List the videos of files, folders and manifests, each once, in this order.
+def find_videos(inputs: Sequence[str | Path]) -> list[VideoFile]:
+    """List the videos of files and data sources, each once, in this order.
 
-    Folders are searched with all that is below them, in the order of names, for the endings of `VIDEO_ENDINGS`; what
-    begins with a dot is left out, and links to folders are not followed. A file that is named is taken whatever its
+    A source is whatever `vjepa_hub.data.sources.open_source` reads: a folder of videos, of frame folders or of tar
+    files; a manifest, a parquet or tar file; an address. Any other file is taken as a video or image whatever its
     ending, and whether it exists or not: what cannot be read is found out, and reported, when its turn comes.
 
     Args:
-        inputs: Files and folders.
-        manifests: Lists of videos, see `read_manifest`.
+        inputs: Files and sources.
 
     Raises:
-        ValueError: nothing was given, a folder or manifest that names no video, or a manifest that cannot be
-            understood.
-        OSError: a manifest that cannot be read.
+        ValueError: Nothing was given, a source that holds no video, or one that cannot be understood.
+        OSError: A source that cannot be read.
     """
-    found: list[VideoFile] = []
-    for given in map(Path, inputs):
-        found += _videos_below(given) if given.is_dir() else [VideoFile(given)]
-    for manifest in manifests:
-        found += read_manifest(manifest)
+    found = [video for given in inputs for video in _videos_of(os.fspath(given))]
     if not found:
-        raise ValueError("no video given: name at least one file, folder or manifest")
+        raise ValueError("no video given: name at least one file or source")
     return list({video.absolute: video for video in reversed(found)}.values())[::-1]
 
 
-def _videos_below(root: Path) -> list[VideoFile]:
-    paths = videos_below(root)
-    if not paths:
-        raise ValueError(
-            f"no video in the folder {root}: looked there and below for {', '.join(sorted(VIDEO_ENDINGS))}; "
-            "name files with other endings one by one, or in a manifest"
-        )
-    return [VideoFile(path, root) for path in paths]
+def _videos_of(given: str) -> list[VideoFile]:
+    is_list = given.lower().endswith((*MANIFEST_ENDINGS, ".parquet")) or is_shard_name(given) or is_address(given)
+    if not is_list and not os.path.isdir(given):
+        return [VideoFile(Path(given))]
+    source = open_source(given, with_labels=False)
+    return [_listed(source.record(index), index, given) for index in range(len(source))]
 
 
-def read_manifest(manifest: str | Path) -> list[VideoFile]:
-    """Read a list of videos. Relative paths count from the manifest's folder, and the outputs mirror them.
-
-    Args:
-        manifest: A `.txt`, `.csv` or `.jsonl` file, see `vjepa_hub.data.manifests.read_manifest_entries`. Labels are
-            passed over.
-
-    Raises:
-        ValueError: another ending, no video in it, or a line that cannot be understood.
-        OSError: the file cannot be read.
-    """
-    return [_listed_video(entry.path, Path(manifest)) for entry in read_manifest_entries(manifest)]
-
-
-def _listed_video(path: str, manifest: Path) -> VideoFile:
-    is_below = not Path(path).is_absolute() and ".." not in Path(path).parts
-    return VideoFile(manifest.parent / path, manifest.parent if is_below else None)
+def _listed(record: VideoRecord, index: int, given: str) -> VideoFile:
+    """A video of a source: below the source's folder the outputs mirror its place."""
+    if isinstance(record.content, VideoBytes):  # of a row, which has no place of its own
+        return VideoFile(Path(given, f"row-{index:06d}"), Path(given).parent, record)
+    path, home = Path(os.path.abspath(record.name)), Path(os.path.abspath(given))
+    home = home if home.is_dir() and path != home else home.parent
+    is_below = not is_address(record.name) and path.is_relative_to(home)
+    is_plain = isinstance(record.content, LocalVideo)
+    return VideoFile(Path(record.name), home if is_below else None, None if is_plain else record)
 
 
 def output_names(videos: Sequence[str | Path | VideoFile]) -> dict[Path, str]:
@@ -145,6 +137,7 @@ def _told_apart(group: list[VideoFile]) -> dict[Path, str]:
 
 
 def _first_free(candidates: list[str], taken: set[str]) -> str:
+    candidates = [_shortened(candidate) for candidate in candidates]
     for candidate in candidates:
         if candidate.casefold() not in taken:
             return candidate
@@ -152,3 +145,13 @@ def _first_free(candidates: list[str], taken: set[str]) -> str:
     while f"{candidates[-1]}-{number}".casefold() in taken:
         number += 1
     return f"{candidates[-1]}-{number}"
+
+
+def _shortened(name: str) -> str:
+    """A name whose last part leaves room for endings in the 255 bytes of a file name."""
+    folder, slash, last = name.rpartition("/")
+    data = os.fsencode(last)
+    if len(data) <= _MAX_BYTES:
+        return name
+    kept = data[:_MAX_BYTES].decode("utf-8", errors="ignore")
+    return f"{folder}{slash}{kept}-{hashlib.blake2b(data, digest_size=4).hexdigest()}"

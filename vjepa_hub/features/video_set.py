@@ -24,6 +24,8 @@ from ..data.video import VideoDecodingError
 from .extraction import (
     ExtractionSettings,
     FeatureExtractionError,
+    VideoSource,
+    as_record,
     describe_model,
     describe_source,
     extract_features_to_file,
@@ -60,7 +62,7 @@ _IDENTITY = (
     "dense",
 )
 
-AfterEach = Callable[[Path, Path], Sequence[Path]]
+AfterEach = Callable[[VideoSource, Path], Sequence[Path]]
 """Called with (video, its features file); returns the further files that it wrote."""
 
 
@@ -92,6 +94,7 @@ class _Task:
     """One video: where its features go, whether they are there, and its size in bytes."""
 
     source: Path
+    content: VideoSource
     output: Path
     is_done: bool
     num_bytes: int
@@ -148,7 +151,7 @@ def extract_video_set(
             try:
                 if not task.is_done:
                     extract_features_to_file(
-                        task.source,
+                        task.content,
                         task.output,
                         opened,
                         settings,
@@ -156,7 +159,7 @@ def extract_video_set(
                         model_metadata=model_metadata,
                     )
                     outputs = [task.output]
-                outputs += after_each(task.source, task.output) if after_each is not None else []
+                outputs += after_each(task.content, task.output) if after_each is not None else []
                 num_clips = load_features(task.output).num_clips
             except (VideoDecodingError, FeatureExtractionError) as failure:
                 logger.warning("skipped %s: %s", task.source, failure)
@@ -175,7 +178,7 @@ def _record_of(
     sources: list[Path], folder: Path, opened: OpenedModel, settings: dict[str, str], sha256: str
 ) -> RunRecord:
     """The record of an extraction at its start; of many videos the command names the folder that all are below."""
-    parents = {str(source.parent) for source in sources}
+    parents = {os.path.abspath(source.parent) for source in sources}
     names = sources if len(sources) <= MAX_NAMED or not sources else [os.path.commonpath(parents)]
     digest = hashlib.sha256("\0".join(source.name for source in sources).encode(errors="surrogateescape"))
     options: dict[str, Any] = {name: value for name, value in settings.items() if name in ("window", "stride")}
@@ -200,11 +203,12 @@ def _plan_set(
     videos: Sequence[str | Path | VideoFile], folder: Path, wanted: dict[str, str], overwrite: bool
 ) -> list[_Task]:
     tasks, mismatches = [], []
+    records = {video.path: video.record for video in videos if isinstance(video, VideoFile)}
     for source, name in output_names(videos).items():
-        output = folder / f"{name}.safetensors"
-        differing = _differences(source, output, wanted)
-        num_bytes = source.stat().st_size if source.exists() else 0
-        tasks.append(_Task(source, output, is_done=differing == [], num_bytes=num_bytes))
+        output, content = folder / f"{name}.safetensors", records.get(source) or source
+        differing = _differences(content, output, wanted)
+        num_bytes = (as_record(content).state or (0, 0))[0]
+        tasks.append(_Task(source, content, output, is_done=differing == [], num_bytes=num_bytes))
         if differing and not overwrite:
             mismatches.append(f"{output} ({'; '.join(differing)})")
     if mismatches:
@@ -213,9 +217,9 @@ def _plan_set(
     return tasks
 
 
-def _differences(source: Path, output: Path, wanted: dict[str, str]) -> list[str] | None:
+def _differences(source: VideoSource, output: Path, wanted: dict[str, str]) -> list[str] | None:
     """In what an output differs from what would be written: None where there is none, or none that is whole."""
-    if not output.exists() or not source.exists():
+    if not output.exists() or (isinstance(source, Path) and not source.exists()):
         return None
     header = read_header(output)
     if header is None:
@@ -254,7 +258,7 @@ def _own_share(tasks: list[_Task], processes: Processes) -> list[int]:
 def _list_failures(reports: list[VideoReport], folder: Path) -> None:
     """Write `failed.jsonl`: the videos that failed now, and those of earlier runs that were not among these."""
     file, tried = folder / FAILED_VIDEOS, {str(report.source) for report in reports}
-    earlier = file.read_text().splitlines() if file.exists() else []
+    earlier = file.read_text().split("\n")[:-1] if file.exists() else []
     lines = [line for line in earlier if _failed_video(line) not in tried]
     failures = [{"video": str(report.source), "error": report.error} for report in reports if report.error is not None]
     lines += [json.dumps(failure) for failure in failures]
