@@ -7,15 +7,18 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vjepa_hub.data import checking
 from vjepa_hub.data.checking import check_videos, write_check_lists
 from vjepa_hub.data.manifests import read_manifest_entries
+from vjepa_hub.data.sources import open_source
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.data.video import available_backends
 
@@ -37,10 +40,10 @@ def child_code(expression: str) -> str:
     """Code of a child process that evaluates an expression before it opens `odd.mp4`."""
     return checking._START_CHILD.replace(
         "serve()",
-        "import time, vjepa_hub.data.checking_child as child\n"
-        "open_video = child.open_video\n"
-        f"odd = lambda path: {expression} if path.endswith('odd.mp4') else None\n"
-        "child.open_video = lambda path, **options: odd(path) or open_video(path, **options)\n"
+        "import time, vjepa_hub.data.records as records\n"
+        "open_video = records.open_video\n"
+        f"odd = lambda path: {expression} if str(path).endswith('odd.mp4') else None\n"
+        "records.open_video = lambda path, **options: odd(path) or open_video(path, **options)\n"
         "serve()",
     )
 
@@ -182,6 +185,25 @@ def test_causes_are_counted_without_their_details(copies, tmp_path):
     assert summary.bad[0].cause != summary.bad[1].cause
     assert list(summary.count_causes().values()) == [2]
     assert [video.path for video in summary.good] == [str(path) for path in copies[2:]]
+
+
+def test_videos_of_tar_files_and_frame_folders_are_checked(good_video, tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    Image.new("RGB", (8, 8)).save(frames / "1.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(good_video, "x/good.mp4")
+        tar.addfile(tarfile.TarInfo("x/empty.mp4"))
+    sources = [open_source(tmp_path / "a.tar"), open_source(frames)]
+    records = [source.record(index) for source in sources for index in range(len(source))]
+    for num_before in (0, 3):
+        summary = check_videos(records, tmp_path / "report.jsonl", processes=1)
+        assert [(Path(video.path).name, video.ok) for video in summary.videos] == [
+            ("good.mp4", True),
+            ("empty.mp4", False),
+            ("frames", True),
+        ]
+        assert summary.num_done_before == num_before
 
 
 def test_frames_that_the_file_says_are_hidden_are_no_lie(write_video, tmp_path):

@@ -23,7 +23,7 @@ def check_data(
         list[str] | None,
         typer.Argument(
             metavar="SOURCE...",
-            help="Videos, and folders: all videos below them.",
+            help="Videos, and sources as for training: folders, manifests, parquet and tar files, addresses.",
             show_default=False,
             callback=existing,
         ),
@@ -51,12 +51,18 @@ def check_data(
     manifest (in its own form, with labels) and good.txt for the videos of files and folders.
     """
     from ..data.checking import REPORT, check_videos, require_own_names, write_check_lists
+    from ..data.manifests import MANIFEST_ENDINGS
 
-    manifests = manifest or []
+    manifests = list(manifest or [])
     with usage_errors():
+        # A manifest that is named as a source gets its own list of good videos, too.
+        is_manifest = [file.lower().endswith(MANIFEST_ENDINGS) for file in files or []]
+        manifests += [Path(file) for file, is_list in zip(files or [], is_manifest, strict=True) if is_list]
+        sources = [file for file, is_list in zip(files or [], is_manifest, strict=True) if not is_list]
         require_own_names(manifests)
-        videos = [video.path for video in input_videos(files, manifests, sample=False)]
-        others = [video.path for video in input_videos(files, [], sample=False)] if files else []
+        videos = [video.record or video.path for video in input_videos(sources, manifests, sample=False)]
+        named = input_videos(sources, [], sample=False) if sources else []
+        others = [video.path for video in named if video.record is None]
         with ProgressBar() as progress:
             summary = check_videos(
                 videos,

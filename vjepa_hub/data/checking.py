@@ -9,6 +9,7 @@ checked before and has not changed since.
 import json
 import logging
 import os
+import pickle
 import queue
 import re
 import signal
@@ -20,13 +21,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.files import write_whole
 from ..core.progress import Progress, no_progress
 from .manifests import path_line, select_entries
+from .records import LocalVideo, VideoRecord, is_address
 from .video import require_backend
 
 logger = logging.getLogger(__name__)
@@ -132,7 +134,7 @@ def _without_details(sentence: str) -> str:
 
 
 def check_videos(
-    videos: Sequence[str | Path],
+    videos: Sequence[str | Path | VideoRecord],
     report: str | Path,
     *,
     timeout: float = 60.0,
@@ -147,7 +149,7 @@ def check_videos(
     header declares another number than there are is good too, with a warning.
 
     Args:
-        videos: Video files. One that is given twice is checked once.
+        videos: Video files, and videos of data sets. One that is given twice is checked once.
         report: JSON lines, see `CheckedVideo`; made if it is not there. Results are appended, and the last one of a
             video counts. A file whose size, time of change and backend are those in the report is not checked again.
         timeout: Seconds without a new frame after which the decoder hangs: its process is killed, and the file is bad.
@@ -167,7 +169,7 @@ def check_videos(
     _require_positive("processes", processes)
     require_backend(backend)
     checked = _read_report(Path(report))
-    tasks = {path: _Task.of(path, backend) for path in map(os.path.abspath, videos)}
+    tasks = {task.path: task for task in (_Task.of(video, backend) for video in videos)}
     done = {} if again else {path: checked[path] for path in tasks if tasks[path].is_done_by(checked.get(path))}
     num_done_before, num_bad = len(done), 0
     progress("checking", len(done), len(tasks))
@@ -257,24 +259,28 @@ class _Task:
     size: int | None
     mtime_ns: int | None
     backend: str | None
+    record: VideoRecord
 
     @classmethod
-    def of(cls, path: str, backend: str | None) -> "_Task":
-        try:
-            state = os.stat(path)
-        except OSError:  # that it is missing, or may not be seen, is found out when its turn comes
-            return cls(path, None, None, backend)
-        return cls(path, state.st_size, state.st_mtime_ns, backend)
+    def of(cls, video: str | Path | VideoRecord, backend: str | None) -> "_Task":
+        if not isinstance(video, VideoRecord):
+            video = VideoRecord(os.path.abspath(video), LocalVideo(Path(os.path.abspath(video))))
+        # Of one that is missing, or may not be seen, that is found out when its turn comes.
+        size, mtime_ns = video.state or (None, None)
+        return cls(video.name, size, mtime_ns, backend, video)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Fields that a result repeats."""
+        return {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns, "backend": self.backend}
 
     def is_done_by(self, video: CheckedVideo | None) -> bool:
         """Whether a result is that of this file, unchanged."""
-        return video is not None and all(
-            getattr(video, field.name) == getattr(self, field.name) for field in fields(self)
-        )
+        return video is not None and all(getattr(video, name) == value for name, value in self.facts.items())
 
     def result(self, findings: dict, seconds: float) -> CheckedVideo:
         found = {name: _as_tuple(value) for name, value in findings.items()}
-        return CheckedVideo(**asdict(self), ok=found.get("cause") is None, seconds=round(seconds, 3), **found)
+        return CheckedVideo(**self.facts, ok=found.get("cause") is None, seconds=round(seconds, 3), **found)
 
 
 class _Child:
@@ -319,7 +325,8 @@ class _Child:
         self._errors.truncate(0)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has died: the news is on its way
-            self._process.stdin.write(json.dumps({"path": task.path, "backend": task.backend}).encode() + b"\n")
+            request = {"record": pickle.dumps(task.record).hex(), "backend": task.backend}
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
 
     def take_result(self, findings: dict) -> CheckedVideo:
@@ -489,7 +496,7 @@ def _good_entries(manifest: Path, folder: Path, good: Collection[str]) -> str:
     is_at_home = os.path.abspath(manifest.parent) == os.path.abspath(folder)
 
     def new_path(path: str) -> str | None:
-        absolute = os.path.abspath(manifest.parent / path)
+        absolute = path if is_address(path) else os.path.abspath(manifest.parent / path)
         return None if absolute not in good else path if is_at_home else absolute
 
     return select_entries(manifest, new_path)

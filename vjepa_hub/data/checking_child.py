@@ -7,6 +7,7 @@ of is the concern of its parent. When its parent dies, it ends as well, in the m
 import faulthandler
 import json
 import os
+import pickle
 import queue
 import sys
 import threading
@@ -14,7 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from .video import VideoDecodingError, VideoReader, open_video
+from .records import FrameReader, VideoRecord
+from .video import VideoDecodingError, VideoReader
 
 _BYTES_AT_ONCE = 1 << 24
 _SECONDS_BETWEEN_SIGNS = 0.1
@@ -47,16 +49,16 @@ class Findings:
     duration: float | None = None
 
 
-def decode_fully(path: str, backend: str | None, *, sign_of_life: Callable[[], None]) -> Findings:
+def decode_fully(record: VideoRecord, backend: str | None, *, sign_of_life: Callable[[], None]) -> Findings:
     """Read every frame and every timestamp of a video, as training does.
 
     Args:
-        path: The file.
+        record: The video.
         backend: The decoder, as for `open_video`.
         sign_of_life: Called now and then as frames come in.
     """
     try:
-        with open_video(path, backend=backend) as video:
+        with record.open(backend=backend) as video:
             return _read_all(video, sign_of_life)
     except VideoDecodingError as error:
         return Findings(cause=error.cause, remedy=error.remedy)
@@ -64,21 +66,22 @@ def decode_fully(path: str, backend: str | None, *, sign_of_life: Callable[[], N
         return Findings(cause=f"it cannot be read ({error.strerror or error})", remedy="check the disk or the network")
 
 
-def _read_all(video: VideoReader, sign_of_life: Callable[[], None]) -> Findings:
+def _read_all(video: FrameReader, sign_of_life: Callable[[], None]) -> Findings:
     """Read all frames, a few at once."""
     sign_of_life()
     num_at_once = max(1, _BYTES_AT_ONCE // (3 * video.height * video.width))
     for start in range(0, video.num_frames, num_at_once):
         video.read_frames(range(start, min(start + num_at_once, video.num_frames)))
         sign_of_life()
+    declared = video.declared_frames if isinstance(video, VideoReader) else None  # a folder of frames declares none
     return Findings(
-        warnings=_warnings(video.num_frames, video.declared_frames),
+        warnings=_warnings(video.num_frames, declared),
         num_frames=video.num_frames,
-        declared_frames=video.declared_frames,
+        declared_frames=declared,
         fps=video.average_fps,
         height=video.height,
         width=video.width,
-        duration=video.duration,
+        duration=video.num_frames / video.average_fps if video.average_fps else None,
     )
 
 
@@ -101,7 +104,8 @@ def serve() -> None:
     _answer(answers, "ready", True)
     while True:
         request = requests.get()
-        findings = decode_fully(request["path"], request["backend"], sign_of_life=_Sign(answers))
+        record = pickle.loads(bytes.fromhex(request["record"]))
+        findings = decode_fully(record, request["backend"], sign_of_life=_Sign(answers))
         _answer(answers, "findings", asdict(findings))
 
 

@@ -202,6 +202,18 @@ class TarMember(StoredVideo):
 
 
 @dataclass(frozen=True)
+class SourceVideo(VideoContent):
+    """A video of a source, fetched from it when it is opened: rows hold their bytes."""
+
+    source: "ClipSource"
+    index: int
+
+    def open(self, *, backend: str | None) -> AbstractContextManager[FrameReader]:
+        """See `VideoContent`."""
+        return self.source.record(self.index).open(backend=backend)
+
+
+@dataclass(frozen=True)
 class FrameFolder(VideoContent):
     """A video as a folder of images, one for each frame, in the natural order of their names (`f2` before `f10`).
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.manifests import MANIFEST_ENDINGS
-from ..data.records import LocalVideo, VideoBytes, VideoRecord, is_address
+from ..data.records import ClipSource, LocalVideo, SourceVideo, VideoBytes, VideoRecord, is_address
 from ..data.shards import is_shard_name
 from ..data.sources import open_source
 
@@ -80,13 +80,15 @@ def _videos_of(given: str) -> list[VideoFile]:
     if not is_list and not os.path.isdir(given):
         return [VideoFile(Path(given))]
     source = open_source(given, with_labels=False)
-    return [_listed(source.record(index), index, given) for index in range(len(source))]
+    return [_listed(source, index, given) for index in range(len(source))]
 
 
-def _listed(record: VideoRecord, index: int, given: str) -> VideoFile:
+def _listed(source: ClipSource, index: int, given: str) -> VideoFile:
     """A video of a source: below the source's folder the outputs mirror its place."""
+    record = source.record(index)
     if isinstance(record.content, VideoBytes):  # of a row, which has no place of its own
-        return VideoFile(Path(given, f"row-{index:06d}"), Path(given).parent, record)
+        row = Path(os.path.abspath(given), f"row-{index:06d}")
+        return VideoFile(row, row.parent.parent, VideoRecord(str(row), SourceVideo(source, index)))
     path, home = Path(os.path.abspath(record.name)), Path(os.path.abspath(given))
     home = home if home.is_dir() and path != home else home.parent
     is_below = not is_address(record.name) and path.is_relative_to(home)
