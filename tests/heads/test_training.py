@@ -128,14 +128,6 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path):
     assert (tmp_path / CHECKPOINT).is_file()
 
 
-def test_checkpoint_of_other_tokens_or_labels_is_refused(tmp_path):
-    training().run(tmp_path)
-    source = FakeTokens()
-    source.fingerprint = "others"
-    with pytest.raises(ValueError, match="other settings"):
-        training(source).run(tmp_path)
-
-
 def test_unreadable_videos_have_no_part_in_training_and_are_counted(tmp_path):
     lost = (3, 4)
     run = training(FakeTokens(unreadable=lost), heads=HEADS[:1])

@@ -59,8 +59,9 @@ def localise(
     The same command again goes on where it was stopped. The folder gets results.json, which says where each setting
     comes from, and detections.csv in AVA's format, for the official evaluation.
     """
+    from ..core.run_files import RESULTS_FILE
     from ..evaluation.ava.protocol import LocalisationProtocol
-    from ..evaluation.ava.run import RESULTS_FILE, LocalisationSettings, run_localisation
+    from ..evaluation.ava.run import LocalisationSettings, run_localisation
     from ..evaluation.tokens import EncodingSettings
 
     with usage_errors(), ProgressBar() as progress:
@@ -83,5 +84,5 @@ def localise(
         )
         found = run_localisation(settings, output_dir, progress)
     if is_first_process():
-        Console().print(Text(f"mean average precision {found['mean_average_precision']:.4f}"))
+        Console().print(Text(f"mean average precision {found.mean_average_precision:.4f}"))
         typer.echo(f"wrote {output_dir / RESULTS_FILE}")

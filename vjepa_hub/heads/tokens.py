@@ -36,13 +36,7 @@ class TokenBatch:
 
 
 class TokenSource(ABC):
-    """Labelled items whose tokens can be had.
-
-    Attributes:
-        fingerprint: Of tokens and labels, for the checkpoints of heads; empty where the run's own record has it.
-    """
-
-    fingerprint: str = ""
+    """Labelled items whose tokens can be had."""
 
     @abstractmethod
     def __len__(self) -> int:

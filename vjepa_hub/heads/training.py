@@ -299,7 +299,6 @@ class SideBySideTraining:
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "tokens": self.source.fingerprint,
             "plan": asdict(self.plan),
             "optimisation": self.optimisation.optimisation,
             "heads": [head.settings.to_tree() for head in self.heads],

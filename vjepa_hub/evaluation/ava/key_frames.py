@@ -143,7 +143,6 @@ class KeyFrameDataset(Dataset):
         std: Of each channel.
         start_second: The second of the film at which the files begin: 0 for whole films, 900 for files that hold
             the annotated quarter of an hour alone.
-        backend: The decoder, as for `open_video`.
 
     Raises:
         FileNotFoundError: the folder has none of the videos.
@@ -159,11 +158,10 @@ class KeyFrameDataset(Dataset):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         start_second: float = 0.0,
-        backend: str | None = None,
     ):
         self.key_frames, self.videos, self.protocol = list(key_frames), Path(videos), protocol
         self.crop_size, self.mean, self.std = crop_size, tuple(mean), tuple(std)
-        self.start_second, self.backend = start_second, backend
+        self.start_second = start_second
         self._paths = _find_videos(self.videos, {frame.id.video_id for frame in self.key_frames})
         self._opened: tuple[tuple[int, str], VideoReader] | None = None
 
@@ -226,7 +224,7 @@ class KeyFrameDataset(Dataset):
             if self._opened is not None and self._opened[0][0] == key[0]:
                 self._opened[1].close()
             self._opened = None
-            self._opened = key, open_video(self._paths[video_id], backend=self.backend)
+            self._opened = key, open_video(self._paths[video_id])
         return self._opened[1]
 
 

@@ -15,18 +15,17 @@ Among equal scores the earlier row goes first. (The official evaluation leaves t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from ...core.run_files import Record
 from .boxes import EVALUATED_CLASS_IDS, KeyFrameBoxes, overlaps
 
 MAX_DETECTIONS = 50
 MIN_OVERLAP = 0.5
 
 
-@dataclass(frozen=True)
-class AvaResult:
+class AvaResult(Record):
     """Result of the evaluation.
 
     Attributes:
@@ -79,7 +78,13 @@ def evaluate_detections(
         raise ValueError(
             f"the ground truth has no box of the {len(class_ids)} evaluated classes; check that it is the right file"
         )
-    return AvaResult(float(np.mean(known)), precisions, counts, len(found), len(detections) - len(found))
+    return AvaResult(
+        mean_average_precision=float(np.mean(known)),
+        average_precisions=precisions,
+        num_ground_truths=counts,
+        num_detections=len(found),
+        num_ignored=len(detections) - len(found),
+    )
 
 
 def average_precision(is_true: np.ndarray, num_ground_truths: int) -> float:

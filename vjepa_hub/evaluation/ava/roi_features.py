@@ -7,7 +7,6 @@ Shapes: B clips, T frames, N = d x h x w tokens (depth, height, width), D featur
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +131,6 @@ class BoxFeatures(TokenSource):
         self.boxes = np.concatenate([frame.boxes for frame in dataset.key_frames])
         self.labels = torch.from_numpy(np.concatenate([frame.labels for frame in dataset.key_frames]))
         self.store = FeatureStore(folder, self._key(), counts, "the key frames")
-        content = [self.store.key, flip_probability, np.packbits(self.labels.numpy()).tolist()]
-        self.fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
         """Number of key frames."""

@@ -8,16 +8,15 @@ Everything of a run is in one folder:
     heads.pt         the head with its optimiser, after the last whole epoch
     detections.csv   what was found, in AVA's format
     run.json         the record of the run
-    results.json     mean and per-class average precision, the settings and where they come from
+    results.json     mean and per-class average precision, see `LocalisationResults`
 
 What was done is not done again: a resumed run ends as an uninterrupted one.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from torch import nn
 from ... import __version__
 from ...core.distributed import join_processes
 from ...core.files import write_whole
+from ...core.fingerprints import hash_weights
 from ...core.invocation import command_words
 from ...core.progress import Progress, no_progress
 from ...core.run_files import (
@@ -34,6 +34,7 @@ from ...core.run_files import (
     RUN_FILE,
     DataFacts,
     ModelFacts,
+    Record,
     Result,
     RunFile,
     RunRecord,
@@ -60,7 +61,6 @@ from .metrics import MAX_DETECTIONS, AvaResult, evaluate_detections, highest_per
 from .protocol import PUBLISHED_RESULTS, LocalisationProtocol
 from .roi_features import BoxFeatures, LayerFeatures
 
-RESULTS_FORMAT = "vjepa_hub.localisation/2"
 FEATURES_FOLDER, DETECTIONS_FILE = "features", "detections.csv"
 # Unreadable key frames in the results; the rest is counted
 MAX_NAMED = 100
@@ -84,7 +84,6 @@ class LocalisationSettings(Settings):
         seed: Of the head's weights, the order and the mirroring.
         encoding: How clips are encoded.
         device: Where; None: the accelerator, if there is one.
-        backend: The decoder, as for `open_video`.
     """
 
     model: str
@@ -100,12 +99,50 @@ class LocalisationSettings(Settings):
     seed: NonNegativeInt = 0
     encoding: EncodingSettings = Field(default_factory=EncodingSettings)
     device: str | None = None
-    backend: str | None = None
+
+
+class KeyFrameCounts(Record):
+    """Sizes of a set, and its first key frames that could not be read."""
+
+    num_videos: int
+    num_key_frames: int
+    num_boxes: int
+    num_without_boxes: int
+    num_unreadable: int
+    unreadable: tuple[str, ...]
+
+
+class LocalisationResults(AvaResult):
+    """Typed contents of `results.json`.
+
+    Attributes:
+        format: Of this file.
+        package: Version of vjepa_hub.
+        names: Of the actions, by their numbers; empty without a label map.
+        published: The paper's number for this model.
+        differences: Sentences on what stands between the two numbers.
+        layers: Blocks of the encoder whose outputs are used.
+        protocol: Its settings and where they come from.
+        losses: Mean loss of each epoch.
+        train: The training set.
+        val: The validation set.
+    """
+
+    format: Literal["localisation/2"] = "localisation/2"
+    package: str = __version__
+    names: dict[int, str]
+    published: float | None
+    differences: tuple[str, ...]
+    layers: tuple[int, ...]
+    protocol: dict[str, Any]
+    losses: tuple[float, ...]
+    train: KeyFrameCounts
+    val: KeyFrameCounts
 
 
 def run_localisation(
     settings: LocalisationSettings, output_dir: str | Path, progress: Progress = no_progress
-) -> dict[str, Any]:
+) -> LocalisationResults:
     """Train and evaluate action localisation on a frozen V-JEPA encoder, or resume.
 
     Every process of a `torchrun` calls it; the first one writes.
@@ -115,29 +152,28 @@ def run_localisation(
         output_dir: Folder of the run.
         progress: Called as the work goes on.
 
-    Returns:
-        Contents of `results.json`.
-
     Raises:
         ValueError: A file does not follow AVA's format, the folder holds a run of other settings, or nothing is left
             to train on or to evaluate.
         FileNotFoundError: The folder has none of the videos.
     """
     output_dir, processes, inputs = Path(output_dir), join_processes(), _Inputs(settings)
-    record = _record_of(settings, output_dir)
+    opened = open_model(settings.model, device=processes.choose_device(settings.device))
+    record = _record_of(settings, opened, output_dir)
     differing = read_run(output_dir).differences(record) if (output_dir / RUN_FILE).exists() else []
     processes.wait()  # before the first process changes the folder
     if differing:
         raise ValueError(
-            f"{output_dir} holds a run with other settings ({', '.join(differing)} differ); take another folder"
+            f"{output_dir} holds a run with other settings ({', '.join(differing)} differ); take another folder, or "
+            "delete it"
         )
     with RunFile(output_dir, record, is_writer=processes.is_first).recording() as run:
-        _localise(settings, inputs, output_dir, run, progress)
+        _localise(settings, inputs, opened, run, progress)
         processes.wait()
-    return json.loads((output_dir / RESULTS_FILE).read_text(encoding="utf-8"))
+    return LocalisationResults.read(output_dir / RESULTS_FILE, remedy="localise again")
 
 
-def _record_of(settings: LocalisationSettings, output_dir: Path) -> RunRecord:
+def _record_of(settings: LocalisationSettings, opened: OpenedModel, output_dir: Path) -> RunRecord:
     """The record of a run at its start."""
     files = {
         "train": settings.train,
@@ -172,22 +208,26 @@ def _record_of(settings: LocalisationSettings, output_dir: Path) -> RunRecord:
         kind="localise",
         command=words,
         seeds=(settings.seed,),
-        settings={"protocol": settings.protocol.to_tree(), "dtype": settings.encoding.dtype},
+        settings={
+            "protocol": settings.protocol.to_tree(),
+            "dtype": settings.encoding.dtype,
+            "start_second": settings.start_second,
+        },
         changed=settings.protocol.changes,
-        model=ModelFacts.of(settings.model),
+        model=ModelFacts.of(
+            settings.model, weights=opened.weights, sha256=hash_weights(opened.model.encoder.state_dict())
+        ),
         data=(DataFacts.of("videos", settings.videos), *listed),
     )
 
 
 def _localise(
-    settings: LocalisationSettings, inputs: "_Inputs", output_dir: Path, run: RunFile, progress: Progress
+    settings: LocalisationSettings, inputs: "_Inputs", opened: OpenedModel, run: RunFile, progress: Progress
 ) -> None:
-    processes, protocol = join_processes(), settings.protocol
-    opened = open_model(settings.model, device=processes.choose_device(settings.device))
-    train = _box_features(
-        inputs.train_frames, settings, opened, output_dir, flip_probability=protocol.flip_probability
-    )
-    validation = _box_features(inputs.val_frames, settings, opened, output_dir)
+    """Encode, train and, in the first process, detect, evaluate and write."""
+    processes, protocol, folder = join_processes(), settings.protocol, run.folder
+    train = _box_features(inputs.train_frames, settings, opened, folder, flip_probability=protocol.flip_probability)
+    validation = _box_features(inputs.val_frames, settings, opened, folder)
     for source in (train, validation):
         source.fill(processes=processes, progress=progress)
     training = SideBySideTraining(
@@ -201,25 +241,35 @@ def _localise(
         device=train.device,
         processes=processes,
     )
-    (head,) = training.run(output_dir, progress=progress)
-    if processes.is_first:
-        found = detect_actions(head, validation, class_ids=inputs.class_ids)
-        write_detections(output_dir / DETECTIONS_FILE, found)
-        # Of the file as it was rounded, so that AVA's own evaluation says the same of it
-        found = read_detections(output_dir / DETECTIONS_FILE, num_classes=protocol.num_classes)
-        result = evaluate_detections(inputs.val_annotations, found, class_ids=inputs.class_ids)
-        report = _describe(settings, inputs, opened, train, validation, result, losses=training.losses)
-        write_whole(output_dir / RESULTS_FILE, json.dumps(report, indent=2, allow_nan=False) + "\n")
-        stated = Result(
-            task="video-classification",
-            dataset="AVA v2.2",
-            metric="mean average precision (%)",
-            metric_type="mean_average_precision",
-            value=round(100 * result.mean_average_precision, 2),
-            protocol=f"protocol {protocol.name}; frozen encoder, linear head on boxes of persons",
-            source="measured by vjepa-hub localise",
-        )
-        run.update(results=(stated,))
+    (head,) = training.run(folder, progress=progress)
+    if not processes.is_first:
+        return
+    write_detections(folder / DETECTIONS_FILE, detect_actions(head, validation, class_ids=inputs.class_ids))
+    # Of the file as it was rounded, so that AVA's own evaluation says the same of it
+    found = read_detections(folder / DETECTIONS_FILE, num_classes=protocol.num_classes)
+    result = evaluate_detections(inputs.val_annotations, found, class_ids=inputs.class_ids)
+    results = LocalisationResults(
+        **result.model_dump(),
+        names=inputs.names,
+        published=PUBLISHED_RESULTS.get(opened.name),
+        differences=tuple(_list_differences(settings, inputs, validation)),
+        layers=train.features.layers,
+        protocol={**protocol.to_tree(), "sources": protocol.sources},
+        losses=tuple(of_heads[0] for of_heads in training.losses),
+        train=_count(inputs.train_frames, train),
+        val=_count(inputs.val_frames, validation),
+    )
+    write_whole(folder / RESULTS_FILE, results.model_dump_json(indent=2) + "\n")
+    stated = Result(
+        task="video-classification",
+        dataset="AVA v2.2",
+        metric="mean average precision (%)",
+        metric_type="mean_average_precision",
+        value=round(100 * result.mean_average_precision, 2),
+        protocol=f"protocol {protocol.name}; frozen encoder, linear head on boxes of persons",
+        source="measured by vjepa-hub localise",
+    )
+    run.update(results=(stated,))
 
 
 @torch.no_grad()
@@ -308,7 +358,6 @@ def _box_features(
         mean=opened.processor.image_mean,
         std=opened.processor.image_std,
         start_second=settings.start_second,
-        backend=settings.backend,
     )
     return BoxFeatures(
         output_dir / FEATURES_FOLDER,
@@ -319,45 +368,6 @@ def _box_features(
         seed=settings.seed,
         device=opened.model.device,
     )
-
-
-def _describe(
-    settings: LocalisationSettings,
-    inputs: _Inputs,
-    opened: OpenedModel,
-    train: BoxFeatures,
-    validation: BoxFeatures,
-    result: AvaResult,
-    *,
-    losses: list[list[float]],
-) -> dict[str, Any]:
-    protocol = settings.protocol
-    return {
-        "format": RESULTS_FORMAT,
-        "package": __version__,
-        "mean_average_precision": result.mean_average_precision,
-        "classes": [
-            {
-                "id": class_id,
-                "name": inputs.names.get(class_id),
-                "average_precision": value,
-                "num_ground_truths": result.num_ground_truths[class_id],
-            }
-            for class_id, value in result.average_precisions.items()
-        ],
-        "num_detections": result.num_detections,
-        "published": PUBLISHED_RESULTS.get(opened.name),
-        "differences": _list_differences(settings, inputs, validation),
-        "encoder": {"name": opened.name, "weights": opened.weights, "is_trained": opened.is_trained},
-        "layers": list(train.features.layers),
-        "compute_dtype": settings.encoding.dtype,
-        "start_second": settings.start_second,
-        "protocol": {**protocol.to_tree(), "sources": protocol.sources},
-        "seed": settings.seed,
-        "losses": [of_heads[0] for of_heads in losses],
-        "train": _count(inputs.train_frames, train),
-        "val": _count(inputs.val_frames, validation),
-    }
 
 
 def _list_differences(settings: LocalisationSettings, inputs: _Inputs, validation: BoxFeatures) -> list[str]:
@@ -377,14 +387,13 @@ def _list_differences(settings: LocalisationSettings, inputs: _Inputs, validatio
     return differences
 
 
-def _count(key_frames: Sequence[KeyFrame], features: BoxFeatures) -> dict[str, Any]:
-    """Sizes of a set, and its key frames that could not be read."""
+def _count(key_frames: Sequence[KeyFrame], features: BoxFeatures) -> KeyFrameCounts:
     unreadable = np.flatnonzero(~features.is_readable)
-    return {
-        "num_videos": len({frame.id.video_id for frame in key_frames}),
-        "num_key_frames": len(key_frames),
-        "num_boxes": len(features.boxes),
-        "num_without_boxes": len(key_frames) - len(features),
-        "num_unreadable": len(unreadable),
-        "unreadable": [str(features.dataset.key_frames[place].id) for place in unreadable[:MAX_NAMED]],
-    }
+    return KeyFrameCounts(
+        num_videos=len({frame.id.video_id for frame in key_frames}),
+        num_key_frames=len(key_frames),
+        num_boxes=len(features.boxes),
+        num_without_boxes=len(key_frames) - len(features),
+        num_unreadable=len(unreadable),
+        unreadable=tuple(str(features.dataset.key_frames[place].id) for place in unreadable[:MAX_NAMED]),
+    )
