@@ -199,21 +199,6 @@ def _dataset_name(protocol: str, validation: Mapping[str, Any]) -> str:
     return os.path.basename(str(validation["description"]).rstrip("/"))
 
 
-def write_complete(path: Path, content: bytes) -> Path:
-    """Write a file that has its name only when it is complete. Its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
 # ------------------------------------------------------------------------------------------------ table of classes
 
 
