@@ -115,7 +115,7 @@ def test_command_trains_a_bundled_model_again_without_being_asked(monkeypatch, t
 def test_command_refuses_a_revision_of_what_is_no_repository():
     result = CliRunner().invoke(app, ["verify", NAME, "--revision", "main"])
     assert result.exit_code == 2
-    assert "is a model of the registry, which has none" in " ".join(result.output.replace("│", " ").split())
+    assert f"{NAME} has none: leave it out" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_card_states_what_the_evaluation_found():

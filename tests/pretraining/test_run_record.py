@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import pairwise
 
 import pytest
 from huggingface_hub import ModelCard
@@ -70,3 +71,10 @@ def test_weights_that_go_back_to_released_ones_keep_their_licence(trainer, initi
     card = ModelCard(render_card(gather_facts(run, "me/model", trainer.model.config, CardOptions())))
     assert card.data.license == licence
     assert (f"initialised from {initial}" in card.text) == (initial is not None)
+
+
+def test_command_of_a_call_from_python_gives_the_same_recipe(tmp_path):
+    recipe = load_recipe("tiny").with_overrides(["masks.0.num_blocks=3", "learning_rate=0.25", "probe=none"])
+    command = record_recipe(recipe, tmp_path, (), weights_origin="").command
+    assignments = [word for before, word in pairwise(command) if before == "--set"]
+    assert load_recipe(command[1]).with_overrides(assignments) == recipe

@@ -161,7 +161,7 @@ class Settings(BaseModel):
             if isinstance(own, Settings) and type(own) is type(theirs):
                 changes |= {f"{name}.{key}": value for key, value in own.changes_from(theirs).items()}
             elif own != theirs:
-                changes[name] = _plain(own.model_dump() if isinstance(own, Settings) else own)
+                changes[name] = _plain(own)
         return changes
 
     def sections(self) -> dict[str, list[str]]:
@@ -435,6 +435,8 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.to_tree()
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
