@@ -149,8 +149,10 @@ def test_cache_changes_no_result_and_each_clip_is_encoded_once(labelled_folder, 
     protocol = plain_protocol(settings_in(labelled_folder))
     run_in(labelled_folder, tmp_path / "without", protocol=protocol)
     encoded = []
-    encode = probe_run.EncodedClips._encode
-    monkeypatch.setattr(probe_run.EncodedClips, "_encode", lambda *a: encoded.append(len(a[1]["label"])) or encode(*a))
+    batches = probe_run.EncodedClips.batches
+    monkeypatch.setattr(
+        probe_run.EncodedClips, "batches", lambda self, asked: encoded.extend(map(len, asked)) or batches(self, asked)
+    )
     shares = {"label_fractions": (0.5, 1.0), "num_splits": 2, "seeds": (0, 1)}
     run_in(labelled_folder, tmp_path / "shares", protocol=protocol, cache=tmp_path / "cache", **shares)
     run_in(labelled_folder, tmp_path / "with", protocol=protocol, cache=tmp_path / "cache")
