@@ -271,7 +271,11 @@ def encode_pixels(pixels: torch.Tensor, opened: OpenedModel) -> torch.Tensor:
 
 
 def extract_features(
-    source: VideoSource, opened: OpenedModel, settings: ExtractionSettings, *, progress: Progress = no_progress
+    source: VideoSource,
+    opened: OpenedModel,
+    settings: ExtractionSettings = ExtractionSettings(),  # noqa: B008 (it is frozen)
+    *,
+    progress: Progress = no_progress,
 ) -> VideoFeatures:
     """Features of one video, in memory. For long videos with dense features see `extract_features_to_file`.
 
