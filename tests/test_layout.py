@@ -158,3 +158,11 @@ def _circle_from(path: Path) -> list[Path]:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_module_is_imported_by_what_it_imports(path):
     assert [str(file.relative_to(PACKAGE)) for file in _circle_from(path)] == []
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_docstrings_begin_with_a_noun_or_a_verb(path):
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
+    docstrings = [ast.get_docstring(node) for node in nodes]
+    assert [text for text in docstrings if text and re.match(r"(What|Whether|See)\b", text)] == []

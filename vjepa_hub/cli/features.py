@@ -125,7 +125,7 @@ def features(
 
 
 def _show_reports(reports: list[VideoReport], opened: OpenedModel) -> None:
-    """What was written where, what failed and why, and with which weights."""
+    """Show outputs, failures with their causes, and the weights."""
     console, table = Console(), Table("video", "clips", "written", box=None, pad_edge=False)
     names = Counter(report.source.name for report in reports)
     for report in reports:

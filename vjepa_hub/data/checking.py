@@ -56,7 +56,7 @@ serve()
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedVideo:
-    """What is known of a video: a line of the report.
+    """Findings about a video: a line of the report.
 
     Attributes:
         path: Absolute path.
@@ -275,7 +275,7 @@ class _Task:
         return {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns, "backend": self.backend}
 
     def is_done_by(self, video: CheckedVideo | None) -> bool:
-        """Whether a result is that of this file, unchanged."""
+        """Return whether a result is that of this file, unchanged."""
         return video is not None and all(getattr(video, name) == value for name, value in self.facts.items())
 
     def result(self, findings: dict, seconds: float) -> CheckedVideo:

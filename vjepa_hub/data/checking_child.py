@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_SIGNS = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What decoding all of a video has shown.
+    """Findings of decoding a whole video.
 
     Attributes:
         cause: Why it is bad, None if it is good.

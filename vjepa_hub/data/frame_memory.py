@@ -50,7 +50,7 @@ class FrameMemory:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes when it is full."""
+        """Bytes of the full memory."""
         return self._frames.nbytes
 
     @property

@@ -85,18 +85,18 @@ class HuggingFaceSource(ClipSource):
 
     @property
     def has_labels(self) -> bool:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         return self._columns.label is not None
 
     def labels(self) -> np.ndarray:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         if self._columns.label is None:
             return super().labels()
         rows = enumerate(self._dataset.select_columns([self._columns.label])[self._columns.label])
         return np.array([parse_label(label, f"row {row} of {self.name}") for row, label in rows], dtype=np.int64)
 
     def record(self, index: int) -> VideoRecord:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside 0 to {len(self) - 1}")
         return self._columns.record(self._dataset[int(index)], f"row {index} of {self.name}", self._root)
@@ -145,11 +145,11 @@ class HuggingFaceShards(RecordShards):
 
     @property
     def num_shards(self) -> int:
-        """See `RecordShards`."""
+        """Implement `RecordShards`."""
         return self._dataset.num_shards
 
     def records(self, shard: int, *, pass_number: int) -> Iterator[VideoRecord]:
-        """See `RecordShards`."""
+        """Implement `RecordShards`."""
         part = self._dataset.shard(num_shards=self.num_shards, index=shard)
         part.set_epoch(pass_number)
         # Not `iter(part)`: in a worker of a DataLoader that shares the part out once more, so that all workers but

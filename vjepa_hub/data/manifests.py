@@ -52,7 +52,7 @@ class ManifestEntry:
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file of this name is a video: by its ending, and it is not hidden."""
+    """Return whether a file of this name is a video: by its ending, and it is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_ENDINGS
 
 

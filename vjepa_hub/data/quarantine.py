@@ -59,7 +59,7 @@ class Quarantine:
         return video in self._videos
 
     def cause(self, video: str) -> str:
-        """What was found in a video that this process knows of.
+        """Cause for a video that this process knows to be unreadable.
 
         Raises:
             KeyError: it is not in quarantine.
@@ -68,7 +68,7 @@ class Quarantine:
 
     @property
     def reminder(self) -> str:
-        """What to do with the file after a repair, to go on in a sentence; empty without a file."""
+        """Remedy after a repair, as the end of a sentence; empty without a file."""
         return "" if self.path is None else f"; after a repair delete {self.path}, or they are passed over again"
 
     def add(self, video: str, *, cause: str, position: int) -> None:

@@ -24,7 +24,7 @@ _UNUSED_BITS = np.uint64(11)  # a float64 in [0, 1) has 53
 
 
 class Stream(IntEnum):
-    """What random numbers are used for. The numbers are part of every run's results: never change one."""
+    """Uses of random numbers. The values are part of every run's results: never change one."""
 
     ORDER = 0
     SOURCE = 1

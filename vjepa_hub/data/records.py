@@ -35,7 +35,7 @@ _CHECK_ADDRESS = "check the address, the access rights and the connection"
 
 
 class FrameReader(Protocol):
-    """What a clip is read from: `VideoReader`, or a folder of frames."""
+    """Source of a clip's frames: `VideoReader`, or a folder of frames."""
 
     @property
     def num_frames(self) -> int:
@@ -125,7 +125,7 @@ class LocalVideo(VideoContent):
     path: Path
 
     def open(self, *, backend: str | None) -> AbstractContextManager[FrameReader]:
-        """See `VideoContent`."""
+        """Implement `VideoContent`."""
         return open_video(self.path, backend=backend)
 
 
@@ -142,7 +142,7 @@ class StoredVideo(VideoContent):
 
     @contextmanager
     def open(self, *, backend: str | None) -> Iterator[FrameReader]:
-        """See `VideoContent`."""
+        """Implement `VideoContent`."""
         with _shown_as_file(self.read()) as path, open_video(path, backend=backend) as reader:
             yield reader
 
@@ -154,7 +154,7 @@ class VideoBytes(StoredVideo):
     data: bytes = field(repr=False)
 
     def read(self) -> bytes:
-        """See `StoredVideo`."""
+        """Implement `StoredVideo`."""
         return self.data
 
 
@@ -165,7 +165,7 @@ class RemoteVideo(StoredVideo):
     address: str
 
     def read(self) -> bytes:
-        """See `StoredVideo`."""
+        """Implement `StoredVideo`."""
         return read_remote(self.address, self._read)
 
     def _read(self) -> bytes:
@@ -188,7 +188,7 @@ class TarMember(StoredVideo):
     size: int
 
     def read(self) -> bytes:
-        """See `StoredVideo`."""
+        """Implement `StoredVideo`."""
         data = read_remote(self.shard, self._read)
         if len(data) != self.size:
             cause = f"the shard is truncated: it holds {len(data)} of the video's {self.size} bytes"
@@ -209,7 +209,7 @@ class SourceVideo(VideoContent):
     index: int
 
     def open(self, *, backend: str | None) -> AbstractContextManager[FrameReader]:
-        """See `VideoContent`."""
+        """Implement `VideoContent`."""
         return self.source.record(self.index).open(backend=backend)
 
 
@@ -227,7 +227,7 @@ class FrameFolder(VideoContent):
 
     @contextmanager
     def open(self, *, backend: str | None) -> Iterator[FrameReader]:
-        """See `VideoContent`."""
+        """Implement `VideoContent`."""
         yield _FrameFolderReader(self.path, self.fps)
 
 
@@ -284,7 +284,7 @@ class _FrameFolderReader:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is an image: by its ending, and it is not hidden."""
+    """Return whether a file of this name is an image: by its ending, and it is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
 
 
@@ -305,7 +305,7 @@ def natural_key(name: str) -> list[str | int]:
 
 
 def is_address(path: str) -> bool:
-    """Whether a path is an fsspec address (`s3://bucket/a.mp4`), not a path of this machine."""
+    """Return whether a path is an fsspec address (`s3://bucket/a.mp4`), not a path of this machine."""
     return "://" in path
 
 
@@ -339,7 +339,7 @@ def read_remote(address: str, read: Callable[[], Result]) -> Result:
 
 
 def reading_errors() -> tuple[type[BaseException], ...]:
-    """What reading a file or an address raises; the errors of the client behind `http://` are no OSError."""
+    """Errors of reading a file or an address; those of the client behind `http://` are no OSError."""
     aiohttp = sys.modules.get("aiohttp")
     return (OSError, EOFError, asyncio.TimeoutError, *([aiohttp.ClientError] if aiohttp else []))
 
@@ -380,7 +380,7 @@ class ClipSource(ABC):
     @property
     @abstractmethod
     def has_labels(self) -> bool:
-        """Whether every record has a label; else none has."""
+        """Return whether every record has a label; else none has."""
 
     def labels(self) -> np.ndarray:
         """Read the labels of all videos, `(num_videos,)` int64, without the videos where that can be.

@@ -66,7 +66,7 @@ class _Tar(tarfile.TarFile):
 
 
 def is_shard_name(name: str) -> bool:
-    """Whether a path, pattern or address names tar files, by its ending; a URL's query does not count."""
+    """Return whether a path, pattern or address names tar files, by its ending; a URL's query does not count."""
     return _without_query(name).endswith(SHARD_ENDINGS)
 
 
@@ -192,11 +192,11 @@ class TarSource(ClipSource):
 
     @property
     def has_labels(self) -> bool:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         return self._labels is not None
 
     def record(self, index: int) -> VideoRecord:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         name = self._names[index]
         if index in self._broken:
             return VideoRecord(name, self._broken[index])
@@ -278,11 +278,11 @@ class TarShards(RecordShards):
 
     @property
     def num_shards(self) -> int:
-        """See `RecordShards`."""
+        """Implement `RecordShards`."""
         return len(self._shards)
 
     def records(self, shard: int, *, pass_number: int) -> Iterator[VideoRecord]:
-        """See `RecordShards`."""
+        """Implement `RecordShards`."""
         address = self._shards[shard]
         try:
             file = read_remote(address, lambda: open_address(address))
@@ -293,7 +293,7 @@ class TarShards(RecordShards):
             yield from self._records_in(file, address)
 
     def num_records(self, shard: int, *, pass_number: int) -> int:
-        """See `RecordShards`; of a file of this machine, the headers alone are read."""
+        """Implement `RecordShards`; of a file of this machine, the headers alone are read."""
         address = self._shards[shard]
         if is_address(address) or _without_query(address).endswith(COMPRESSED_SHARD_ENDINGS):
             return super().num_records(shard, pass_number=pass_number)

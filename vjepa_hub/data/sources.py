@@ -72,11 +72,11 @@ class VideoFileSource(ClipSource):
 
     @property
     def has_labels(self) -> bool:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         return self._labels is not None
 
     def record(self, index: int) -> VideoRecord:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         name = self._names[index]
         content = RemoteVideo(name) if is_address(name) else LocalVideo(Path(name))
         return VideoRecord(name, content, None if self._labels is None else int(self._labels[index]))
@@ -113,7 +113,7 @@ class FrameFolderSource(ClipSource):
         return len(self._names)
 
     def record(self, index: int) -> VideoRecord:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         return VideoRecord(self._names[index], FrameFolder(Path(self._names[index]), self._fps))
 
 
@@ -146,12 +146,12 @@ class MixedSource(ClipSource):
 
     @property
     def has_labels(self) -> bool:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         return all(source.has_labels for source in self._sources)
 
     @property
     def weights(self) -> np.ndarray | None:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         parts = [source.weights for source in self._sources]
         if self._shares is None and all(part is None for part in parts):
             return None
@@ -162,13 +162,13 @@ class MixedSource(ClipSource):
         )
 
     def record(self, index: int) -> VideoRecord:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         number, start = self._place(index)
         record = self._sources[number].record(index - start)
         return record if self.has_labels else VideoRecord(record.name, record.content)
 
     def stand_ins(self, index: int) -> range:
-        """See `ClipSource`."""
+        """Implement `ClipSource`."""
         if self._shares is None:
             return super().stand_ins(index)
         number, start = self._place(index)

@@ -64,10 +64,10 @@ class MediaSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What tells one from all others, in messages and lists: a path, or a row."""
+        """Name that identifies an item in messages and lists: a path, or a row."""
 
     def stamp(self, index: int) -> str:
-        """What changes when the file of that name does: its size and time of change; empty where there is no file."""
+        """State of the file of that name: its size and time of change; empty where there is no file."""
         return _stamp_file(self.name(index))
 
 
@@ -93,11 +93,11 @@ class VideoSource(MediaSource):
         return len(self.source)
 
     def name(self, index: int) -> str:
-        """See `MediaSource`."""
+        """Implement `MediaSource`."""
         return self.source.record(index).name
 
     def stamp(self, index: int) -> str:
-        """See `MediaSource`; of bytes a digest. A video at an address has none: it is not fetched for this."""
+        """Implement `MediaSource`; of bytes a digest. A video at an address has none: it is not fetched for this."""
         record = self.source.record(index)
         if isinstance(record.content, VideoBytes):
             return _stamp_bytes(record.content.data)
@@ -132,11 +132,11 @@ class ImageFiles(ImageSource):
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """See `MediaSource`."""
+        """Implement `MediaSource`."""
         return self.paths[index]
 
     def read(self, index: int) -> Image.Image:
-        """See `ImageSource`."""
+        """Implement `ImageSource`."""
         return _read_image(self.paths[index], self.paths[index])
 
 
@@ -150,18 +150,18 @@ class ImageRows(ImageSource):
         return len(self.dataset)
 
     def name(self, index: int) -> str:
-        """See `MediaSource`."""
+        """Implement `MediaSource`."""
         return f"row {index} of {self._name}"
 
     def read(self, index: int) -> Image.Image:
-        """See `ImageSource`."""
+        """Implement `ImageSource`."""
         data, path = self._content(index)
         if data is None and not path:
             raise VideoDecodingError(self.name(index), "the row holds no image", "leave the row out")
         return _read_image(path if data is None else io.BytesIO(data), self.name(index))
 
     def stamp(self, index: int) -> str:
-        """See `MediaSource`; of bytes a digest."""
+        """Implement `MediaSource`; of bytes a digest."""
         data, path = self._content(index)
         return _stamp_file(path) if data is None else _stamp_bytes(data)
 
@@ -206,7 +206,7 @@ class LabelledSet:
 
     @property
     def names(self) -> list[str]:
-        """What tells each from all others."""
+        """Names that identify the items."""
         return [self.source.name(int(index)) for index in self.indices]
 
     def subset(self, positions: np.ndarray, description: str) -> "LabelledSet":

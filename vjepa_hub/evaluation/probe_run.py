@@ -158,7 +158,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a job found.
+    """Findings of a job.
 
     Attributes:
         job: The job.
@@ -518,7 +518,7 @@ def _best(metrics: Sequence[ClassificationMetrics]) -> int:
 
 
 def _is_done(run: RunFile, *, overwrite: bool) -> bool:
-    """Whether the results of exactly this run are there; a folder of another one is cleared, or refused.
+    """Return whether the results of exactly this run are there; a folder of another one is cleared, or refused.
 
     Raises:
         ValueError: The folder holds another evaluation, or its record is damaged.

@@ -72,7 +72,7 @@ class OutputMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What became of one video of a set.
+    """Outcome for one video of a set.
 
     Attributes:
         source: The video.

@@ -1,4 +1,4 @@
-"""What of the family lies in huggingface_hub's cache: converted models, their downloads, and Hub repositories."""
+"""The family's part of huggingface_hub's cache: converted models, their downloads, and Hub repositories."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def _downloads(name: str, folder: Path) -> Iterator[CachedFolder]:
 
 
 def _is_of_the_family(snapshot: Path) -> bool:
-    """Whether its configuration says so; a folder without a readable one is no model of ours."""
+    """Return whether its configuration says so; a folder without a readable one is no model of ours."""
     try:
         fields = json.loads((snapshot / "config.json").read_text())
     except (OSError, ValueError):

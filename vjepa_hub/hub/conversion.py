@@ -479,7 +479,7 @@ def _find_problems(part: str, found: Tensors, template: Tensors, config: VJEPACo
 
 
 def _find_table_problems(table: torch.Tensor, config: VJEPAConfig) -> list[str]:
-    """What is wrong with a position table of the right shape: equal shapes hide a wrong grid or `uniform_power`."""
+    """Fault of a position table of the right shape: equal shapes hide a wrong grid or `uniform_power`."""
     # In half precision the table itself is rounded, bfloat16 by more than the tolerance
     tolerance = max(POSITION_TOLERANCE, torch.finfo(table.dtype).eps)
     deviation = _deviation(table, config, config.uniform_power)

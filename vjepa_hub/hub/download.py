@@ -134,7 +134,7 @@ class _IncompleteFile(io.BufferedWriter):
         self.num_restarts = 0
 
     def truncate(self, size: int | None = None) -> int:
-        """What `http_get` calls where the server sends the whole file in place of the missing range."""
+        """Start again: `http_get` calls it where the server sends the whole file in place of the missing range."""
         self.num_restarts += 1
         if self.num_restarts > _MAX_RESTARTS:
             raise OSError(f"the server broke off {self.num_restarts} times and knows no ranges to go on from there")

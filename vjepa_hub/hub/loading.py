@@ -364,7 +364,7 @@ def _find_processor(folder: Path, name: str, config: VJEPAConfig) -> VJEPAVideoP
 
 
 def _load_checked(model_class: type[Model], folder: Path, config: VJEPAConfig) -> Model:
-    """What was checked is what is loaded: this folder, by this configuration, from safetensors."""
+    """Load the checked folder itself, by the checked configuration, from safetensors."""
     try:
         return model_class.from_pretrained(folder, config=config, use_safetensors=True)
     except (TypeError, AttributeError, LookupError) as error:  # settings that some version of transformers trips over
@@ -469,7 +469,7 @@ def _snapshot(name: str) -> Path:
 
 @contextmanager
 def _sole_maker(name: str, snapshot: Path) -> Iterator[bool]:
-    """Whether the folder has to be made; if so no other process makes it meanwhile."""
+    """Return whether the folder has to be made; if so no other process makes it meanwhile."""
     if snapshot.is_dir():
         yield False
         return

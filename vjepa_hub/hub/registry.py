@@ -228,7 +228,7 @@ def find_model(name: str) -> ModelEntry:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name has the form of a repository on the Hub, `owner/name`, and not of a released file."""
+    """Return whether a name has the form of a repository on the Hub, `owner/name`, and not of a released file."""
     is_pair = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
     return is_pair and os.path.splitext(name)[1] not in CHECKPOINT_ENDINGS
 

@@ -1,4 +1,4 @@
-"""What is checked of a model's files before memory is spent on them.
+"""Checks of a model's files before memory is spent on them.
 
 A folder or repository may come from anyone. Nothing of it is executed: our classes never import its code, and weights
 are read from safetensors alone, never from pickles (the released format has a safe reader of its own, `conversion`).
@@ -59,7 +59,7 @@ class RefusedModelError(ValueError):
 
 
 class StoredTensor(NamedTuple):
-    """What a safetensors header says of a tensor.
+    """Entry of a safetensors header: one tensor.
 
     Attributes:
         shape: Its dimensions.
@@ -357,7 +357,7 @@ def _items(value: object) -> Iterator:
 
 
 def _check_fields(fields: Mapping, file: Path) -> None:
-    """What has to be known before transformers makes a configuration of it."""
+    """Check a configuration before transformers builds one from it."""
     family = fields.get("model_type", VJEPAConfig.model_type)
     if family != VJEPAConfig.model_type:
         raise RefusedModelError(

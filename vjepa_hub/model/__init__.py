@@ -1,4 +1,4 @@
-"""What travels to the Hub: configuration, model and video processor, in three files that need nothing else."""
+"""Model files that travel to the Hub: configuration, model and video processor, three files that need nothing else."""
 
 from .configuration_vjepa import VJEPAConfig
 from .modeling_vjepa import VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAPreTrainedModel

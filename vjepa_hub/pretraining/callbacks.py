@@ -84,7 +84,7 @@ class HealthCallback(TrainerCallback):
             self._warn(args, state)
 
     def _is_measured(self, state: TrainerState) -> bool:
-        """Whether this step was measured, in this process or before a resume. All processes agree on it."""
+        """Return whether this step was measured, in this process or before a resume. All processes agree on it."""
         if self._measured_step is not None:
             return self._measured_step == state.global_step
         return any(row.get("step") == state.global_step and measures_of(row) for row in state.log_history)

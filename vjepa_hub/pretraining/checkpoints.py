@@ -43,7 +43,7 @@ def published_state(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def trained_origin(num_steps: int) -> str:
-    """What the configuration says of weights that were trained here (`VJEPAConfig.weights_origin`)."""
+    """Origin of trained weights for the configuration (`VJEPAConfig.weights_origin`)."""
     return f"pretrained by vjepa_hub, {num_steps} steps"
 
 

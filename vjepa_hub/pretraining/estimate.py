@@ -1,4 +1,4 @@
-"""What a pretraining run will cost, before it starts: tokens, FLOPs, memory and time.
+"""Cost of a pretraining run before it starts: tokens, FLOPs, memory and time.
 
 Tokens are counted on masks that are drawn as the run draws them. FLOPs are those of the matrix products, 2 m n k each,
 attention included, and are exact; what a kernel computes twice to save memory is not counted. Memory and time are
@@ -91,7 +91,7 @@ class StepMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run will cost.
+    """Cost of a run.
 
     Attributes:
         num_tokens: Tokens of a clip.
@@ -135,7 +135,7 @@ class Estimate:
         return None if self.total_clips is None else self.total_clips / self.clips_per_second
 
     def rows(self) -> list[tuple[str, str]]:
-        """What was found, as names and texts for a table."""
+        """The estimate as names and texts for a table."""
         flops, memory = self.flops_per_clip, self.memory
         kinds = [
             (f"mask kind {number}", f"{kind.context:,.0f} context, {kind.targets:,.0f} target tokens")
@@ -167,7 +167,7 @@ class Estimate:
         ]
 
     def describe_assumptions(self) -> str:
-        """What is exact, and what is assumed."""
+        """Sentence on the exact and the assumed numbers."""
         return (
             f"Tokens are the mean of {NUM_MASK_DRAWS} draws; FLOPs count every matrix product. Memory is an estimate "
             "that leaves out what device and libraries take for themselves. Time: large matrix products run at "
@@ -360,7 +360,7 @@ def _trained_layer(num_tokens: float, width: int, mlp_ratio: float, is_checkpoin
 
 
 def _not_going_on(context: float, num_tokens: float, width: int, mlp_ratio: float, is_checkpointed: bool) -> float:
-    """What the predictor's last block spares: its context is attended to, but has no output of its own."""
+    """Work spared in the predictor's last block: its context is attended to, but has no output of its own."""
     hidden = int(width * mlp_ratio)
     last = _linear(context, hidden, width)
     spared = _linear(context, width, width) + 2 * 2 * context * num_tokens * width + 2 * last
@@ -417,7 +417,7 @@ def step_memory(
 
 
 def _kept_bytes(config: VJEPAConfig, tokens: MaskTokens, is_half: bool, is_checkpointed: bool) -> float:
-    """What the backward pass of one clip under one kind of masks needs, and the widest moment of that pass."""
+    """Activations of one clip under one kind of masks for the backward pass, and the peak of that pass."""
     width, narrow, size = config.hidden_size, config.pred_hidden_size, _HALF if is_half else _FLOAT32
     both = tokens.context + tokens.targets
     encoder_layer = tokens.context * width * _layer_bytes(config.mlp_ratio, size)
@@ -433,8 +433,8 @@ def _kept_bytes(config: VJEPAConfig, tokens: MaskTokens, is_half: bool, is_check
 
 
 def _layer_bytes(mlp_ratio: float, size: int) -> float:
-    """What one block keeps, for each token and channel: the inputs of two norms, and what linear layers, attention
-    and activation were given or gave (their input, query, key, value, the attention's output, the MLP's inner width
+    """Bytes of a block's activations for each token and channel: the inputs of two norms, and the inputs and outputs of
+    linear layers, attention and activation (input, query, key, value, the attention's output, the MLP's inner width
     before and after its activation).
     """
     return 2 * _FLOAT32 + (6 + 2 * mlp_ratio) * size
@@ -499,7 +499,7 @@ def _time_text(seconds: float) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device calls itself."""
+    """Name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else str(device)

@@ -57,7 +57,7 @@ def _described(label: str, meaning: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthMeasurement:
-    """What is measured at one step. A target is a token's features from the target encoder, layer-normed.
+    """Measurement at one step. A target is a token's features from the target encoder, layer-normed.
 
     Attributes:
         target_std: Standard deviation of a feature over all tokens of all clips, averaged over features; at most
@@ -463,7 +463,7 @@ RULES = (
 
 
 def diagnose(history: Sequence[Mapping], *, warmup_steps: int = 0) -> list[HealthWarning]:
-    """What is wrong with a run, by `RULES`; nothing where it is healthy.
+    """Faults of a run, by `RULES`; none where it is healthy.
 
     A function of the history alone: the same for a resumed run as for an uninterrupted one, live or afterwards.
 

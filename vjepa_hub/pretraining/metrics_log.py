@@ -1,4 +1,4 @@
-"""What a run logged, as a CSV file: one row for each logged dictionary, a column for each name.
+"""Log of a run as a CSV file: one row for each logged dictionary, a column for each name.
 
 The file mirrors `state.log_history`, which a checkpoint carries. So a resumed run's file has no rows from after the
 checkpoint, none twice, and equals that of a run that was never interrupted.

@@ -40,7 +40,7 @@ def shard_model(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters are distributed over processes, so that all of them have to run it together."""
+    """Return whether parameters are distributed over processes, so that all of them have to run it together."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 

@@ -217,7 +217,7 @@ class VJEPATrainer(Trainer):
         return self._prepare_inputs(collator(samples))
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model takes, on its device: uint8 clips are resized, flipped and normalised there."""
+        """Inputs of the model, on its device: uint8 clips are resized, flipped and normalised there."""
         inputs = dict(inputs)
         missing = [name for name in MODEL_INPUTS if name not in inputs]
         if missing:

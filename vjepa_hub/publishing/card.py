@@ -122,7 +122,7 @@ def data_set_identifier(name: str) -> str:
 
 
 def is_ours(text: str) -> bool:
-    """Whether a card is, to the letter, as this package wrote it."""
+    """Return whether a card is, to the letter, as this package wrote it."""
     mark = _MARK.search(text)
     return mark is not None and mark.group(2) == _checksum(text[: mark.start()])
 

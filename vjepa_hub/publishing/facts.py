@@ -55,7 +55,7 @@ class RunFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class CardOptions:
-    """What the publisher says of the model, where its files do not.
+    """Statements of the publisher about the model, where its files have none.
 
     Args:
         license: Of the weights, an identifier of the Hub such as "apache-2.0". None: that of the released model that
@@ -77,7 +77,7 @@ class CardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card is made from.
+    """Facts of a card.
 
     Attributes:
         name: What the model is loaded by: a name of the registry, a folder, or `owner/name` on the Hub.
@@ -119,12 +119,12 @@ class CardFacts:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether there is a classifier in place of the predictor."""
+        """Return whether there is a classifier in place of the predictor."""
         return self.kind in ("classifier", "probe")
 
     @property
     def is_untrained(self) -> bool:
-        """Whether no training has touched the weights."""
+        """Return whether no training has touched the weights."""
         return (self.config.weights_origin or "").startswith(UNTRAINED)
 
     @property
@@ -340,7 +340,7 @@ def _choose_license(wanted: str | None, released: str | None) -> str | None:
 
 
 def _is_hub_name(record: RunRecord | None) -> bool:
-    """Whether a run started from what others can find; a folder of a machine is nobody's base model."""
+    """Return whether a run started from what others can find; a folder of a machine is nobody's base model."""
     model = None if record is None else record.model
     return model is not None and not model.is_local and _HUB_NAME.fullmatch(model.name) is not None
 

@@ -1,4 +1,4 @@
-"""What can go wrong between here and the Hub, told in one form: what happened, and what to do."""
+"""Failures between here and the Hub in one form: what happened, and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -78,5 +78,5 @@ def list_differing_code(folder: Path) -> list[str]:
 
 
 def is_pickle(name: str) -> bool:
-    """Whether a file is of a kind that can run code when it is read, by its name."""
+    """Return whether a file is of a kind that can run code when it is read, by its name."""
     return PurePosixPath(name.lower()).suffix in PICKLE_ENDINGS

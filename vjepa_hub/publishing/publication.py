@@ -1,4 +1,4 @@
-"""What is sent when a model is published: its files with their card, gathered and checked. Nothing is requested here.
+"""Files of a publication with their card, gathered and checked. Nothing is requested here.
 
 Of a folder are sent: the weights (safetensors, in the shards that `save_pretrained` made), configuration and
 processor, the three Python files for `trust_remote_code`, the card, and the records of the run (recipe, settings,
@@ -59,7 +59,7 @@ _CHUNK = 1 << 20
 
 
 class UnpublishableError(ValueError):
-    """What is to be published has problems; the message names each with its remedy, and nothing was sent.
+    """Problems of a publication; the message names each with its remedy, and nothing was sent.
 
     Attributes:
         problems: One text for each.
@@ -93,7 +93,7 @@ class PublishedFile:
         return content.decode("utf-8")
 
     def is_same_as(self, remote: Any) -> bool:
-        """Whether the repository has it already, to the letter.
+        """Return whether the repository has it already, to the letter.
 
         Args:
             remote: What `HfApi.model_info(files_metadata=True)` says of the file.

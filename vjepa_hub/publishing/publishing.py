@@ -40,7 +40,7 @@ _AGAIN = (
 
 @dataclass(frozen=True, kw_only=True)
 class PublishResult:
-    """What became of a publication.
+    """Outcome of a publication.
 
     Attributes:
         repo_id: The repository, with its owner.

@@ -60,13 +60,13 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong here."""
+        """Return whether nothing is wrong here."""
         return self.state != FAILED
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationReport:
-    """What a verification found.
+    """Findings of a verification.
 
     Attributes:
         name: The repository or folder.
@@ -84,12 +84,12 @@ class VerificationReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
+        """Return whether no check failed."""
         return all(check.passed for check in self.checks)
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the model is a classifier."""
+        """Return whether the model is a classifier."""
         return self.config is not None and "VJEPAForVideoClassification" in (self.config.architectures or [])
 
     def with_check(self, check: Check) -> "VerificationReport":
@@ -382,7 +382,7 @@ def find_stated_accuracy(report: VerificationReport, dataset: str) -> float | No
 
 
 def compare_accuracy(stated: float, num_correct: int, num_videos: int) -> Check:
-    """Whether a slice of an evaluation is what one would see where a stated accuracy is true.
+    """Return whether a slice of an evaluation is what one would see where a stated accuracy is true.
 
     Args:
         stated: Accuracy on the whole set, in percent.

@@ -40,7 +40,7 @@ def compare(
 
 
 def compare_published(record: ReproductionRecord, digest: str) -> Check:
-    """Whether the weights that lie beside a record are those of its first training.
+    """Return whether the weights that lie beside a record are those of its first training.
 
     Args:
         record: Of the trainings.
@@ -55,7 +55,7 @@ def compare_published(record: ReproductionRecord, digest: str) -> Check:
 def compare_weights(
     record: ReproductionRecord, *, seed: int, step: int, digest: str, machine: TrainingMachine
 ) -> Check:
-    """Whether the weights are the same to the bit, which they have to be on the same machine with the same seed."""
+    """Compare weights to the bit: equal, as they have to be on the same machine with the same seed."""
     name = f"weights after step {step:,}"
     earlier = next((one for one in record.seeds if one.seed == seed), None)
     if earlier is None:
@@ -70,7 +70,7 @@ def compare_weights(
 
 
 def compare_losses(record: ReproductionRecord, *, step: int, losses: Mapping[int, float]) -> Check:
-    """Whether the loss curve runs where those of the record run.
+    """Return whether the loss curve runs where those of the record run.
 
     The steps are divided into ten sections. In each the mean loss has to lie within the spread of the record's
     trainings, from their lowest to their highest mean, widened on both sides by as much again.
@@ -114,7 +114,7 @@ def _mean_loss(record: SeedRecord, steps: list[int]) -> float:
 
 
 def compare_accuracies(record: ReproductionRecord, *, step: int, accuracies: Mapping[str, float]) -> Iterator[Check]:
-    """Whether the frozen encoder is as good as the record's: within two standard deviations of their mean.
+    """Return whether the frozen encoder is as good as the record's: within two standard deviations of their mean.
 
     The deviation is that of the record's trainings, but no smaller than what the number of test videos allows: that
     of a share among so many.

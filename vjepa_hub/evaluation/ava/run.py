@@ -371,7 +371,7 @@ def _box_features(
 
 
 def _list_differences(settings: LocalisationSettings, inputs: _Inputs, validation: BoxFeatures) -> list[str]:
-    """What stands between this number and the published one."""
+    """Differences between this number and the published one."""
     differences = []
     train, val = ({frame.id.video_id for frame in frames} for frames in (inputs.train_frames, inputs.val_frames))
     if train & val:
