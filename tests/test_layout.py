@@ -129,8 +129,8 @@ def test_decoders_are_imported_where_they_are_used(path):
 
 
 def test_lowest_versions_of_ci_are_the_lower_bounds_of_the_package():
-    bounds = dict(re.findall(r'^    "(\w+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
-    tested = dict(re.findall(r"^(\w+)==([\d.]+)", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))
+    bounds = dict(re.findall(r'^    "([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))
     assert tested.keys() == bounds.keys() - {"decord"}
     for name, version in tested.items():
         assert Version(version) == Version(bounds[name]), name

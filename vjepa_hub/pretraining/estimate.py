@@ -433,7 +433,7 @@ def _kept_bytes(config: VJEPAConfig, tokens: MaskTokens, is_half: bool, is_check
 
 
 def _layer_bytes(mlp_ratio: float, size: int) -> float:
-    """Bytes of a block's activations for each token and channel: the inputs of two norms, and the inputs and outputs of
+    """Bytes of a block's activations for each token and channel: inputs of two norms, and the inputs and outputs of
     linear layers, attention and activation (input, query, key, value, the attention's output, the MLP's inner width
     before and after its activation).
     """
