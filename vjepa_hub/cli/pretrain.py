@@ -82,7 +82,7 @@ def pretrain(
     steps = [] if max_steps is None else [f"max_steps={max_steps}"]
     with usage_errors():
         chosen = load_recipe(recipe).with_overrides([*(set_value or []), *steps])
-        weights: list[float | None] = [*(weight or [None] * len(data or []))]
+        weights: list[float | None] = [*weight] if weight else [None] * len(data or [])
         shares = [DataShare(path=path, weight=share) for path, share in zip(data or [], weights, strict=True)]
         chosen = chosen.with_inputs(data=shares or None, initial=init)
     if estimate:
