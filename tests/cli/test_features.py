@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vjepa_hub.cli import app
+from vjepa_hub.core.run_files import RUN_FILE
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.features.extraction import load_features
 from vjepa_hub.model import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
@@ -47,7 +48,9 @@ def run_features(*arguments: object):
 
 
 def written(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Names of the outputs beside the record of the run, which is always there."""
+    assert (folder / RUN_FILE).is_file()
+    return sorted(path.name for path in folder.iterdir() if path.name != RUN_FILE)
 
 
 def test_features_of_the_sample_clip_need_no_options_but_a_model(model_folder, tmp_path):
@@ -131,7 +134,8 @@ def test_folder_and_manifest_are_taken_with_the_tree_of_the_outputs_like_theirs(
     options = ["--manifest", tmp_path / "list.csv", "--model", model_folder, "--output-dir", tmp_path / "out"]
     result = run_features(tmp_path / "set", *options, "--no-dense", "--stride", 60)
     assert result.exit_code == 0, result.output
-    outputs = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    files = [path for path in (tmp_path / "out").rglob("*.*") if path.name != RUN_FILE]
+    outputs = sorted(path.relative_to(tmp_path / "out").as_posix() for path in files)
     assert outputs == ["a/one.safetensors", "other/two 2.safetensors"]
 
 
@@ -165,8 +169,8 @@ def test_torchrun_shares_the_videos_out_and_a_bad_file_of_one_process_never_stop
     assert both.stdout.count("4 videos: 3 done, 0 done before, 1 failed") == 1, both.stderr
     assert run_features(*options[1:], "--output-dir", tmp_path / "one").exit_code == 1
     assert written(tmp_path / "two") == written(tmp_path / "one")
-    for path in (tmp_path / "one").iterdir():
-        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
+    for name in written(tmp_path / "one"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def free_port() -> int:
