@@ -26,7 +26,7 @@ RUN_LINES = """
     print(json.dumps([[[result.exit_code, result.output] for result in results], sorted(heavy)]))
 """
 MISTAKES = [
-    ("features nonesuch.mp4", "FILE...", "nonesuch.mp4"),
+    ("features nonesuch.mp4", "SOURCE...", "nonesuch.mp4"),
     ("features", "", "--sample"),
     ("features --sample --no-dense --no-pooled", "--no-pooled", "--no-dense"),
     ("features --sample --no-dense --picture", "", "--no-dense"),
@@ -34,7 +34,7 @@ MISTAKES = [
     ("features --sample --model vjepa-vitl14", "--model", "vjepa-vitl16"),
     ("features --sample --model ./nonesuch", "--model", "./nonesuch"),
     ("features --sample --config nonesuch.json", "--config", "nonesuch.json"),
-    ("check-data nonesuch", "FILE...", "nonesuch"),
+    ("check-data nonesuch", "SOURCE...", "nonesuch"),
     ("check-data --manifest nonesuch.csv", "--manifest", "nonesuch.csv"),
     ("convert nonesuch.pth.tar out", "FILE", "nonesuch.pth.tar"),
     ("convert FILE out --model vjepa-vitl14", "--model", "vjepa-vitl16"),

@@ -70,7 +70,7 @@ def _require_recipe(name: str) -> None:
     from ..pretraining.recipes import recipe_names
 
     if name not in recipe_names() and not os.path.isfile(name):
-        from ..core.settings import nearest
+        from ..core.names import nearest
 
         raise ValueError(
             f"there is no recipe '{name}', nor a file of that name; there are {', '.join(recipe_names())}; the "

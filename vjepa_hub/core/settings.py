@@ -12,7 +12,6 @@ A settings class declares each field's type and range; the type decides what a v
 Where the type says nothing (`Any`), plain words and numbers are those of YAML 1.2. A text in quotes stays text.
 """
 
-import difflib
 import re
 import types
 import typing
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
+
+from .names import nearest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,7 +36,6 @@ __all__ = [
     "Share",
     "ShareRange",
     "UnknownSettingError",
-    "nearest",
     "parse_assignment",
     "read_yaml",
     "require_at_least",
@@ -221,11 +221,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise SettingsError(f"'{text}' sets nothing; write KEY=VALUE, such as learning_rate=1e-3")
     return key.strip(), read_yaml(value, source=f"the value of '{text}'")
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """Of some names the one that is most like another."""
-    return difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)[0]
 
 
 def _meaning(value: Any, annotation: Any, key: str) -> Any:

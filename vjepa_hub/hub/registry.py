@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..core.settings import nearest
+from ..core.names import nearest
 
 if TYPE_CHECKING:
     from ..model.configuration_vjepa import VJEPAConfig

@@ -34,7 +34,8 @@ from pydantic import (
     model_validator,
 )
 
-from ..core.settings import Settings, SettingsError, UnknownSettingError, nearest, read_yaml, write_yaml
+from ..core.names import nearest
+from ..core.settings import Settings, SettingsError, UnknownSettingError, read_yaml, write_yaml
 from ..data.clip_sampling import ClipSpec, FrameSampling
 from ..data.crop_spec import CropSpec
 from ..data.masking import (
