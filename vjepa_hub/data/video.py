@@ -28,7 +28,6 @@ import logging
 import os
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .decoders.decord_reader import DecordReader
 from .decoders.pyav_reader import PyAVReader
@@ -124,6 +123,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         VideoDecodingError: The file is missing, or is no image that Pillow can read completely.
     """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
         with Image.open(path) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
