@@ -90,7 +90,7 @@ class VJEPATrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._refuse_deepspeed()  # before transformers asks for its package
-        if not torch.accelerator.is_available():
+        if not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ:
             # Otherwise transformers refuses bfloat16, and takes several processes for one each
             self.use_cpu = True
         super().__post_init__()

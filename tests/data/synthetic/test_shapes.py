@@ -142,7 +142,8 @@ def test_manifests_name_each_video_with_its_classes(made):
     for index, row in enumerate(rows[1:]):
         appearance, motion = choose_classes(SMALL, index)
         assert row == f"video-{index:05d}.mp4,{APPEARANCES[appearance]},{MOTIONS[motion]}"
-        assert numbers["appearance"][index][:2] == (f"video-{index:05d}.mp4", str(appearance))
+        entry = numbers["appearance"][index]
+        assert (entry.path, str(entry.label)) == (f"video-{index:05d}.mp4", str(appearance))
         assert classes["motion"][int(numbers["motion"][index].label)] == MOTIONS[motion]
     assert len(rows) == 4
     assert [entry.path for entry in read_manifest_entries(made / "videos.csv")] == [
