@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from vjepa_hub.core.run_files import DataFacts, ModelFacts, Result, RunRecord
 from vjepa_hub.publishing.card import check_card, complete_card, is_ours, python_blocks, read_card, render_card
-from vjepa_hub.publishing.facts import CardFacts, card_command, state_results, training_rows
+from vjepa_hub.publishing.facts import CardFacts, card_command, stated_results, training_rows
 
 MEASURED = Result(
     task="video-classification",
@@ -125,7 +125,7 @@ def test_command_of_a_card_names_no_path_of_the_machine(record):
 
 
 def test_protocol_of_a_result_tells_the_share_of_labels_and_every_changed_setting(record):
-    (stated,) = state_results(record)
+    (stated,) = stated_results(record)
     for part in (MEASURED.protocol, "10 % of the training labels, split 2", "num_epochs=2", "crop_size=64"):
         assert part in stated.protocol
     assert stated.command == card_command(record)

@@ -325,7 +325,7 @@ def read_class_names(file: str | Path) -> list[str]:
     if Path(file).suffix.lower() == ".json":
         names = _names_of_json(text, file)
     else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        names = [line.strip() for line in text.split("\n") if line.strip()]
     if not names:
         raise ValueError(f"{file} names no class; write a name on each line")
     if len(set(names)) != len(names):

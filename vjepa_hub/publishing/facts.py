@@ -208,7 +208,7 @@ def gather_facts(
         datasets=tuple(options.datasets),
         results=[
             *results,
-            *(stated for found in evaluations for stated in state_results(found) if stated.is_selected),
+            *(stated for found in evaluations for stated in stated_results(found) if stated.is_selected),
         ],
         training={} if record is None else training_rows(record),
         run=record,
@@ -219,13 +219,13 @@ def gather_facts(
 
 def _own_results(kind: Kind, record: RunRecord, datasets: Sequence[str]) -> list[Result]:
     """Results of the model itself: of a probe, those of the attentive head, which the classifier was saved with."""
-    stated = [result for result in state_results(record) if kind != "probe" or result.pooling == "attentive"]
+    stated = [result for result in stated_results(record) if kind != "probe" or result.pooling == "attentive"]
     if kind == "classifier" and datasets:  # a fine-tuning knows no name of its data
         stated = [result.model_copy(update={"dataset": datasets[0]}) for result in stated]
     return stated
 
 
-def state_results(record: RunRecord) -> list[Result]:
+def stated_results(record: RunRecord) -> list[Result]:
     """Results of a run as a card states them: with the share of labels, all changed settings, and the command."""
     parts = [
         f"{100 * fact.share:g} % of the training labels" + ("" if fact.split is None else f", split {fact.split}")

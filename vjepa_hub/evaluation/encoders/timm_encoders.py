@@ -4,7 +4,6 @@ timm:vit_large_patch14_dinov2.lvd142m                    timm's weights, downloa
 timm:vit_large_patch14_dinov2@weights/model.safetensors  a file in timm's format, for machines without network
 """
 
-import difflib
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from torch import nn
 
+from ...core.names import nearest
 from ...hub.download import DownloadError
 from .frozen_encoder import (
     DEFAULT_FRAMES_PER_CLIP,
@@ -127,10 +127,9 @@ def open_timm(request: EncoderRequest) -> TimmEncoder:
 def _check_name(name: str, architecture: str, file: str, is_pretrained: bool) -> None:
     known = architecture.partition(".")[0]
     if not timm.is_model(known):
-        near = ", ".join(difflib.get_close_matches(known, timm.list_models()))
         raise ValueError(
             f"timm {timm.__version__} has no model '{known}' (of 'timm:{name}'); timm.list_models() gives those that "
-            f"there are{f', the nearest are {near}' if near else ''}"
+            f"there are, the nearest is {nearest(known, timm.list_models())}"
         )
     if "@" in name and is_pretrained:
         if not Path(file).is_file():
