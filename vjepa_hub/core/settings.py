@@ -258,10 +258,11 @@ def _meaning_of_items(value: Any, options: Sequence[Any], key: str) -> Any:
         of_values = typing.get_args(hint)[1] if hint is not None else None
         if of_values is None and {Any, dict, Mapping} & set(options):
             of_values = Any
-        return {
-            str(name): entry if of_values is None else _meaning(entry, of_values, f"{key}.{name}")
-            for name, entry in value.items()
-        }
+        if (
+            of_values is None
+        ):  # a section reads its own values; pydantic wants its kind, which chooses it, as plain text
+            return {str(name): str(entry) if name == "kind" else entry for name, entry in value.items()}
+        return {str(name): _meaning(entry, of_values, f"{key}.{name}") for name, entry in value.items()}
     return value
 
 
