@@ -312,7 +312,7 @@ def test_saved_folder_loads_without_vjepa_hub_installed(features_folder, classif
     (features, features_path), (classifier, classifier_path) = features_folder, classifier_folder
     processor = VJEPAVideoProcessor(crop_size=32)
     processor.save_pretrained(features_path)
-    clip = torch.randint(0, 256, (4, 40, 60, 3), dtype=torch.uint8)
+    clip = torch.randint(0, 256, (4, 40, 60, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.save(clip, tmp_path / "clip.pt")
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     arguments = [str(features_path), str(classifier_path), str(tmp_path / "clip.pt")]
