@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,11 @@ def test_two_processes_share_plan_errors_and_results_and_the_first_goes_first(tm
     script = tmp_path / "meet.py"
     script.write_text(f"from pathlib import Path\nfrom {__name__} import meet\nmeet(Path({str(tmp_path)!r}))\n")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-m", *launcher, str(script)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own_port = ["--main_process_port", str(port)] if launcher is ACCELERATE else []
+    command = [sys.executable, "-m", *launcher, *own_port, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]

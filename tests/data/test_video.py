@@ -295,6 +295,8 @@ def test_equal_time_stamps_are_told_apart_by_counting(write_video, tmp_path, rea
 def test_of_several_video_streams_all_backends_read_ffmpegs_choice(tmp_path, backend, order):
     av = pytest.importorskip("av")
     path = tmp_path / "two.mp4"
+    if not hasattr(av.stream, "Disposition"):
+        pytest.skip("this PyAV cannot mark a stream as default")
     sizes = [(48, 32), (96, 64)] if order == "preview-first" else [(96, 64), (48, 32)]
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libx264", rate=25) for _ in sizes]

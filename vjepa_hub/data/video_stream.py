@@ -240,7 +240,7 @@ class VideoStream:
 
 def _rank(stream: Any) -> tuple[bool, bool, int]:
     """Rank a stream as the `ffmpeg` command does: no cover picture, marked as default, of the most pixels."""
-    disposition, context = int(getattr(stream, "disposition", 0)), stream.codec_context
+    disposition, context = int(getattr(stream, "disposition", 0) or 0), stream.codec_context
     is_default, is_cover = bool(disposition & 0x1), bool(disposition & 0x400)
     return not is_cover, is_default, 0 if context is None else context.width * context.height
 

@@ -177,7 +177,7 @@ def read_card(text: str) -> HubCard:
     Raises:
         ValueError: The metadata are no YAML, no mapping, use YAML's references, or have a result without its parts.
     """
-    text = text.removeprefix("\ufeff")
+    text = re.sub(r"\A---\s*\n---[ \t]*\r?\n", "", text.removeprefix("\ufeff"))  # an empty block states nothing
     block = REGEX_YAML_BLOCK.search(text)
     try:
         if block:
