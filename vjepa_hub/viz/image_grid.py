@@ -21,7 +21,7 @@ MARGIN, GAP = 28, 8
 TITLE, TEXT, LABEL = 22, 15, 14
 NARROWEST = 420
 # Mean width of a letter of the font, over its size
-LETTER_WIDTH = 0.6
+LETTER_WIDTH = 0.64
 
 
 @dataclass(frozen=True)
