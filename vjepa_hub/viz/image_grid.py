@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MARGIN, GAP = 28, 8
 TITLE, TEXT, LABEL = 22, 15, 14
 NARROWEST = 420
-# Mean width of a letter of the font, over its size
+# Width that a letter is given, over its size: an "a" of the font is 0.61 wide
 LETTER_WIDTH = 0.64
 
 
