@@ -137,6 +137,7 @@ def main() -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     RUNS[mode](folder, distributed.get_world_size())
+    distributed.barrier()  # none leaves while another still talks to it
     distributed.destroy_process_group()
 
 
