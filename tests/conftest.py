@@ -1,16 +1,23 @@
+from __future__ import annotations
+
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
-from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
-from vjepa_hub.hub.conversion import convert_original_checkpoint
+# One thread a worker, told before torch is imported. The fixtures import what they use: the process that hands out the
+# tests to the workers needs neither torch nor transformers, which take it seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from .hub_server import HubServer
+if TYPE_CHECKING:
+    import torch
+
+    from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
+
+    from .hub_server import HubServer
 
 REFERENCE = Path(__file__).parent / "reference_cases"
 FEW_VIDEOS = {"train": 40, "test": 24}
@@ -19,6 +26,8 @@ FEW_VIDEOS = {"train": 40, "test": 24}
 @pytest.fixture(scope="session")
 def reference_config() -> VJEPAConfig:
     """The tiny model of the reference cases (their README)."""
+    from vjepa_hub import VJEPAConfig
+
     return VJEPAConfig(
         hidden_size=64,
         num_hidden_layers=2,
@@ -34,12 +43,17 @@ def reference_config() -> VJEPAConfig:
 @pytest.fixture
 def reference_model(reference_config) -> VJEPAForPreTraining:
     """The released tiny checkpoint, freshly converted."""
+    from vjepa_hub.hub.conversion import convert_original_checkpoint
+
     return convert_original_checkpoint(REFERENCE / "official_tiny.pth.tar", reference_config).eval()
 
 
 @pytest.fixture(scope="session")
 def forward_case() -> dict[str, torch.Tensor]:
     """forward.safetensors with its frames as normalised pixels (batch_size, num_frames, channels, height, width)."""
+    import torch
+    from safetensors.torch import load_file
+
     case = load_file(REFERENCE / "forward.safetensors")
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -50,6 +64,8 @@ def forward_case() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def small_config() -> VJEPAConfig:
     """Small enough for any test: 2 x 4 x 4 tokens. A new one each time: transformers writes into configurations."""
+    from vjepa_hub import VJEPAConfig
+
     return VJEPAConfig(
         hidden_size=48,
         num_hidden_layers=2,
@@ -66,12 +82,16 @@ def small_config() -> VJEPAConfig:
 
 @pytest.fixture
 def small_clip() -> torch.Tensor:
+    import torch
+
     return torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def small_masks() -> tuple[torch.Tensor, torch.Tensor]:
     """Context (2, 10) and target (2, 22) of the 32 tokens of a small clip, random and disjoint."""
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     order = torch.stack([torch.randperm(32, generator=generator) for _ in range(2)])
     return order[:, :10].sort().values, order[:, 10:].sort().values
@@ -80,6 +100,11 @@ def small_masks() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="session")
 def labelled_folder(tmp_path_factory) -> Path:
     """A folder with a tiny model (`model`) and labelled videos (`train`, `test`; appearance.csv and motion.csv)."""
+    import torch
+
+    from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
+    from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
+
     folder = tmp_path_factory.mktemp("labelled")
     for split, num_videos in FEW_VIDEOS.items():
         settings = SyntheticVideoSettings(num_videos=num_videos, size=32, num_frames=12, split=split)
@@ -105,8 +130,18 @@ def labelled_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def hub_server() -> Iterator[HubServer]:
     """An empty Hub of its own for one test."""
+    from .hub_server import HubServer
+
     with HubServer() as server:
         yield server
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker a processor, up to eight; tests that are named one by one, or in one file, run in this process."""
+    if all("::" in name for name in config.args) or (len(config.args) == 1 and config.args[0].endswith(".py")):
+        return 0
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(processors, 8)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
