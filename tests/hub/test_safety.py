@@ -167,6 +167,8 @@ def test_configuration_of_another_size_than_the_weights_is_refused_by_tensor(fol
     _assert_refused(folder, "do not fit its configuration", "norm1.weight' is (48,) of F32, but must be (96,)")
     _edit(folder / "config.json", hidden_size=48, num_hidden_layers=3)
     _assert_refused(folder, "12 tensors", "'encoder.layer.2.norm1.weight' is missing")
+    _edit(folder / "config.json", num_hidden_layers=1)
+    _assert_refused(folder, "12 tensors", "'encoder.layer.1.attention.proj.bias' is left over")
 
 
 def test_released_file_is_compared_with_the_size_of_its_configuration(tmp_path, small_config):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -197,6 +198,50 @@ def test_weights_of_another_size_raise(features_folder, small_config):
         VJEPAModel.from_pretrained(path, config=config)
 
 
+@pytest.mark.parametrize("model_class", [VJEPAModel, VJEPAForPreTraining, VJEPAForVideoClassification])
+@pytest.mark.parametrize("folder", ["pretraining_folder", "features_folder", "classifier_folder"])
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("num_hidden_layers", 1, "left over (encoder.layer.1.attention.proj.bias, "),
+        ("num_hidden_layers", 3, "missing (encoder.layer.2.attention.proj.bias, "),
+    ],
+)
+def test_configuration_with_other_layers_than_the_weights_is_refused(
+    request, folder, model_class, field, value, named
+):
+    _, path = request.getfixturevalue(folder)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(ValueError, match="numbers of layers") as caught:
+        model_class.from_pretrained(path)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "model_class", "field", "key"),
+    [
+        ("features_folder", VJEPAModel, "pred_num_hidden_layers", "predictor.layer.2.attention.proj.bias"),
+        ("pretraining_folder", VJEPAModel, "pred_num_hidden_layers", "predictor.layer.2.attention.proj.bias"),
+        ("classifier_folder", VJEPAForVideoClassification, "num_pooler_layers", "pooler.layer.0.attention.proj.bias"),
+    ],
+)
+def test_other_layers_in_predictor_and_pooler_are_refused(request, folder, model_class, field, key):
+    model, path = request.getfixturevalue(folder)
+    setattr(model.config, field, 1 + getattr(model.config, field))
+    model.config.save_pretrained(path)
+    with pytest.raises(ValueError, match="missing") as caught:
+        model_class.from_pretrained(path)
+    assert key in str(caught.value)
+
+
+def test_tensor_that_no_model_of_the_family_has_is_refused_and_named(features_folder):
+    _, path = features_folder
+    save_file(load_file(path / "model.safetensors") | {"spare.weight": torch.zeros(2)}, path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"left over \(spare\.weight\)"):
+        VJEPAModel.from_pretrained(path)
+
+
 @pytest.mark.parametrize("source", ["pretraining_folder", "features_folder"])
 def test_device_map_and_dtype_are_honoured(request, source):
     _, path = request.getfixturevalue(source)
@@ -238,7 +283,7 @@ def test_table_of_another_grid_of_as_many_tokens_raises(features_folder):
 def test_target_encoder_under_other_names_is_never_dropped(pretraining_folder, small_config):
     pretraining, _ = pretraining_folder
     renamed = {f"vjepa.{name}": tensor for name, tensor in pretraining.state_dict().items()}
-    with pytest.raises(ValueError, match="has a target encoder"):
+    with pytest.raises(ValueError, match=r"left over \(vjepa\.target_encoder\."):
         VJEPAModel.from_pretrained(None, config=small_config, state_dict=renamed)
 
 

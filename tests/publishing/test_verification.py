@@ -26,7 +26,7 @@ from vjepa_hub.publishing.verification import (
 
 from .test_publishing import record_of_a_probe
 
-ALL_CHECKS = ["hashes", "weights", "tensors", "processor", "pickles", "remote code", "card"]
+ALL_CHECKS = ["hashes", "weights", "processor", "pickles", "remote code", "card"]
 
 
 @pytest.fixture
@@ -153,10 +153,10 @@ def replace_text(name, old, new):
     [
         (truncate, "weights", "incomplete"),
         (drop_tensor, "weights", "missing"),
-        (add_tensor, "tensors", "1 tensors are not of the model: spare"),
+        (add_tensor, "weights", "'spare' is left over"),
         (replace_text("config.json", '"hidden_size": 48', '"hidden_size": 96'), "weights", "do not fit"),
         (replace_text("config.json", '"num_hidden_layers": 2', '"num_hidden_layers": 999999'), "weights", "layers"),
-        (replace_text("config.json", '"VJEPAModel"', '"Other"'), "tensors", "names the class"),
+        (replace_text("config.json", '"VJEPAModel"', '"Other"'), "weights", "names the class"),
         (lambda folder: (folder / "modeling_vjepa.py").unlink(), "remote code", "modeling_vjepa.py missing"),
         (lambda folder: (folder / "video_preprocessor_config.json").unlink(), "processor", "there is no"),
         (replace_text("video_preprocessor_config.json", '"height": 32', '"height": 64'), "processor", "64 pixels"),

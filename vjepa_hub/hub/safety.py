@@ -8,7 +8,7 @@ What is left is data that lies about itself, and each lie is refused by name:
 - sizes that the weights do not bear out: a configuration may ask for at most `MAX_RATIO` times the numbers that its
   weights hold, and for `MAX_LAYERS` layers. Both are found by arithmetic, before any layer is built;
 - safetensors that are cut off, or whose header names bytes that are not there or are used twice;
-- tensors that are missing, or of another shape or kind than the configuration needs;
+- tensors that are missing, left over, or of another shape or kind than the configuration needs;
 - file names and links that lead out of the folder (the cache's own blobs excepted);
 - settings by which transformers would fetch code or weights from elsewhere: attention kernels of a repository, other
   names of the weights, adapters that name their base model.
@@ -435,6 +435,7 @@ def _check_tensors(config: VJEPAConfig, stored: Mapping[str, StoredTensor], fold
         for name, shape in expected.items()
         if name not in stored or stored[name].shape != shape or stored[name].dtype not in _FLOAT_DTYPES
     ]
+    problems += [f"'{name}' is left over" for name in stored if name not in expected]
     if problems:
         shown = "; ".join(problems[:_NUM_SHOWN]) + (" ..." if len(problems) > _NUM_SHOWN else "")
         raise RefusedModelError(

@@ -6,10 +6,8 @@ Whether they are whole, and safe to read, is `safety`'s to say.
 import json
 from pathlib import Path, PurePosixPath
 
-import torch
-
 from .. import model as model_package
-from ..hub.safety import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, RefusedModelError, read_stored_tensors
+from ..hub.safety import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, RefusedModelError
 from ..model import modeling_vjepa
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import AUTO_CLASSES, VJEPAPreTrainedModel
@@ -45,21 +43,6 @@ def find_model_class(config: VJEPAConfig) -> type[VJEPAPreTrainedModel]:
             f"{CONFIG_FILE} names the class {name}, but the family's are {known}; save_pretrained the model anew"
         )
     return getattr(modeling_vjepa, name)
-
-
-def list_unused_tensors(folder: Path, config: VJEPAConfig) -> list[str]:
-    """Stored tensors that the model of the configuration does not have. `safety` has checked the others.
-
-    Args:
-        folder: Of the model.
-        config: Its configuration; of a quantised model nothing is said.
-    """
-    if getattr(config, "quantization_config", None) is not None:
-        return []
-    with torch.device("meta"):
-        known = find_model_class(config)(config).state_dict().keys()
-    files = [folder / name for name in list_weight_files(folder) if name != INDEX_FILE]
-    return sorted(name for file in files for name in read_stored_tensors(file) if name not in known)
 
 
 def package_code(name: str) -> bytes:

@@ -33,7 +33,6 @@ from .model_folder import (
     find_model_class,
     is_pickle,
     list_differing_code,
-    list_unused_tensors,
     list_weight_files,
 )
 from .publication import hash_content
@@ -184,7 +183,7 @@ def verify_bundled(name: str, folder: Path) -> VerificationReport:
     config, weights = _check_weights(folder)
     checks = [weights, _check_pickles(names)]
     if config is not None:
-        checks += [_check_tensors(folder, config), _check_processor(folder, config)]
+        checks.append(_check_processor(folder, config))
     return VerificationReport(name=name, commit=None, folder=folder, config=config, checks=checks)
 
 
@@ -194,7 +193,7 @@ def _report(
     config, weights = _check_weights(folder)
     checks = [*first, weights]
     if config is not None:
-        checks += [_check_tensors(folder, config), _check_processor(folder, config)]
+        checks.append(_check_processor(folder, config))
     checks += [_check_pickles(names), _check_code(folder)]
     if config is not None:
         checks += _check_card(folder, config, is_repository=commit is not None)
@@ -205,6 +204,7 @@ def _check_weights(folder: Path) -> tuple[VJEPAConfig | None, Check]:
     """The configuration, if weights fit it, and what was found."""
     try:
         config = check_folder(folder)
+        find_model_class(config)
         return config, Check(name="weights", state=PASSED, detail=_describe_weights(folder, config))
     except (RefusedModelError, OSError) as error:
         return None, Check(name="weights", state=FAILED, detail=str(error))
@@ -237,16 +237,6 @@ def _describe_weights(folder: Path, config: VJEPAConfig) -> str:
     shapes = [tensor.shape for name in files for tensor in read_stored_tensors(folder / name).values()]
     kind = (config.architectures or ["a model"])[0]
     return f"complete, {len(shapes)} tensors in {len(files)} files, keys and shapes of {kind}"
-
-
-def _check_tensors(folder: Path, config: VJEPAConfig) -> Check:
-    try:
-        find_model_class(config)
-        unused = list_unused_tensors(folder, config)
-    except RefusedModelError as error:
-        return Check(name="tensors", state=FAILED, detail=str(error))
-    problems = [f"{len(unused)} tensors are not of the model: {', '.join(unused[:_MAX_SHOWN])}"] * bool(unused)
-    return Check(name="tensors", **_state(problems, "none beside those of the model"))
 
 
 def _check_processor(folder: Path, config: VJEPAConfig) -> Check:
