@@ -262,12 +262,12 @@ def test_a_file_on_which_the_decoder_dies_is_bad_and_the_check_goes_on(copies, h
     assert summary.bad[0].cause.startswith(cause)
 
 
-def test_an_error_that_nobody_expected_is_told_with_its_last_line(copies, monkeypatch):
+def test_an_error_that_nobody_expected_is_the_files_own(copies, monkeypatch):
     monkeypatch.setattr(checking, "_START_CHILD", child_code("{}['it']"))
     odd = copies[0].rename(copies[0].with_name("odd.mp4"))
     summary = check_videos([odd, copies[1]], copies[0].with_name("report.jsonl"), processes=1)
     assert [result.ok for result in summary.videos] == [False, True]
-    assert summary.videos[0].cause == "the decoder ended with exit code 1 (KeyError: 'it')"
+    assert summary.videos[0].cause == "it cannot be read (KeyError: 'it')"
 
 
 def test_a_child_that_cannot_start_is_an_error_and_no_verdict_on_files(copies, tmp_path, monkeypatch):

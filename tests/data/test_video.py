@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import vjepa_hub
 from vjepa_hub.data.video import (
@@ -21,7 +20,6 @@ from vjepa_hub.data.video import (
     VideoDecodingError,
     available_backends,
     open_video,
-    read_image,
 )
 
 GROUPS_OF_12 = {"g": "12", "bf": "3"}
@@ -595,40 +593,6 @@ def test_errors_survive_the_way_out_of_a_worker_process():
         assert type(copy) is kind
         assert (copy.path, copy.cause, copy.remedy) == ("a.mp4", "it is broken", "mend it")
         assert str(copy) == "cannot decode 'a.mp4': it is broken; mend it"
-
-
-def test_read_image_turns_the_image_upright(tmp_path):
-    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
-    pixels[:5, :5] = (255, 0, 0)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored sideways: a viewer turns it a quarter clockwise
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
-
-
-def test_read_image_returns_rgb_for_grey_and_transparent_files(tmp_path):
-    for mode in ("L", "RGBA", "P"):
-        path = tmp_path / f"{mode}.png"
-        Image.new(mode, (8, 6)).save(path)
-        assert read_image(path).shape == (6, 8, 3)
-        assert read_image(path).dtype == np.uint8
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_read_image_names_the_path_of_a_bad_file(tmp_path, content):
-    path = tmp_path / "bad.png"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(VideoDecodingError, match=r"bad\.png"):
-        read_image(path)
-
-
-def test_read_image_refuses_a_truncated_file(tmp_path):
-    path = tmp_path / "cut.png"
-    Image.fromarray(np.random.default_rng(6).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(VideoDecodingError, match=r"cut\.png"):
-        read_image(path)
 
 
 def test_absurd_run_count_of_a_damaged_table_takes_no_memory(plain_video):

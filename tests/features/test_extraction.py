@@ -263,8 +263,8 @@ def test_no_more_than_one_clip_is_decoded_at_once(opened, video, monkeypatch):
     reads = []
 
     class CountingVideo:
-        def __init__(self, path, backend):
-            self.video = open_frames(path, backend)
+        def __init__(self, *arguments):
+            self.video = open_frames(*arguments)
 
         def __enter__(self):
             self.opened = self.video.__enter__()

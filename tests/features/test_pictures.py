@@ -12,6 +12,7 @@ from torch import nn
 from vjepa_hub.features import pictures
 from vjepa_hub.features.extraction import (
     ExtractionSettings,
+    VideoFeatures,
     clip_pixels,
     extract_features_to_file,
     load_features,
@@ -204,7 +205,7 @@ def test_picture_carries_the_facts_of_its_features_and_is_drawn_once(tmp_path):
 
 
 def test_pooled_features_are_refused_with_the_remedy(tmp_path):
-    features = pictures.VideoFeatures(
+    features = VideoFeatures(
         torch.zeros(1, 3), None, torch.zeros(1, 2), torch.zeros(1, 2), {"format": "vjepa_hub.features/1"}
     )
     save_features(features, tmp_path / "pooled.safetensors")

@@ -12,11 +12,11 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from .items import noting_signs_of_life, sign_of_life
 from .records import FrameReader, VideoRecord
-from .video import VideoDecodingError, VideoReader
+from .video import VideoDecodingError
 
 _BYTES_AT_ONCE = 1 << 24
 _SECONDS_BETWEEN_SIGNS = 0.1
@@ -49,31 +49,27 @@ class Findings:
     duration: float | None = None
 
 
-def decode_fully(record: VideoRecord, backend: str | None, *, sign_of_life: Callable[[], None]) -> Findings:
+def decode_fully(record: VideoRecord, backend: str | None) -> Findings:
     """Read every frame and every timestamp of a video, as training does.
 
     Args:
         record: The video.
         backend: The decoder, as for `open_video`.
-        sign_of_life: Called now and then as frames come in.
     """
     try:
-        with record.open(backend=backend) as video:
-            return _read_all(video, sign_of_life)
+        with record.open(backend=backend, item_timeout=None) as video:  # the parent watches
+            return _read_all(video)
     except VideoDecodingError as error:
         return Findings(cause=error.cause, remedy=error.remedy)
-    except OSError as error:
-        return Findings(cause=f"it cannot be read ({error.strerror or error})", remedy="check the disk or the network")
 
 
-def _read_all(video: FrameReader, sign_of_life: Callable[[], None]) -> Findings:
+def _read_all(video: FrameReader) -> Findings:
     """Read all frames, a few at once."""
-    sign_of_life()
     num_at_once = max(1, _BYTES_AT_ONCE // (3 * video.height * video.width))
     for start in range(0, video.num_frames, num_at_once):
         video.read_frames(range(start, min(start + num_at_once, video.num_frames)))
         sign_of_life()
-    declared = video.declared_frames if isinstance(video, VideoReader) else None  # a folder of frames declares none
+    declared = getattr(video, "declared_frames", None)  # a folder of frames declares none
     return Findings(
         warnings=_warnings(video.num_frames, declared),
         num_frames=video.num_frames,
@@ -105,7 +101,8 @@ def serve() -> None:
     while True:
         request = requests.get()
         record = pickle.loads(bytes.fromhex(request["record"]))
-        findings = decode_fully(record, request["backend"], sign_of_life=_Sign(answers))
+        with noting_signs_of_life(_Sign(answers)):
+            findings = decode_fully(record, request["backend"])
         _answer(answers, "findings", asdict(findings))
 
 

@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +27,35 @@ def require_whole_file(path: Path) -> None:
     Raises:
         VideoDecodingError: with the finding.
     """
-    try:
+    num_bytes = require_regular_file(path)
+    with _naming_causes(path), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        declared = _declared_length(path, data)
+    if declared > num_bytes:
+        cause = f"the file is truncated: it says it has {declared} bytes, but there are {num_bytes}"
+        raise VideoDecodingError(path, cause, RECODE)
+
+
+def require_regular_file(path: str | os.PathLike) -> int:
+    """Return the size of a file in bytes.
+
+    Raises:
+        VideoDecodingError: It is missing, empty or no regular file: to open a pipe would wait for a writer.
+    """
+    with _naming_causes(path):
         status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise VideoDecodingError(path, "it is a directory, not a file")
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for a writer
-            raise VideoDecodingError(path, "it is no regular file, but a pipe, socket or device")
-        if status.st_size == 0:
-            raise VideoDecodingError(path, "the file is empty (0 bytes)")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            declared = _declared_length(path, data)
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoDecodingError(path, "it is a directory, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoDecodingError(path, "it is no regular file, but a pipe, socket or device")
+    if status.st_size == 0:
+        raise VideoDecodingError(path, "the file is empty (0 bytes)")
+    return status.st_size
+
+
+@contextmanager
+def _naming_causes(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise VideoDecodingError(path, "there is no such file") from error
     except VideoDecodingError:
@@ -43,9 +63,6 @@ def require_whole_file(path: Path) -> None:
     except (OSError, ValueError) as error:  # of the last kind: a null character in the name
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise VideoDecodingError(path, f"it cannot be read ({reason})") from error
-    if declared > status.st_size:
-        cause = f"the file is truncated: it says it has {declared} bytes, but there are {status.st_size}"
-        raise VideoDecodingError(path, cause, RECODE)
 
 
 def _declared_length(path: Path, data: mmap.mmap) -> int:

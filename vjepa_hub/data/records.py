@@ -15,14 +15,16 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 
-from .video import FrameIndexError, VideoDecodingError, open_video, read_image
+from .images import ImageReader, read_image
+from .items import ITEM_TIMEOUT, Item, sign_of_life
+from .video import FrameIndexError, VideoDecodingError, open_video
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ Result = TypeVar("Result")
 IMAGE_ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # Remote reads that fail are tried again after these pauses; the last error then counts as the video's.
 RETRY_SECONDS = (0.5, 2.0)
+_BYTES_AT_ONCE = 1 << 22
 _CHECK_ADDRESS = "check the address, the access rights and the connection"
 
 
@@ -100,33 +103,66 @@ class VideoRecord:
         return None if status is None else (getattr(self.content, "size", status.st_size), status.st_mtime_ns)
 
     @contextmanager
-    def open(self, *, backend: str | None = None) -> Iterator[FrameReader]:
-        """Open for reading frames. Errors that come up in the block carry the record's name.
+    def open(self, *, backend: str | None = None, item_timeout: float | None = ITEM_TIMEOUT) -> Iterator[FrameReader]:
+        """Open for reading frames. Whatever goes wrong in opening and reading carries the record's name.
 
         Args:
             backend: The decoder, see `open_video`.
+            item_timeout: Seconds without a new frame after which the video is given up; None: never.
 
         Raises:
             VideoDecodingError: the video cannot be read.
         """
+        item, opened = Item(self.name, item_timeout), ExitStack()
         try:
-            with self.content.open(backend=backend) as reader:
-                yield reader
-        except VideoDecodingError as error:
-            # Decoders name the file in their own words too; that of bytes in memory means nothing to anybody.
-            cause = error.cause.replace(error.path, self.name) if error.path else error.cause
-            raise type(error)(self.name, cause, error.remedy) from error
+            reader = item.call(lambda: opened.enter_context(self.content.open(backend=backend)))
+            yield _ItemReader(reader, item)
+        finally:
+            item.close(opened.close)
+
+
+class _ItemReader:
+    """Reader whose frames are read as those of an item."""
+
+    def __init__(self, reader: FrameReader, item: Item):
+        self._reader, self._item = reader, item
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def read_frames(
+        self, indices: Sequence[int] | np.ndarray, *, box: tuple[int, int, int, int] | None = None
+    ) -> np.ndarray:
+        return self._item.call(lambda: self._reader.read_frames(indices, box=box))
 
 
 @dataclass(frozen=True)
 class LocalVideo(VideoContent):
-    """A video file."""
+    """A video file.
+
+    Attributes:
+        path: The file.
+        num_threads: Threads of the decoder, as for `open_video`.
+    """
 
     path: Path
+    num_threads: int = 1
 
     def open(self, *, backend: str | None) -> AbstractContextManager[FrameReader]:
         """Implement `VideoContent`."""
-        return open_video(self.path, backend=backend)
+        return open_video(self.path, backend=backend, num_threads=self.num_threads)
+
+
+@dataclass(frozen=True)
+class ImageFile(VideoContent):
+    """An image file as a video, see `ImageReader`."""
+
+    path: Path
+
+    @contextmanager
+    def open(self, *, backend: str | None) -> Iterator[FrameReader]:
+        """Implement `VideoContent`."""
+        yield ImageReader(self.path)
 
 
 class StoredVideo(VideoContent):
@@ -169,8 +205,12 @@ class RemoteVideo(StoredVideo):
         return read_remote(self.address, self._read)
 
     def _read(self) -> bytes:
+        parts = []
         with open_address(self.address) as file:
-            return file.read()
+            while part := file.read(_BYTES_AT_ONCE):
+                sign_of_life()
+                parts.append(part)
+        return b"".join(parts)
 
 
 @dataclass(frozen=True)
@@ -277,8 +317,9 @@ class _FrameFolderReader:
         return frame
 
     def _read(self, index: int) -> np.ndarray:
+        sign_of_life()
         try:
-            return read_image(self._images[index])
+            return np.array(read_image(self._images[index]))
         except VideoDecodingError as error:
             raise VideoDecodingError(self._path, f"{self._images[index].name}: {error.cause}", error.remedy) from error
 

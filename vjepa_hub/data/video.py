@@ -27,8 +27,6 @@ import importlib
 import logging
 import os
 
-import numpy as np
-
 from .decoders.decord_reader import DecordReader
 from .decoders.pyav_reader import PyAVReader
 from .decoders.torchcodec_reader import TorchCodecReader
@@ -43,7 +41,6 @@ __all__ = [
     "VideoReader",
     "available_backends",
     "open_video",
-    "read_image",
     "require_backend",
 ]
 
@@ -112,24 +109,6 @@ def open_video(path: str | os.PathLike, *, backend: str | None = None, num_threa
             raise
         logger.debug("%s; trying torchcodec", error)
         return TorchCodecReader(path, num_threads=num_threads)
-
-
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read an image file as RGB, turned upright as its EXIF orientation says.
-
-    Returns:
-        Array `(height, width, 3)`, uint8.
-
-    Raises:
-        VideoDecodingError: The file is missing, or is no image that Pillow can read completely.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoDecodingError(path, f"not a readable image ({first_line(error)})", "check the file") from error
 
 
 def _import_failure(backend: str) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .containers import read_composition_offsets, require_whole_file
+from .items import sign_of_life
 from .video_errors import RECODE, VideoDecodingError
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class VideoStream:
         if key > 0 or self.is_from_table:
             key_pts = int(self._key_pts[key])
             self.handle.seek(key_pts, stream=self.stream)
-            packets = self.handle.demux(self.stream)
+            packets = self._demux()
             first = next(packets, None)
             found = self._position(first.pts) if first is not None and first.pts is not None else None
             if found is not None and found <= (self._position(key_pts) or 0 if key > 0 else 0):
@@ -153,7 +154,12 @@ class VideoStream:
                 yield from packets
                 return
         self._rewind()
-        yield from self.handle.demux(self.stream)
+        yield from self._demux()
+
+    def _demux(self) -> Iterator[Any]:
+        for packet in self.handle.demux(self.stream):
+            sign_of_life()
+            yield packet
 
     def require_whole_packet(self, packet: Any) -> None:
         """Raise VideoDecodingError for a packet that FFmpeg found to be incomplete."""
@@ -166,7 +172,7 @@ class VideoStream:
         self._rewind()
         rows = [
             (packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, packet.is_corrupt)
-            for packet in self.handle.demux(self.stream)
+            for packet in self._demux()
             if packet.size
         ]
         pts, dts, is_key, is_hidden, is_corrupt = zip(*rows, strict=True) if rows else ((),) * 5
@@ -229,7 +235,7 @@ class VideoStream:
             raise VideoDecodingError(self.path, "its time stamps are irregular, and PyAV cannot decode it", RECODE)
         logger.debug("%s: its time stamps are missing, equal or begin anew; it is decoded from the start", self.path)
         self._rewind()
-        pts = [frame.pts for frame in self.handle.decode(self.stream)]
+        pts = [frame.pts for packet in self._demux() for frame in packet.decode()]
         if not pts:
             raise VideoDecodingError(self.path, "none of its frames can be decoded", RECODE)
         self.is_counted, self.is_closed, self.num_frames = True, False, len(pts)

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
 from safetensors import safe_open
 
 from .. import __version__
@@ -30,8 +30,9 @@ from ..core.fingerprints import hash_weights
 from ..core.progress import Progress, no_progress
 from ..core.settings import Settings, SettingsError
 from ..data.clip_sampling import plan_windows
-from ..data.records import LocalVideo, VideoRecord, is_image_name
-from ..data.video import open_video, read_image, require_backend
+from ..data.items import ITEM_TIMEOUT
+from ..data.records import ImageFile, LocalVideo, VideoRecord, is_image_name
+from ..data.video import require_backend
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,6 +73,7 @@ class ExtractionSettings(Settings):
         dense: Keeps every token.
         dense_dtype: "model" stores dense features as the model computes them, "float16" in half precision.
         backend: Video decoder, as for `open_video`.
+        item_timeout: Seconds without a new frame after which a video is given up.
 
     Raises:
         SettingsError: A value out of its range, a decoder that is not installed, or neither pooled nor dense features.
@@ -84,6 +86,7 @@ class ExtractionSettings(Settings):
     dense: bool = True
     dense_dtype: Literal["model", "float16"] = "model"
     backend: str | None = None
+    item_timeout: PositiveFloat = ITEM_TIMEOUT
 
     @field_validator("backend")
     @classmethod
@@ -160,53 +163,28 @@ class VideoFeatures:
         return named
 
 
-class StillImage:
-    """An image file as a video of one frame, at time 0.
-
-    Args:
-        path: The image.
-
-    Raises:
-        VideoDecodingError: no readable image.
-    """
-
-    num_frames = 1
-    average_fps = 0.0
-
-    def __init__(self, path: str | Path) -> None:
-        self._frame = read_image(path)
-        self.timestamps = np.zeros(1)
-
-    def read_frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The image (num_indices, height, width, 3), once for each index."""
-        return np.repeat(self._frame[None], len(indices), axis=0)
-
-
 def as_record(source: VideoSource) -> VideoRecord:
     """Return a file as the record of a data set; a record stays as it is."""
-    return source if isinstance(source, VideoRecord) else VideoRecord(os.fspath(source), LocalVideo(Path(source)))
+    if isinstance(source, VideoRecord):
+        return source
+    path = Path(source)
+    return VideoRecord(str(path), ImageFile(path) if is_image_name(path.name) else LocalVideo(path, num_threads=0))
 
 
-@contextmanager
-def open_frames(source: VideoSource, backend: str | None = None) -> Iterator[Any]:
-    """Open a video, or an image file (told by its ending) as a video of one frame.
+def open_frames(
+    source: VideoSource, backend: str | None = None, item_timeout: float | None = ITEM_TIMEOUT
+) -> AbstractContextManager[Any]:
+    """Open a video, or an image file (told by its ending) as a video.
 
     Args:
         source: A file, or a video of a data set.
         backend: Video decoder, as for `open_video`.
+        item_timeout: Seconds without a new frame after which it is given up; None: never.
 
     Raises:
         VideoDecodingError: the file cannot be opened or read.
     """
-    content = as_record(source).content
-    if not isinstance(content, LocalVideo):
-        with as_record(source).open(backend=backend) as reader:
-            yield reader
-    elif is_image_name(content.path.name):
-        yield StillImage(content.path)
-    else:
-        with open_video(content.path, backend=backend, num_threads=0) as video:
-            yield video
+    return as_record(source).open(backend=backend, item_timeout=item_timeout)
 
 
 def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tensor:
@@ -289,7 +267,7 @@ def extract_features(
         VideoDecodingError: the file cannot be opened or read.
         FeatureExtractionError: the features are not finite.
     """
-    with open_frames(source, settings.backend) as video:
+    with open_frames(source, settings.backend, settings.item_timeout) as video:
         plan = _plan(video, source, describe_model(opened), settings)
         parts = [tensors for _, tensors in _iterate_batches(video, plan, opened, settings, progress)]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -324,7 +302,7 @@ def extract_features_to_file(
         VideoDecodingError: the file cannot be opened or read.
         FeatureExtractionError: the features are not finite.
     """
-    with open_frames(source, settings.backend) as video:
+    with open_frames(source, settings.backend, settings.item_timeout) as video:
         plan = _plan(video, source, model_metadata or describe_model(opened), settings)
         with FeatureFileWriter(output, _file_layout(plan, opened, settings), plan.metadata) as writer:
             writer.write_rows("timestamps", 0, plan.timestamps)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ..data.items import ITEM_TIMEOUT
 from ..viz.feature_maps import FeatureColours, draw_feature_maps
 from ..viz.image_grid import evenly_spaced
 from ..viz.style import write_png
-from .extraction import VideoFeatures, VideoSource, clip_pixels, encode_clips, load_features, open_frames
+from .extraction import VideoSource, clip_pixels, encode_clips, load_features, open_frames
 from .shifted_windows import choose_num_shifts, encode_shifted
 
 if TYPE_CHECKING:
@@ -30,7 +31,12 @@ MAX_FITTED_TOKENS = 32_768
 
 
 def draw_video_picture(
-    video: VideoSource, features_path: str | Path, opened: OpenedModel, *, backend: str | None = None
+    video: VideoSource,
+    features_path: str | Path,
+    opened: OpenedModel,
+    *,
+    backend: str | None = None,
+    item_timeout: float | None = ITEM_TIMEOUT,
 ) -> list[Path]:
     """Draw the picture of one video beside its features, NAME.png, unless it is there and was drawn from these.
 
@@ -39,6 +45,7 @@ def draw_video_picture(
         features_path: Its features, with dense ones; the picture is named after this file.
         opened: The model that computed them.
         backend: Video decoder, as for `open_video`.
+        item_timeout: As for `open_frames`.
 
     Returns:
         The files that were written.
@@ -55,7 +62,11 @@ def draw_video_picture(
     tubelet, (depth, *grid) = opened.model.config.tubelet_size, features.dense.shape[1:4]
     layers = distinct_layers(features.frame_indices, tubelet)
     layers = [layers[place] for place in evenly_spaced(len(layers), NUM_MOMENTS)]
-    pixels = _read_clips(video, features, sorted({clip for clip, _ in layers}), opened, backend)
+    clips = sorted({clip for clip, _ in layers})
+    with open_frames(video, backend, item_timeout) as reader:
+        pixels = {
+            clip: clip_pixels([reader.read_frames(features.frame_indices[clip].numpy())], opened)[0] for clip in clips
+        }
     frames = np.concatenate([_as_frames(pixels[clip][[layer * tubelet]], opened) for clip, layer in layers])
     position = None if opened.is_trained else position_features(frames, features.frame_indices.shape[1], opened)
     fitted = features.dense[
@@ -121,16 +132,6 @@ def position_features(frames: np.ndarray, num_frames: int, opened: OpenedModel) 
     colour = frames.mean(axis=(0, 1, 2)).round().astype(np.uint8)
     even_clip = np.broadcast_to(colour, (num_frames, *frames.shape[1:])).copy()
     return encode_clips([even_clip], opened)[0]
-
-
-def _read_clips(
-    source: VideoSource, features: VideoFeatures, clips: list[int], opened: OpenedModel, backend: str | None
-) -> dict[int, torch.Tensor]:
-    """Pixels (T, C, H, W) of some clips as the model sees them."""
-    with open_frames(source, backend) as video:
-        return {
-            clip: clip_pixels([video.read_frames(features.frame_indices[clip].numpy())], opened)[0] for clip in clips
-        }
 
 
 def _encode_finer(
