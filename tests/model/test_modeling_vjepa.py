@@ -1,5 +1,7 @@
 import copy
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from packaging.version import Version
@@ -128,7 +130,7 @@ def _tokens_to_pixels(indices: torch.Tensor) -> torch.Tensor:
 
 def test_context_encoder_never_sees_target_tokens(small_model, small_pretraining, small_clip, small_masks):
     context, target = small_masks
-    noisy = torch.where(_tokens_to_pixels(target), 100 * torch.randn_like(small_clip), small_clip)
+    noisy = torch.where(_tokens_to_pixels(target), torch.randn_like(small_clip), small_clip)
     for model in (small_model, small_pretraining):
         before = model.predict(small_clip, context, target)
         assert torch.equal(before, model.predict(noisy, context, target))
@@ -267,6 +269,10 @@ def test_tuple_output_holds_the_same_tensors(small_model, small_clip, small_mask
         (None, torch.tensor([[0]]), ValueError, "without context_mask"),
         ([torch.tensor([[0]])] * 3, [torch.tensor([[1]])] * 3, ValueError, "3 mask kinds.*= 2"),
         ([torch.tensor([[0]])] * 2, torch.tensor([[1]]), ValueError, "2 mask kinds and target_mask 1"),
+        ([0, 1, 2], [3, 4], TypeError, r"context_mask is a list of int.*torch\.tensor"),
+        (torch.tensor([[0]]), np.array([[1]]), TypeError, "target_mask is a ndarray"),
+        ([], None, ValueError, "context_mask is an empty list"),
+        ([torch.tensor([[0]])], [], ValueError, "target_mask is an empty list"),
     ],
 )
 def test_masks_that_cannot_be_meant_raise(small_model, small_clip, context, target, error, message):
@@ -282,6 +288,28 @@ def test_misspelled_keyword_raises_with_the_nearest(small_config, small_model, s
         small_pretraining(small_clip, mask, mask + 1, ouput_attentions=True)
     with pytest.raises(TypeError, match=r"no 'label'.*'labels'"):
         VJEPAForVideoClassification(small_config)(small_clip, label=mask[0])
+
+
+def test_none_passes_for_inputs_of_other_models(small_config, small_model, small_pretraining, small_clip, small_masks):
+    others = dict.fromkeys(("input_ids", "attention_mask", "inputs_embeds", "output_attentions", "return_dict"))
+    classifier = VJEPAForVideoClassification(small_config)
+    calls = (
+        (small_model, {}),
+        (classifier, {}),
+        (small_pretraining, dict(zip(("context_mask", "target_mask"), small_masks, strict=True))),
+    )
+    for model, masks in calls:
+        outputs = [model(pixel_values_videos=small_clip, **masks, **more) for more in ({}, others)]
+        assert torch.equal(outputs[0][0], outputs[1][0])
+
+
+def test_base_model_is_the_encoder(small_config):
+    for model in (VJEPAModel, VJEPAForPreTraining, VJEPAForVideoClassification):
+        built = model(copy.deepcopy(small_config))
+        assert built.base_model is built.vjepa is built.encoder
+    built.base_model.requires_grad_(False)
+    trained = {name.split(".")[0] for name, parameter in built.named_parameters() if parameter.requires_grad}
+    assert trained == {"pooler", "classifier"}
 
 
 def test_unknown_mask_token_raises(small_model, small_clip, small_masks):
@@ -329,6 +357,39 @@ def test_interpolated_positions_keep_raster_order_on_grids_that_are_not_square(s
 def test_clip_that_does_not_fit_raises(small_model, shape, message):
     with pytest.raises(ValueError, match=message):
         small_model(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda clip: clip.numpy(), "ndarray"),
+        (list, "list"),
+        (lambda clip: clip.to(torch.uint8), "uint8"),
+        (lambda clip: clip.long(), "int64"),
+        (lambda clip: clip > 0, "bool"),
+    ],
+)
+def test_clip_that_is_no_float_tensor_raises(small_config, small_clip, small_masks, change, found):
+    models = (VJEPAModel, VJEPAForPreTraining, VJEPAForVideoClassification)
+    for model, masks in zip(models, ((), small_masks, ()), strict=True):
+        with pytest.raises(TypeError, match=f"pixel_values_videos is .*{found}.*processor"):
+            model(small_config)(change(small_clip), *masks)
+    with pytest.raises(TypeError, match=f"{found}.*processor"):
+        VJEPAModel(small_config).get_vision_features(change(small_clip))
+
+
+@pytest.mark.parametrize("largest", [255, 1])
+def test_pixels_that_are_not_normalised_are_warned_about_once(small_model, largest):
+    frames = largest * torch.linspace(0, 1, 4 * 3 * 32 * 32).view(1, 4, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_model((frames / largest - 0.5) / 0.2)
+        small_model(torch.zeros_like(frames))
+    with pytest.warns(UserWarning, match=f"from 0 to {largest},.*processor"):
+        small_model(frames)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_model(frames)
 
 
 def test_single_frame_is_a_still_clip(small_model, small_clip):
@@ -383,6 +444,28 @@ def test_target_encoder_is_frozen_from_the_start_and_stays_so(small_config, smal
     assert all(p.requires_grad for p in model.encoder.parameters())
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_target_encoder_left_behind_is_warned_about_once(small_config, small_clip, small_masks, is_fused):
+    def train(model: VJEPAForPreTraining, num_steps: int, momentum: float | None) -> None:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=is_fused)
+        for _ in range(num_steps):
+            for _ in range(2):  # accumulated batches: nothing has moved at the second
+                model(small_clip, *small_masks).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if momentum is not None:
+                model.update_target_encoder(momentum)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(VJEPAForPreTraining(small_config).train(), num_steps=3, momentum=1.0)
+        left_behind = VJEPAForPreTraining(small_config).train()
+        train(left_behind, num_steps=1, momentum=None)
+    with pytest.warns(UserWarning, match="VJEPATrainer.*update_target_encoder") as caught:
+        train(left_behind, num_steps=3, momentum=None)
+    assert len(caught) == 1
+
+
 def test_targets_and_loss_are_float32_in_a_half_precision_model(small_pretraining, small_clip, small_masks):
     small_pretraining.to(torch.bfloat16)
     output = small_pretraining(small_clip, *small_masks)
@@ -416,6 +499,24 @@ def test_gradient_checkpointing_gives_equal_gradients(small_pretraining, small_c
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_trains_blocks_above_frozen_ones(
+    small_pretraining, small_clip, small_masks, use_reentrant
+):
+    small_pretraining.train()
+    small_pretraining.encoder.requires_grad_(False)
+    trained = small_pretraining.encoder.layer[1].requires_grad_(True)
+    gradients = []
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            small_pretraining.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        small_pretraining.zero_grad()
+        small_pretraining(small_clip, *small_masks).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in trained.named_parameters()})
+    torch.testing.assert_close(*gradients)
+    assert not any(parameter.grad is not None for parameter in small_pretraining.encoder.layer[0].parameters())
 
 
 def test_drop_path_drops_whole_branches_while_training_only(small_config):

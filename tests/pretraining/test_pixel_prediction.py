@@ -64,7 +64,7 @@ def test_features_model_takes_its_target_encoder_and_leaves_the_head(model, tmp_
 
 
 def test_missing_masks_are_an_error(model, small_clip, small_masks):
-    with pytest.raises(ValueError, match="mask kinds"):
+    with pytest.raises(ValueError, match="context_mask"):
         model(small_clip, [], [])
 
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.masking import TokenGrid
-from ..model.modeling_vjepa import Mask, VJEPAForPreTraining, as_mask_list, select_tokens
+from ..model.modeling_vjepa import VJEPAForPreTraining, as_mask_list, select_tokens
 from .pixel_prediction import VJEPAForPixelPrediction, tubelet_pixels
 from .sharding import is_sharded
 
@@ -161,7 +161,9 @@ def measure_health(model: VJEPAForPreTraining, batch: Batch) -> HealthMeasuremen
         )
     device = next(model.parameters()).device
     clips = cast(torch.Tensor, batch["pixel_values_videos"]).to(device)
-    context_masks, target_masks = (_masks_on(device, batch[name]) for name in ("context_mask", "target_mask"))
+    context_masks, target_masks = (
+        [mask.to(device) for mask in as_mask_list(name, batch[name])] for name in ("context_mask", "target_mask")
+    )
     if len(clips) < 2:
         raise ValueError(f"the batch has {len(clips)} clip, but the spread between clips needs 2; give more clips")
     with torch.no_grad(), eval_mode(model):
@@ -320,10 +322,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _masks_on(device: torch.device, masks: Mask) -> list[torch.Tensor]:
-    return [mask.to(device) for mask in as_mask_list(masks)]
 
 
 # ------------------------------------------------------------------------------------------------ diagnosis

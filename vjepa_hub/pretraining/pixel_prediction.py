@@ -58,7 +58,8 @@ class VJEPAForPixelPrediction(VJEPAForPreTraining):
         Raises:
             ValueError: Clip or masks do not fit; the message gives the value, the rule and the remedy.
         """
-        contexts, targets_of = as_mask_list(context_mask), as_mask_list(target_mask)
+        contexts = as_mask_list("context_mask", context_mask)
+        targets_of = as_mask_list("target_mask", target_mask)
         # The features model's way through encoder and predictor, with the modules of this one
         output = VJEPAModel.forward(cast(VJEPAModel, self), pixel_values_videos, contexts, targets_of, **kwargs)
         predictions = [self.pixel_head(features) for features in output.predictor_output.last_hidden_state]

@@ -276,7 +276,7 @@ class VJEPATrainer(Trainer):
 
         Its own count takes pixels for tokens, and needs clips of one size.
         """
-        masks = (as_mask_list(inputs[name]) for name in ("context_mask", "target_mask"))
+        masks = (as_mask_list(name, inputs[name]) for name in ("context_mask", "target_mask"))
         counts = [(context.shape[1], targets.shape[1]) for context, targets in zip(*masks, strict=True)]
         flops = step_flops(
             self.model.config,

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from vjepa_hub import VJEPAForVideoClassification
+from vjepa_hub import VJEPAForVideoClassification, VJEPAModel
 from vjepa_hub.evaluation.finetuning.modes import (
     add_lora,
     layerwise_parameter_groups,
@@ -37,14 +37,14 @@ def _trained_parts(model) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
 @pytest.mark.parametrize("mode", MODES)
-def test_every_trained_parameter_gets_a_gradient_and_no_other(classifier, small_clip, mode, is_checkpointed):
+def test_every_trained_parameter_gets_a_gradient_and_no_other(classifier, small_clip, mode, checkpointing):
     model = _tuned(classifier, mode)
     for layer in classifier.encoder.layer:
         layer.drop_path.probability = 0.0  # or a block might be left out by chance
-    if is_checkpointed:
-        classifier.gradient_checkpointing_enable()
+    if checkpointing:
+        classifier.gradient_checkpointing_enable(checkpointing)
     model.train()
     logits = model(pixel_values_videos=small_clip).logits
     torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
@@ -110,6 +110,15 @@ def test_frozen_blocks_drop_no_paths(classifier):
 def test_wrong_modes_are_named(classifier, mode, num_blocks, message):
     with pytest.raises(ValueError, match=message):
         set_trainable(classifier, mode, num_blocks=num_blocks)
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "FEATURE_EXTRACTION"])
+def test_task_types_of_peft_give_what_the_model_gives(classifier, small_config, small_clip, task):
+    peft = pytest.importorskip("peft", reason="LoRA asks for peft (pip install peft)")
+    model = (classifier if task == "SEQ_CLS" else VJEPAModel(small_config)).eval()
+    expected = model(small_clip)[0].detach()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type=task, target_modules=["qkv"])).eval()
+    torch.testing.assert_close(adapted(pixel_values_videos=small_clip)[0], expected)  # fresh adapters add nothing
 
 
 def test_missing_peft_is_named_with_its_extra(classifier, monkeypatch):
