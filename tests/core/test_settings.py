@@ -277,7 +277,12 @@ def test_a_key_that_is_needed_is_named():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: 1\nb: 2\na: 3", "'a' stands twice"), ("{a: 1", "a file is no YAML"), ("a: [1\n", "a file is no YAML")],
+    [
+        ("a: 1\nb: 2\na: 3", "'a' stands twice"),
+        ("{a: 1", "a file is no YAML"),
+        ("a: [1\n", "a file is no YAML"),
+        ("a: &a [1]\nb: [*a, *a]", "write the value out"),  # nine lines of these stand for a billion values
+    ],
 )
 def test_yaml_that_says_nothing_clear_is_refused(text, message):
     with pytest.raises(SettingsError, match=message):

@@ -265,7 +265,17 @@ def test_python_blocks_of_a_card(text, blocks):
     assert python_blocks(text) == blocks
 
 
-@pytest.mark.parametrize("text", ["[" * 20_000, "`" * 20_000, "* " * 20_000, "---\n" * 10_000, "> " * 10_000])
+LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(10))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[" * 20_000, "`" * 20_000, "* " * 20_000, "---\n" * 10_000, "> " * 10_000),
+        f"---\n{LAUGHS}tags: *a9\n---\n",
+    ],
+    ids=lambda text: text[:6],
+)
 def test_card_made_to_be_slow_is_checked_in_seconds(text, config):
     began = time.monotonic()
     check_card(text, config)

@@ -15,6 +15,7 @@ Where the type says nothing (`Any`), plain words and numbers are those of YAML 1
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -463,7 +464,13 @@ class _Quoted(str):
 
 
 class _Loader(yaml.BaseLoader):
-    """Mappings, lists and texts; a plain scalar stays a `PlainText`."""
+    """Mappings, lists and texts; a plain scalar stays a `PlainText`. A few lines of references never end: refused."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node that is written out."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references such as *name are not read: write the value out")
+        return super().compose_node(parent, index)
 
     def construct_scalar(self, node: yaml.ScalarNode) -> str:
         """The text of a scalar."""
@@ -472,7 +479,8 @@ class _Loader(yaml.BaseLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """A dictionary; a key that stands twice is an error."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for place, key in enumerate(keys) if key in keys[:place]]
+        counts = Counter(key for key in keys if isinstance(key, str))
+        twice = [key for key, count in counts.items() if count > 1]
         if twice:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key '{twice[0]}' stands twice; leave one of them", node.start_mark
@@ -506,7 +514,7 @@ def read_yaml(text: str, *, source: str) -> Any:
         source: Name of the document in the message of an error.
 
     Raises:
-        SettingsError: It is no YAML, or a key stands twice.
+        SettingsError: It is no YAML, has references (`*name`), or a key stands twice.
     """
     try:
         return yaml.load(text, Loader=_Loader)

@@ -6,13 +6,9 @@ here as without effect. Files are mapped, not read: only the tensors that end up
 """
 
 import copy
-import logging
 import math
 import os
-import pickle
 import re
-import struct
-import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,8 +26,7 @@ from ..model.modeling_vjepa import (
     sincos_positions,
 )
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
-
-logger = logging.getLogger(__name__)
+from .released_file import ConversionError, read_released_file
 
 # Part of the name of every cached conversion: another number, and released files are converted again
 CONVERTER_VERSION = 1
@@ -83,28 +78,6 @@ _EXPORTED_PREFIX, _EXPORTED_PROBE_PREFIX = "module.backbone.", "module."
 POSITION_TOLERANCE = 1e-3
 
 _NUM_PROBLEMS_SHOWN = 10
-_ZIP_MAGIC = b"PK\x03\x04"
-_DOWNLOAD_AGAIN = "Delete it and download it again"
-# What torch.load raises on damaged files, found by cutting small ones and changing their bytes
-_LOADING_ERRORS = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    MemoryError,
-)
-
-
-class ConversionError(ValueError):
-    """A file is not what the conversion needs; the message names the file, the cause and the remedy."""
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Released file to model
@@ -507,7 +480,7 @@ def _deviation(table: torch.Tensor, config: VJEPAConfig, uniform_power: bool) ->
 
 def _read_parts(file: Path, needed: tuple[str, ...], unused: tuple[str, ...] = ()) -> dict[str, Tensors]:
     """The needed parts of a released file; every other key of it must be known."""
-    checkpoint = _load(file)
+    checkpoint = read_released_file(file)
     if not isinstance(checkpoint, dict):
         raise ConversionError(
             f"{file} holds a {type(checkpoint).__name__}, but must hold a dictionary with {_quoted(needed)}; "
@@ -532,8 +505,6 @@ def _check_is_state_dict(file: Path, part: str, tensors: object) -> None:
         found = f"a {type(tensors).__name__}"
     elif wrong := [key for key, t in tensors.items() if not (isinstance(key, str) and isinstance(t, torch.Tensor))]:
         found = f"{_quoted(wrong[:_NUM_PROBLEMS_SHOWN])}, which is no tensor under a name"
-    elif odd := [key for key, t in tensors.items() if t.layout is not torch.strided or t.is_nested or t.is_meta]:
-        found = f"{_quoted(odd[:_NUM_PROBLEMS_SHOWN])}, which is sparse, nested or without values"
     else:
         return
     raise ConversionError(
@@ -553,60 +524,3 @@ def _remedy(needed: tuple[str, ...], checkpoint: dict) -> str:
     if "target_encoder" not in checkpoint:
         return "pass a checkpoint of pretraining with its EMA target encoder: features and probes are made from it"
     return "pass a complete checkpoint of pretraining"
-
-
-def _load(file: Path) -> object:
-    """The content of a file, mapped and without running code from it.
-
-    Archives of torch before 1.6 cannot be mapped: they are read into memory as a whole.
-    """
-    with file.open("rb") as stream:
-        beginning = stream.read(64)
-    is_archive = beginning.startswith(_ZIP_MAGIC)
-    if not is_archive:
-        _refuse_web_page(file, beginning)
-        logger.warning("%s is no zip archive, so it cannot be mapped: it is read into memory as a whole", file)
-    try:
-        damaged = _find_damaged_record(file) if is_archive else None
-        checkpoint = None if damaged else torch.load(str(file), map_location="cpu", weights_only=True, mmap=is_archive)
-    except _LOADING_ERRORS as error:
-        raise ConversionError(_describe_loading_error(file, error)) from error
-    if damaged:
-        raise ConversionError(f"{file} is damaged: the checksum of its record '{damaged}' is wrong. {_DOWNLOAD_AGAIN}")
-    return checkpoint
-
-
-def _refuse_web_page(file: Path, beginning: bytes) -> None:
-    if not beginning:
-        raise ConversionError(f"{file} is empty. {_DOWNLOAD_AGAIN}")
-    if beginning.lstrip().startswith((b"<", b"{")):
-        raise ConversionError(
-            f"{file} is no checkpoint: it begins with {beginning[:32]!r}, as a web page or an error message of a "
-            f"server does. {_DOWNLOAD_AGAIN}"
-        )
-
-
-def _find_damaged_record(file: Path) -> str | None:
-    """Compare the checksums, which torch.load does not: a mapped file with a wrong byte would load in silence."""
-    with zipfile.ZipFile(file) as archive:
-        # torch stores records as they are: what unpacks to more could keep the reader busy for days
-        if sum(record.file_size for record in archive.infolist()) > file.stat().st_size:
-            raise zipfile.BadZipFile("its records are larger than the file")
-        return archive.testzip()
-
-
-def _describe_loading_error(file: Path, error: Exception) -> str:
-    # torch wraps what it refuses, and why, in advice to run everything all the same
-    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return (
-            f"{file} holds the Python object {refused.group(1)}. Weights need none, and reading it could run code "
-            "of the file, so nothing was read. Do not load it by other means: download the file from its authors"
-        )
-    if isinstance(error, MemoryError):
-        return (
-            f"{file} asks for more memory than there is. A text of it may be damaged, and claim gigabytes: "
-            f"{_DOWNLOAD_AGAIN[0].lower()}{_DOWNLOAD_AGAIN[1:]}, or read it on a machine with more memory"
-        )
-    cause = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
-    cause = f"{type(error).__name__}: {cause}" if cause else type(error).__name__
-    return f"{file} is damaged, incomplete or no checkpoint of torch ({cause}). {_DOWNLOAD_AGAIN}"

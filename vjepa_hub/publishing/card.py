@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 from .. import __version__
 from ..core.files import write_whole
 from ..core.run_files import Result, RunRecord
+from ..core.settings import read_yaml
 from ..hub.loading import UNTRAINED
 from ..hub.registry import EVALUATION_SETS, PAPER
 from ..hub.safety import CONFIG_FILE, read_config
@@ -155,16 +156,6 @@ def write_card(folder: str | Path, name: str) -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _WithoutReferences(yaml.SafeLoader):
-    """Refuses `*name`: a few lines of references can stand for a text without an end."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node that is written out."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("references such as *name are not read: write the value out")
-        return super().compose_node(parent, index)
-
-
 class HubCard(ModelCard):
     """A card with its typed metadata."""
 
@@ -181,7 +172,7 @@ def read_card(text: str) -> HubCard:
     block = REGEX_YAML_BLOCK.search(text)
     try:
         if block:
-            yaml.load(block[2], Loader=_WithoutReferences)
+            read_yaml(block[2], source="it")
         return HubCard(text)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
