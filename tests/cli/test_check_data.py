@@ -77,7 +77,7 @@ def test_causes_and_warnings_are_counted(with_bad, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["VIDEOS", "--timeout", "0"], "timeout is 0"),
+        (["VIDEOS", "--item-timeout", "0"], "item_timeout is 0"),
         (["VIDEOS", "--processes", "0"], "processes is 0"),
         (["VIDEOS", "--backend", "decorb"], "'decorb' cannot be used"),
         (["--manifest", "VIDEOS/motion.csv", "--manifest", "VIDEOS/motion.csv"], "2 manifests are called"),

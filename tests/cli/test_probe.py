@@ -45,9 +45,9 @@ def test_trained_classifier_is_evaluated_as_it_is_and_unreadable_videos_are_told
     (tmp_path / "again").mkdir()
     evaluation = ["--eval-only", "--output-dir", tmp_path / "again"]
     result = run_probe(tmp_path, out / "classifier", *evaluation, with_train=False)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
     assert "top-1 " in result.output
-    assert "1 videos could not be read: they count as wrong" in result.output
+    assert "1 video could not be read: they count as wrong" in result.output
     assert read_results(tmp_path / "again").num_unreadable == 1
 
 

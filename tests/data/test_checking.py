@@ -235,7 +235,7 @@ def test_damage_that_decord_conceals_is_found_by_the_default_decoder(tmp_path):
 
 def test_a_file_on_which_the_decoder_hangs_is_bad_and_the_check_goes_on(copies, hanging_file, tmp_path):
     files = [copies[0], hanging_file, *copies[1:]]
-    summary = check_videos(files, tmp_path / "report.jsonl", timeout=3, processes=1)
+    summary = check_videos(files, tmp_path / "report.jsonl", item_timeout=3, processes=1)
     assert [video.ok for video in summary.videos] == [True, False, True, True, True]
     assert summary.bad[0].cause == "the decoder hangs (no new frame for 3 s)"
     assert 3 <= summary.bad[0].seconds < 30
@@ -256,7 +256,7 @@ def test_a_file_on_which_the_decoder_dies_is_bad_and_the_check_goes_on(copies, h
     killer = threading.Thread(target=kill_the_child_at_the_pipe)
     killer.start()
     files = [copies[0], hanging_file, copies[1]]
-    summary = check_videos(files, tmp_path / "report.jsonl", timeout=SIXTY, processes=1)
+    summary = check_videos(files, tmp_path / "report.jsonl", item_timeout=SIXTY, processes=1)
     killer.join()
     assert [video.ok for video in summary.videos] == [True, False, True]
     assert summary.bad[0].cause.startswith(cause)
@@ -287,7 +287,8 @@ def test_children_end_with_a_parent_that_is_killed_even_if_they_hang(hanging_fil
     parent_code = checking._START_CHILD.split("from vjepa_hub")[0] + (
         "from vjepa_hub.data import checking\n"
         f"checking._START_CHILD = {checking._START_CHILD!r}\n"
-        f"checking.check_videos([{str(hanging_file)!r}], {str(hanging_file.with_name('report.jsonl'))!r}, timeout=600)"
+        f"report = {str(hanging_file.with_name('report.jsonl'))!r}\n"
+        f"checking.check_videos([{str(hanging_file)!r}], report, item_timeout=600)"
     )
     package = str(Path(checking.__file__).parents[1])
     parent = subprocess.Popen([sys.executable, "-c", parent_code, package, *sys.path])
@@ -364,7 +365,7 @@ def test_a_file_that_is_no_report_is_never_appended_to(copies, good_video, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"timeout": 0}, "timeout is 0, but has to be above 0"),
+        ({"item_timeout": 0}, "item_timeout is 0, but has to be above 0"),
         ({"processes": 0}, "processes is 0"),
         ({"backend": "decorb"}, "'decorb' cannot be used"),
     ],

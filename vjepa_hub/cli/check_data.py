@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
-from .options import Backend, Manifests, existing, output_folder
+from .options import Backend, ItemTimeout, Manifests, existing, output_folder
 
 if TYPE_CHECKING:
     from ..data.checking import CheckSummary
@@ -32,9 +32,7 @@ def check_data(
     output_dir: Annotated[
         Path, typer.Option(help="Folder for the report and the lists.", callback=output_folder)
     ] = Path("checked"),
-    timeout: Annotated[
-        float, typer.Option(help="Seconds without a new frame after which the decoder counts as hanging.")
-    ] = 60.0,
+    item_timeout: ItemTimeout = 120.0,
     processes: Annotated[
         int | None, typer.Option(help="Files to decode at the same time. Default: one for each processor.")
     ] = None,
@@ -67,7 +65,7 @@ def check_data(
             summary = check_videos(
                 videos,
                 output_dir / REPORT,
-                timeout=timeout,
+                item_timeout=item_timeout,
                 processes=processes,
                 backend=backend,
                 again=again,

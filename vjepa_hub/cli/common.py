@@ -84,7 +84,16 @@ def compute_dtype(name: str, device: str | None) -> str:
     return "bfloat16" if is_gpu and torch.cuda.is_bf16_supported() else "float32"
 
 
-def warn_of_unreadable(number: int) -> None:
-    """Say on stderr how many videos of an evaluation were not read."""
-    if number:
-        typer.echo(f"{number} videos could not be read: they count as wrong, and are named above", err=True)
+def exit_for_unreadable(number: int, consequence: str = "they count as wrong, and are named above") -> None:
+    """End with exit code 1 where videos could not be read, and say so on stderr.
+
+    Args:
+        number: Of these videos.
+        consequence: What became of them, in words.
+
+    Raises:
+        typer.Exit: There are some; in the first process, since torchrun ends all as soon as one exits with 1.
+    """
+    if number and is_first_process():
+        typer.echo(f"{number} video{'s' if number > 1 else ''} could not be read: {consequence}", err=True)
+        raise typer.Exit(1)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
-from .options import Backend, ConfigFile, Device, Manifests, ModelName, existing, output_folder
+from .options import Backend, ConfigFile, Device, ItemTimeout, Manifests, ModelName, existing, output_folder
 
 if TYPE_CHECKING:
     from ..features.video_set import VideoReport
@@ -66,6 +66,7 @@ def features(
         typer.Option(help="Number format of the model. Default: as stored."),
     ] = None,
     backend: Backend = None,
+    item_timeout: ItemTimeout = 120.0,
 ) -> None:
     """Compute features of whole videos, as safetensors with timestamps, and draw them as colours.
 
@@ -102,11 +103,13 @@ def features(
             dense=dense,
             dense_dtype=dense_dtype,
             backend=backend,
+            item_timeout=item_timeout,
         )
         processes = join_processes()
         with processes.first_goes_first():
             opened = open_model(model, config=config, device=processes.choose_device(device), dtype=dtype)
     has_picture = dense if picture is None else picture
+    picture_of = partial(draw_video_picture, opened=opened, backend=backend, item_timeout=item_timeout)
     with usage_errors(SettingsError, OutputMismatchError), ProgressBar() as progress:
         reports = extract_video_set(
             videos,
@@ -114,7 +117,7 @@ def features(
             opened,
             settings,
             overwrite=overwrite,
-            after_each=partial(draw_video_picture, opened=opened, backend=backend) if has_picture else None,
+            after_each=picture_of if has_picture else None,
             progress=progress,
             processes=processes,
         )

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ..core.progress import is_first_process
-from .common import read_names, stopped_runs, usage_errors, warn_of_unreadable
-from .options import ClassNames, complete_models, existing, known_model, output_folder, set_values
+from .common import exit_for_unreadable, read_names, stopped_runs, usage_errors
+from .options import ClassNames, ItemTimeout, complete_models, existing, known_model, output_folder, set_values
 
 _LOG_ENTRIES = (
     ("loss", "loss", ".4f"),
@@ -76,6 +76,7 @@ def finetune(
         bool, typer.Option("--allow-missing-classes", help="Go on though classes have no training video.")
     ] = False,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode, beside each that trains.")] = 2,
+    item_timeout: ItemTimeout = 120.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the head, the order and the augmentation.")] = 0,
 ) -> None:
     """Tune a model to classify your own videos, with transformers' Trainer.
@@ -106,6 +107,7 @@ def finetune(
             new_head=new_head,
             allow_missing_classes=allow_missing_classes,
             num_workers=num_workers,
+            item_timeout=item_timeout,
             seed=seed,
         ).with_overrides(set_value or [])
         training_set = open_labelled(train, num_classes=num_classes, class_names=read_names(class_names))
@@ -128,6 +130,5 @@ def finetune(
         top1, top5 = 100 * measured["eval_top1"], 100 * measured["eval_top5"]
         line = f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, on {measured['eval_num_videos']:,} videos, one view"
         console.print(Text(line), soft_wrap=True)
-        if is_first_process():
-            warn_of_unreadable(measured["eval_num_unreadable"])
     console.print(Text(f"wrote {run.folder}"), soft_wrap=True)
+    exit_for_unreadable(measured["eval_num_unreadable"] if measured else 0)

@@ -153,6 +153,9 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: the accelerator, if there is one.")
 ]
 Backend = Annotated[str | None, typer.Option(help="pyav (the default), torchcodec or decord.")]
+ItemTimeout = Annotated[
+    float, typer.Option(help="Seconds without a new frame after which a video or image is given up.")
+]
 ClassNames = Annotated[
     Path | None,
     typer.Option(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .common import stopped_runs, usage_errors
+from .common import exit_for_unreadable, stopped_runs, usage_errors
 from .options import complete_models, complete_recipes, existing, known_model, known_recipe, output_folder, set_values
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ def pretrain(
         set_values("learning_rate=1e-3, model.hidden_size=256, masks=random-tube, gradient_checkpointing=true"),
     ] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, as --set max_steps=N.")] = None,
+    item_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds without a new frame after which a video is given up. Default: the recipe's, 120."),
+    ] = None,
     init: Annotated[
         str | None,
         typer.Option(
@@ -70,8 +74,10 @@ def pretrain(
     [bold]vjepa-hub pretrain tiny[/bold] needs no data: it makes video, trains for minutes on two CPU cores, and ends
     with plots. The folder gets the recipe, checkpoints, metrics.csv, the model for from_pretrained, and a report.
 
-    Ctrl-C ends a run after its step and saves it; the same command again goes on from there. On several GPUs,
-    with the same arguments: [bold]torchrun --nproc-per-node 8 -m vjepa_hub pretrain vitl16 ...[/bold], or
+    Videos that cannot be read are replaced by others and listed with their causes in quarantine.jsonl; the exit code
+    of a run that met some is 1. Ctrl-C ends a run after its step and saves it; the same command again goes on from
+    there. On several GPUs, with the same arguments:
+    [bold]torchrun --nproc-per-node 8 -m vjepa_hub pretrain vitl16 ...[/bold], or
     [bold]accelerate launch --multi_gpu --num_processes 8 -m vjepa_hub pretrain vitl16 ...[/bold].
     """
     if weight and len(weight) != len(data or []):
@@ -79,9 +85,10 @@ def pretrain(
 
     from ..pretraining.recipe import DataShare, load_recipe
 
-    steps = [] if max_steps is None else [f"max_steps={max_steps}"]
+    options = {"max_steps": max_steps, "item_timeout": item_timeout}
+    changes = [f"{name}={value}" for name, value in options.items() if value is not None]
     with usage_errors():
-        chosen = load_recipe(recipe).with_overrides([*(set_value or []), *steps])
+        chosen = load_recipe(recipe).with_overrides([*(set_value or []), *changes])
         weights: list[float | None] = [*weight] if weight else [None] * len(data or [])
         shares = [DataShare(path=path, weight=share) for path, share in zip(data or [], weights, strict=True)]
         chosen = chosen.with_inputs(data=shares or None, initial=init)
@@ -90,11 +97,13 @@ def pretrain(
         return
 
     from ..pretraining.run import prepare_run
+    from ..pretraining.run_data import QUARANTINE
 
     with usage_errors():
         run = prepare_run(chosen, output_dir=output_dir or Path("runs", chosen.name), overwrite=overwrite)
     with stopped_runs():
         run.train()
+    exit_for_unreadable(run.num_unreadable, f"other videos took their place; {run.folder / QUARANTINE} names them")
 
 
 def _show_estimate(recipe: Recipe, num_processes: int | None) -> None:

@@ -13,10 +13,11 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from ..core.progress import ProgressBar, is_first_process
-from .common import compute_dtype, read_names, usage_errors, warn_of_unreadable
+from .common import compute_dtype, exit_for_unreadable, read_names, usage_errors
 from .options import (
     ClassNames,
     Device,
+    ItemTimeout,
     complete_models,
     complete_protocols,
     existing,
@@ -133,6 +134,7 @@ def probe(
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode, beside each that trains.")] = 2,
     crop_size: Annotated[int | None, typer.Option(min=1, help="Pixels. Default: the encoder's own.")] = None,
     frames_per_clip: Annotated[int | None, typer.Option(min=1, help="Default: the encoder's own.")] = None,
+    item_timeout: ItemTimeout = 120.0,
     device: Device = None,
     eval_only: Annotated[
         bool,
@@ -145,7 +147,8 @@ def probe(
     """Train an attentive probe on a frozen encoder, and evaluate it by a protocol of the paper.
 
     All heads are trained on one pass of the encoder. The folder gets results.json, a picture of the confusion matrix,
-    accuracies by class, and the classifier for from_pretrained and pipelines. The same command again goes on where it
+    accuracies by class, and the classifier for from_pretrained and pipelines. A video that cannot be read is named and
+    counts as wrong, and the exit code is 1. The same command again goes on where it
     was stopped. On several GPUs: [bold]torchrun --nproc-per-node 8 -m vjepa_hub probe ...[/bold]
 
     Without a network or a data set of your own, [bold]examples/evaluate.py[/bold] makes labelled video and runs this.
@@ -186,14 +189,20 @@ def probe(
             device=device,
             crop_size=crop_size,
             frames_per_clip=frames_per_clip,
+            item_timeout=item_timeout,
             overwrite=overwrite,
         )
         with ProgressBar() as progress:
             if eval_only:
                 model, processor = open_classifier(encoders[0], chosen.name if encoders[0] in MODELS else None)
-                _show_metrics(evaluate_classifier(model, processor, settings, output_dir, progress), output_dir)
+                metrics = evaluate_classifier(model, processor, settings, output_dir, progress)
+                num_unreadable = metrics.num_unreadable
+                _show_metrics(metrics, output_dir)
             else:
-                _show_rows(run_probe(settings, output_dir, progress), settings, output_dir)
+                rows = run_probe(settings, output_dir, progress)
+                num_unreadable = sum(row.num_unreadable for row in rows if row.is_selected)
+                _show_rows(rows, settings, output_dir)
+    exit_for_unreadable(num_unreadable)
 
 
 def _heads(
@@ -218,7 +227,6 @@ def _show_metrics(metrics: ClassificationMetrics, output_dir: Path) -> None:
         f"mean of classes {100 * metrics.mean_class_accuracy:.2f} %, on {metrics.num_videos:,} videos"
     )
     Console().print(Text(line), soft_wrap=True)
-    warn_of_unreadable(metrics.num_unreadable)
     typer.echo(f"wrote {output_dir / 'results.json'}")
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from ..core.files import write_whole
 from ..core.progress import Progress, no_progress
+from .items import ITEM_TIMEOUT
 from .manifests import path_line, select_entries
 from .records import LocalVideo, VideoRecord, is_address
 from .video import require_backend
@@ -137,7 +138,7 @@ def check_videos(
     videos: Sequence[str | Path | VideoRecord],
     report: str | Path,
     *,
-    timeout: float = 60.0,
+    item_timeout: float = ITEM_TIMEOUT,
     processes: int | None = None,
     backend: str | None = None,
     again: bool = False,
@@ -152,7 +153,8 @@ def check_videos(
         videos: Video files, and videos of data sets. One that is given twice is checked once.
         report: JSON lines, see `CheckedVideo`; made if it is not there. Results are appended, and the last one of a
             video counts. A file whose size, time of change and backend are those in the report is not checked again.
-        timeout: Seconds without a new frame after which the decoder hangs: its process is killed, and the file is bad.
+        item_timeout: Seconds without a new frame after which the decoder hangs: its process is killed, and the file is
+            bad.
         processes: Files that are decoded at the same time, one thread each. None: as many as there are processors.
         backend: The decoder, as for `open_video`.
         again: Whether to check also what the report knows.
@@ -164,7 +166,7 @@ def check_videos(
         RuntimeError: no child process can be started.
         OSError: the report cannot be read or written.
     """
-    _require_positive("timeout", timeout)
+    _require_positive("item_timeout", item_timeout)
     processes = _num_processors() if processes is None else processes
     _require_positive("processes", processes)
     require_backend(backend)
@@ -173,7 +175,7 @@ def check_videos(
     done = {} if again else {path: checked[path] for path in tasks if tasks[path].is_done_by(checked.get(path))}
     num_done_before, num_bad = len(done), 0
     progress("checking", len(done), len(tasks))
-    supervisor = _Supervisor([tasks[path] for path in tasks if path not in done], timeout, processes)
+    supervisor = _Supervisor([tasks[path] for path in tasks if path not in done], item_timeout, processes)
     with _ReportFile(Path(report)) as file:
         for video in supervisor.run():
             file.append(video)

@@ -17,6 +17,7 @@ from .clip_order import ClipRequest
 from .clip_sampling import ClipSpec
 from .crop_spec import CropSpec
 from .frame_memory import open_memory
+from .items import ITEM_TIMEOUT
 from .quarantine import NoReadableVideoError, Quarantine
 from .random_streams import Stream, draw_uniform, generator_at
 from .records import ClipSource, VideoRecord
@@ -55,6 +56,7 @@ class ClipReader:
         quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
         max_tries: Videos that are tried for one clip.
         backend: The decoder, as for `open_video`.
+        item_timeout: Seconds without a new frame after which a video is given up.
 
     Raises:
         ValueError: If `max_tries` is below 1, or if the decoder cannot be imported.
@@ -69,6 +71,7 @@ class ClipReader:
         quarantine: Quarantine | None = None,
         max_tries: int = 10,
         backend: str | None = None,
+        item_timeout: float = ITEM_TIMEOUT,
     ):
         if max_tries < 1:
             raise ValueError(
@@ -77,7 +80,7 @@ class ClipReader:
         require_backend(backend)
         self.clips, self.crop, self.seed, self.max_tries = clips, crop, seed, max_tries
         self.quarantine = Quarantine() if quarantine is None else quarantine
-        self.backend = backend
+        self.backend, self.item_timeout = backend, item_timeout
 
     def read(self, record: VideoRecord, *, position: int) -> Clip:
         """Read the clip at a position of the global order from a video.
@@ -90,7 +93,7 @@ class ClipReader:
             VideoDecodingError: the video cannot be read, or is shorter than `clip_duration` asks for at its rate.
             ValueError: `clip_duration` for frames whose rate nothing tells.
         """
-        with record.open(backend=self.backend) as reader:
+        with record.open(backend=self.backend, item_timeout=self.item_timeout) as reader:
             fps = None if self.clips.clip_duration is None else reader.average_fps
             try:
                 indices = self.sample_indices(reader.num_frames, fps=fps, position=position)
@@ -175,6 +178,7 @@ class VideoClipDataset(Dataset[Clip]):
         quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
         max_tries: Videos that are tried for one clip.
         backend: The decoder, see `open_video`.
+        item_timeout: Seconds without a new frame after which a video is given up.
         max_memory: Bytes of decoded frames that may be kept in memory. If all videos fit, each is decoded once, and
             a file that changes later is not read again; see `frame_memory`.
 
@@ -192,15 +196,22 @@ class VideoClipDataset(Dataset[Clip]):
         quarantine: Quarantine | None = None,
         max_tries: int = 10,
         backend: str | None = None,
+        item_timeout: float = ITEM_TIMEOUT,
         max_memory: int = 0,
     ):
         self.source = source
         self.reader = ClipReader(
-            clips, crop=crop, seed=seed, quarantine=quarantine, max_tries=max_tries, backend=backend
+            clips,
+            crop=crop,
+            seed=seed,
+            quarantine=quarantine,
+            max_tries=max_tries,
+            backend=backend,
+            item_timeout=item_timeout,
         )
         self.memory = None
         if max_memory > 0:
-            self.memory = open_memory(source, max_bytes=max_memory, backend=self.reader.backend)
+            self.memory = open_memory(source, max_bytes=max_memory, backend=backend, item_timeout=item_timeout)
 
     @property
     def weights(self) -> np.ndarray | None:

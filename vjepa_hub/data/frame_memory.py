@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .items import ITEM_TIMEOUT
 from .records import ClipSource, FrameReader, VideoContent, VideoRecord
 from .video import VideoDecodingError
 
@@ -90,19 +91,22 @@ class FrameMemory:
         return _KeptFrames(self._frames[number], fps)
 
 
-def open_memory(source: ClipSource, *, max_bytes: int, backend: str | None = None) -> FrameMemory | None:
+def open_memory(
+    source: ClipSource, *, max_bytes: int, backend: str | None = None, item_timeout: float = ITEM_TIMEOUT
+) -> FrameMemory | None:
     """Make a memory for a data set, if all of it fits when each video is like the first one.
 
     Args:
         source: The videos.
         max_bytes: Bytes of decoded frames that may be kept; never more than half of the machine's memory.
         backend: The decoder, see `open_video`.
+        item_timeout: Seconds without a new frame after which the first video is given up.
 
     Returns:
         The memory, still empty; None where the videos do not fit, or where the first one cannot be read.
     """
     try:
-        with source.record(0).open(backend=backend) as reader:
+        with source.record(0).open(backend=backend, item_timeout=item_timeout) as reader:
             sizes = {"num_frames": reader.num_frames, "height": reader.height, "width": reader.width}
     except VideoDecodingError:
         return None  # reported when its turn comes

@@ -17,6 +17,7 @@ from .clip_sampling import ClipSpec
 from .crop_spec import CropSpec
 from .dataset import Clip, ClipReader
 from .hugging_face import HuggingFaceShards
+from .items import ITEM_TIMEOUT
 from .quarantine import Quarantine
 from .records import RecordShards, VideoRecord
 from .shards import SHARD_ENDINGS, TarShards, is_shard_name, shards_in
@@ -48,6 +49,7 @@ class ClipStream(IterableDataset[Clip]):
         quarantine: Where videos that cannot be read are listed. None: in the memory of each process.
         max_tries: Videos that are tried for one clip.
         backend: The decoder, see `open_video`.
+        item_timeout: Seconds without a new frame after which a video is given up.
         start_position: See the attribute.
 
     Attributes:
@@ -74,6 +76,7 @@ class ClipStream(IterableDataset[Clip]):
         quarantine: Quarantine | None = None,
         max_tries: int = 10,
         backend: str | None = None,
+        item_timeout: float = ITEM_TIMEOUT,
         start_position: int = 0,
     ):
         if batch_size < 1 or num_processes < 1 or not 0 <= rank < num_processes:
@@ -83,7 +86,13 @@ class ClipStream(IterableDataset[Clip]):
             )
         self.source, self.batch_size, self.rank, self.num_processes = source, batch_size, rank, num_processes
         self.reader = ClipReader(
-            clips, crop=crop, seed=seed, quarantine=quarantine, max_tries=max_tries, backend=backend
+            clips,
+            crop=crop,
+            seed=seed,
+            quarantine=quarantine,
+            max_tries=max_tries,
+            backend=backend,
+            item_timeout=item_timeout,
         )
         self.start_position = start_position
 

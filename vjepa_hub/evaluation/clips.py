@@ -32,6 +32,7 @@ from torchvision.transforms import functional as image_transforms
 from ..core.settings import Settings
 from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, draw_crop
 from ..data.clip_order import ClipRequest
+from ..data.items import read_item
 from ..data.random_streams import Stream, draw_uniform, generator_at
 from ..data.video import VideoDecodingError
 from ..heads.clips import evaluation_pixels, read_segments
@@ -115,10 +116,11 @@ class _LabelledClips(Dataset[LabelledClip]):
         """(T, H, W, 3) uint8 frames of each clip of a video."""
         source = cast(VideoSource, self.labelled.source)
         record = source.record(int(self.labelled.indices[index]))
-        return read_segments(record, self.clip_spec, generator=generator)
+        return read_segments(record, self.clip_spec, generator=generator, item_timeout=self.labelled.item_timeout)
 
     def _image(self, index: int) -> Image.Image:
-        return cast(ImageSource, self.labelled.source).read(int(self.labelled.indices[index]))
+        source, place = cast(ImageSource, self.labelled.source), int(self.labelled.indices[index])
+        return read_item(source.name(place), lambda: source.read(place), timeout=self.labelled.item_timeout)
 
     def _as_clip(self, image: torch.Tensor) -> torch.Tensor:
         """(1, 1, C, H, W) of an image (C, H, W): one frame, which a video encoder repeats to a clip by itself."""

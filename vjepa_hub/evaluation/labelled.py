@@ -12,19 +12,20 @@ import hashlib
 import io
 import json
 import os
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..core.run_files import DataFacts, without_credentials
 from ..data.hugging_face import LABEL_COLUMNS as VIDEO_LABEL_COLUMNS
 from ..data.hugging_face import import_datasets
+from ..data.images import read_image
+from ..data.items import ITEM_TIMEOUT
 from ..data.manifests import (
     MANIFEST_ENDINGS,
     is_video_name,
@@ -42,17 +43,6 @@ from .protocols import Media
 MAX_NAMED = 10
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
-# What Pillow raises for files that are damaged or of absurd sizes
-_IMAGE_ERRORS = (
-    OSError,
-    UnidentifiedImageError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 
 
 class MediaSource(ABC):
@@ -74,7 +64,7 @@ class MediaSource(ABC):
 def _stamp_file(path: str) -> str:
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # the last for a null character
         return ""
     return f"{found.st_size}-{found.st_mtime_ns}"
 
@@ -137,7 +127,7 @@ class ImageFiles(ImageSource):
 
     def read(self, index: int) -> Image.Image:
         """Implement `ImageSource`."""
-        return _read_image(self.paths[index], self.paths[index])
+        return read_image(self.paths[index])
 
 
 class ImageRows(ImageSource):
@@ -158,7 +148,7 @@ class ImageRows(ImageSource):
         data, path = self._content(index)
         if data is None and not path:
             raise VideoDecodingError(self.name(index), "the row holds no image", "leave the row out")
-        return _read_image(path if data is None else io.BytesIO(data), self.name(index))
+        return read_image(path if data is None else io.BytesIO(data), name=self.name(index))
 
     def stamp(self, index: int) -> str:
         """Implement `MediaSource`; of bytes a digest."""
@@ -169,14 +159,6 @@ class ImageRows(ImageSource):
         """The bytes of an image, or the path of its file."""
         value = self.dataset[int(index)][self.column] or {}
         return value.get("bytes"), value.get("path") or ""
-
-
-def _read_image(file: str | io.BytesIO, name: str) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except _IMAGE_ERRORS as error:
-        raise VideoDecodingError(name, f"not a readable image ({error})", "check the file") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,6 +173,7 @@ class LabelledSet:
         class_names: Name of each class; None where nothing says so.
         description: Where they come from, without the machine's folders.
         given: Path or address that it was opened by; empty for a data set that was open.
+        item_timeout: Seconds without a new frame after which an item is given up.
     """
 
     source: MediaSource
@@ -200,6 +183,7 @@ class LabelledSet:
     class_names: tuple[str, ...] | None = None
     description: str = ""
     given: str = ""
+    item_timeout: float = ITEM_TIMEOUT
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -216,14 +200,11 @@ class LabelledSet:
             positions: Places in this set, from 0.
             description: What they are, behind the description of this set.
         """
-        return LabelledSet(
-            source=self.source,
+        return replace(
+            self,
             indices=self.indices[positions],
             labels=self.labels[positions],
-            num_classes=self.num_classes,
-            class_names=self.class_names,
             description=f"{self.description}, {description}",
-            given=self.given,
         )
 
     def facts(self, role: str, **more: Any) -> DataFacts:
@@ -253,6 +234,7 @@ def open_labelled(
     media: Media = "video",
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    item_timeout: float = ITEM_TIMEOUT,
 ) -> LabelledSet:
     """Open videos or images with a class each.
 
@@ -263,6 +245,7 @@ def open_labelled(
             largest label asks for.
         class_names: Name of each class; None: what the data says. Where the data names classes too, those of the same
             name belong together; if no name is the same and there are equally many, they are told by their order.
+        item_timeout: Seconds without a new frame after which an item is given up.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -293,6 +276,7 @@ def open_labelled(
         class_names=names,
         description=description,
         given=os.fspath(spec) if isinstance(spec, str | os.PathLike) else "",
+        item_timeout=item_timeout,
     )
 
 

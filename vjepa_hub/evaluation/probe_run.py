@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from pydantic_core import to_json
 from safetensors.torch import save
 
@@ -44,6 +44,7 @@ from ..core.run_files import (
     read_run,
 )
 from ..core.settings import Settings, Share
+from ..data.items import ITEM_TIMEOUT
 from ..heads.metrics import ClassificationMetrics, compute_metrics
 from ..heads.pooling import AttentiveHead, HeadSettings, attach_head
 from ..heads.prediction import Predictions, predict
@@ -98,6 +99,7 @@ class ProbeSettings(Settings):
         device: Where; None: the accelerator, if there is one.
         crop_size: Of the encoder's input; None: its own.
         frames_per_clip: Of the encoder's input; None: its own.
+        item_timeout: Seconds without a new frame after which a video or image is given up, and counts as wrong.
         overwrite: Delete jobs that were run with other settings, instead of refusing.
 
     Raises:
@@ -119,6 +121,7 @@ class ProbeSettings(Settings):
     device: str | None = None
     crop_size: PositiveInt | None = None
     frames_per_clip: PositiveInt | None = None
+    item_timeout: PositiveFloat = ITEM_TIMEOUT
     overwrite: bool = False
 
     @field_validator("encoders", "heads", "seeds", "label_fractions")
@@ -164,11 +167,13 @@ class Outcome:
         job: The job.
         heads: For each head its settings and the numbers of its metrics, as in `results.json`.
         selected: Place of the head that was selected.
+        num_unreadable: Videos that could not be read, of training and validation; one of each epoch counts anew.
     """
 
     job: Job
     heads: Sequence[HeadResult]
     selected: int
+    num_unreadable: int = 0
 
     @property
     def metrics(self) -> HeadMetrics:
@@ -187,6 +192,7 @@ class SummaryRow:
         is_selected: Whether it is the best of the encoder's heads at this share.
         top1: Over splits and seeds.
         top5: Over splits and seeds.
+        num_unreadable: Videos that could not be read, in all runs together.
     """
 
     encoder: str
@@ -195,6 +201,7 @@ class SummaryRow:
     is_selected: bool
     top1: SplitSummary
     top5: SplitSummary
+    num_unreadable: int = 0
 
 
 def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progress = no_progress) -> list[SummaryRow]:
@@ -248,7 +255,11 @@ def evaluate_classifier(
     """
     names = tuple(settings.class_names or ()) or chosen_names(model.config.id2label)
     validation = open_labelled(
-        settings.validation, media=settings.protocol.media, num_classes=model.num_labels, class_names=names
+        settings.validation,
+        media=settings.protocol.media,
+        num_classes=model.num_labels,
+        class_names=names,
+        item_timeout=settings.item_timeout,
     )
     device = torch.device(join_processes().choose_device(settings.device))
     encoder = VJEPAClipEncoder.of_model(
@@ -299,6 +310,7 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> list[SummaryRow]:
                     is_selected=place == int(np.argmax(means)),
                     top1=summarise([metrics.top1 for metrics in of_head]),
                     top5=summarise([metrics.top5 for metrics in of_head]),
+                    num_unreadable=sum(outcome.num_unreadable for outcome in found),
                 )
             )
     return rows
@@ -311,12 +323,10 @@ def _head_words(head: HeadResult) -> str:
 def _open_sets(settings: ProbeSettings) -> tuple[LabelledSet, LabelledSet]:
     """Both sets with the same classes, those of the training set where nothing else tells."""
     num_classes = settings.num_classes or settings.protocol.num_classes
-    media = settings.protocol.media
-    train = open_labelled(
-        settings.train, media=media, num_classes=num_classes, class_names=settings.class_names or None
-    )
+    reading: dict[str, Any] = {"media": settings.protocol.media, "item_timeout": settings.item_timeout}
+    train = open_labelled(settings.train, num_classes=num_classes, class_names=settings.class_names or None, **reading)
     validation = open_labelled(
-        settings.validation, media=media, num_classes=train.num_classes, class_names=train.class_names
+        settings.validation, num_classes=train.num_classes, class_names=train.class_names, **reading
     )
     check_training_classes(train, validation)
     return train, validation
@@ -383,7 +393,8 @@ class _EncoderEvaluation:
                 self._write(run, job, training, predictions)
         join_processes().wait()
         results = read_results(job.folder)
-        return Outcome(job=job, heads=results.heads, selected=results.selected.head)
+        num_unreadable = results.num_unreadable + results.data["training"]["num_unreadable_in_training"]
+        return Outcome(job=job, heads=results.heads, selected=results.selected.head, num_unreadable=num_unreadable)
 
     def _share_of_labels(self, job: Job, output_dir: Path) -> np.ndarray | None:
         """Places of the training videos of a job, written down; None: all of them."""

@@ -7,13 +7,19 @@ import numpy as np
 import torch
 
 from ..data.clip_sampling import ClipSpec
+from ..data.items import ITEM_TIMEOUT
 from ..data.records import VideoRecord
 from ..data.video import VideoDecodingError
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 
 
 def read_segments(
-    record: VideoRecord, clips: ClipSpec, *, generator: torch.Generator | None = None, backend: str | None = None
+    record: VideoRecord,
+    clips: ClipSpec,
+    *,
+    generator: torch.Generator | None = None,
+    backend: str | None = None,
+    item_timeout: float = ITEM_TIMEOUT,
 ) -> list[np.ndarray]:
     """Frames of the segments of a video, which may overlap where it is short.
 
@@ -22,6 +28,7 @@ def read_segments(
         clips: Frames and number of the segments.
         generator: Places each segment at random in its part of the video; None: at the part's beginning.
         backend: The decoder, as for `open_video`.
+        item_timeout: Seconds without a new frame after which the video is given up.
 
     Returns:
         uint8 `(num_frames, height, width, 3)` for each segment.
@@ -29,7 +36,7 @@ def read_segments(
     Raises:
         VideoDecodingError: It cannot be read, or is too slow for a clip of so many seconds.
     """
-    with record.open(backend=backend) as reader:
+    with record.open(backend=backend, item_timeout=item_timeout) as reader:
         fps = None if clips.clip_duration is None else reader.average_fps
         try:
             indices = clips.sample_indices(reader.num_frames, fps=fps, allow_clip_overlap=True, generator=generator)

@@ -47,7 +47,8 @@ class VJEPATrainingArguments(TrainingArguments):
         resize: Where cut-out frames are resized: in the data loading worker (rounded to uint8), on the device, or
             auto: in the worker if the device is the CPU.
         max_bad_share: The run stops when a larger share of the tried videos cannot be read.
-        batch_timeout: Seconds to wait for a batch of the workers before the run stops; 0 waits for ever.
+        batch_timeout: Seconds to wait for a batch of the workers before the run stops, beside those in which silent
+            videos are given up; 0 waits for ever.
         health_steps: Steps between two measurements of health; 0: none.
         health_batch_size: Clips of the fixed batch that health is measured on, at least 2; a small data set gives
             several of a video.

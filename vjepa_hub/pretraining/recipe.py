@@ -38,6 +38,7 @@ from ..core.names import nearest
 from ..core.settings import Settings, SettingsError, UnknownSettingError, read_yaml, write_yaml
 from ..data.clip_sampling import ClipSpec, FrameSampling
 from ..data.crop_spec import CropSpec
+from ..data.items import ITEM_TIMEOUT
 from ..data.masking import (
     CAUSAL,
     LONG_RANGE,
@@ -154,6 +155,7 @@ class ClipRecipe(CropSpec, FrameSampling):
         ratio: Smallest and largest width of the random crop, divided by its height.
         flip_probability: Probability of a horizontal flip.
         max_tries: Videos that are tried for a clip before the run stops.
+        item_timeout: Seconds without a new frame after which a video is given up.
         backend: pyav, torchcodec or decord; none: as for `vjepa_hub.data.video.open_video`.
         stream: Read tar files from beginning to end, again and again, rather than by number.
         max_memory_gib: GiB of decoded frames that may be kept in memory, over all processes of this machine. If all
@@ -161,6 +163,7 @@ class ClipRecipe(CropSpec, FrameSampling):
     """
 
     max_tries: PositiveInt = 10
+    item_timeout: PositiveFloat = ITEM_TIMEOUT
     backend: str | None = None
     stream: bool = False
     max_memory_gib: NonNegativeFloat = 3.0

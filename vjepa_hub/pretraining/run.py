@@ -31,6 +31,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..core.files import write_whole
 from ..core.progress import ProgressBar
 from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, without_credentials
+from ..data.quarantine import Quarantine
 from ..hub.conversion import convert_original_checkpoint
 from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
 from ..hub.registry import find_bundled
@@ -158,6 +159,11 @@ class PretrainingRun:
                 state = self.trainer.state
                 self.trainer.run_file.update(steps=state.global_step, max_steps=state.max_steps)
             self._publish()
+
+    @property
+    def num_unreadable(self) -> int:
+        """Videos of the data that the run could not read so far."""
+        return len(Quarantine(self.folder / QUARANTINE))
 
     def _go_to_end(self) -> bool:
         """Load the last checkpoint of a run that is complete; a Trainer would train a step beyond it."""

@@ -150,6 +150,7 @@ def _clip_settings(recipe: Recipe, args: VJEPATrainingArguments, folder: Path) -
         "quarantine": Quarantine(folder / QUARANTINE),
         "max_tries": recipe.clips.max_tries,
         "backend": recipe.clips.backend,
+        "item_timeout": recipe.clips.item_timeout,
     }
 
 
@@ -246,7 +247,9 @@ def read_labelled_clips(
     first = next(iter(tasks.values()))
     for place, index in enumerate(indices):
         try:
-            segments = read_segments(first.record(index), clips, backend=recipe.clips.backend)
+            segments = read_segments(
+                first.record(index), clips, backend=recipe.clips.backend, item_timeout=recipe.clips.item_timeout
+            )
         except VideoDecodingError as error:
             logger.warning("counted as unreadable by the probe: %s", error)
         else:

@@ -191,13 +191,15 @@ class VJEPATrainer(Trainer):
 
     def _loader_settings(self) -> dict[str, Any]:
         args, num_workers = self.args, self.args.dataloader_num_workers
+        silence = args.train_batch_size * getattr(getattr(self.train_dataset, "reader", None), "item_timeout", 0)
         return {
             "collate_fn": self.data_collator,
             "num_workers": num_workers,
             "pin_memory": args.dataloader_pin_memory and args.device.type == "cuda",
             "persistent_workers": args.dataloader_persistent_workers and num_workers > 0,
             "prefetch_factor": args.dataloader_prefetch_factor if num_workers > 0 else None,
-            "timeout": args.batch_timeout if num_workers > 0 else 0,
+            # A worker lives that gives up a silent video for each of its clips.
+            "timeout": args.batch_timeout and args.batch_timeout + silence if num_workers > 0 else 0,
             "generator": torch.Generator().manual_seed(args.data_draw_seed),  # leaves torch's own alone
         }
 

@@ -41,6 +41,7 @@ from ...core.invocation import command_words
 from ...core.run_files import METRICS_FILE, RUN_FILE, ModelFacts, Result, RunFile, RunRecord, read_run
 from ...core.settings import Settings, Share, parse_assignment
 from ...data.clip_sampling import ClipSpec
+from ...data.items import ITEM_TIMEOUT
 from ...heads.metrics import NUM_BEST
 from ...hub.class_names import chosen_names
 from ...hub.loading import OpenedModel, load_folder, open_model
@@ -117,6 +118,7 @@ class FineTuneSettings(MixingSettings):
         new_head: Gives a model that is a classifier already a new pooler and classifier.
         allow_missing_classes: Allows classes without a training video.
         num_workers: Processes on each device that load clips; 0: the training process does.
+        item_timeout: Seconds without a new frame after which a video is given up.
         seed: Of the head, the order, the clips and their augmentation.
 
     Raises:
@@ -148,6 +150,7 @@ class FineTuneSettings(MixingSettings):
     new_head: bool = False
     allow_missing_classes: bool = False
     num_workers: NonNegativeInt = 2
+    item_timeout: PositiveFloat = ITEM_TIMEOUT
     seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
@@ -563,6 +566,7 @@ def build_clips(
         num_segments=settings.num_segments,
         augmentation=settings.augmentation,
     )
+    labelled = replace(labelled, item_timeout=settings.item_timeout)
     if split == "training":
         return FineTuningClips(TrainingClips(labelled, protocol, clip_format, seed=settings.seed))
     return FineTuningClips(EvaluationClips(labelled, protocol, clip_format))
