@@ -117,7 +117,7 @@ def test_a_duration_counts_more_than_a_frame_step():
         ({"num_clips": -1}, "num_segments is -1"),
         ({"frames_per_clip": 2.5}, "frames_per_clip is 2.5"),
         ({"frame_step": 0}, "frame_step is 0"),
-        ({"frame_step": None}, "both None.*give frame_step"),
+        ({"frame_step": None}, "all None.*give frame_step.*clip_duration.*fps"),
         ({"clip_duration": 2.0, "fps": None}, "fps is None.*give frame_step"),
         ({"clip_duration": 2.0, "fps": 0.0}, "fps is 0.0"),
         ({"clip_duration": float("nan")}, "clip_duration is nan"),
@@ -132,11 +132,28 @@ def test_bad_values_are_named_in_the_error(changes, message):
 
 @pytest.mark.parametrize(
     ("spec", "pace"),
-    [(ClipSpec(frame_step=2), {"frame_step": 2}), (ClipSpec(clip_duration=2.5), {"clip_duration": 2.5})],
+    [
+        (ClipSpec(frame_step=2), {"frame_step": 2}),
+        (ClipSpec(clip_duration=2.5), {"clip_duration": 2.5}),
+        (ClipSpec(fps=4), {"fps": 4}),
+    ],
 )
 def test_a_processor_gets_the_numbers_of_a_clip_and_one_pace(spec, pace):
     spec = spec.with_values(frames_per_clip=8, num_segments=3)
     assert spec.processor_options == {"num_frames": 8, "num_segments": 3, **pace}
+
+
+def test_frames_per_second_give_the_step_of_each_video():
+    assert [ClipSpec(fps=4).frame_step_at(rate) for rate in (30, 29.97, 25, 24, 4, 1)] == [7, 7, 6, 6, 1, 1]
+    clips = ClipSpec(frames_per_clip=4, fps=5).sample_indices(100, fps=23.976)
+    assert clips[0].tolist() == ClipSpec(frames_per_clip=4, frame_step=4).sample_indices(100, fps=None)[0].tolist()
+
+
+def test_frames_per_second_need_the_rate_of_the_video_and_no_duration_beside_them():
+    with pytest.raises(ValueError, match=r"fps is None, but .*fps=4 needs.*frame_step"):
+        ClipSpec(fps=4).frame_step_at(None)
+    with pytest.raises(ValueError, match=r"clip_duration is 2 and fps 4.*give one"):
+        ClipSpec(fps=4, clip_duration=2)
 
 
 PLANS = [

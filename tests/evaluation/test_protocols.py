@@ -213,7 +213,7 @@ def test_values_that_are_only_possible_together_can_be_set_in_any_order():
         ("epochs=3", "no 'epochs'; the nearest is 'num_epochs'"),
         ("sources=1", "no 'sources'"),
         ("num_views=2", "num_views is '2', but must be 1 or 3"),
-        ("frame_step=none", "frame_step and clip_duration are both None"),
+        ("frame_step=none", "frame_step, clip_duration and fps are all None"),
         ("media=image", "num_segments is 2 .*an image has one of each"),
         ("learning_rate=nan", "learning_rate is 'nan'"),
         ("augmentation.scale=1,0.5", "augmentation.scale .*smaller number first"),

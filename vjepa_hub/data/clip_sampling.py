@@ -24,21 +24,34 @@ class FrameSampling(Settings):
     Args:
         frame_step: Length of a clip's window in frames, divided by the frames of the clip.
         clip_duration: Length of the window in seconds, whatever the frame rate: stands for
-            `frame_step = int(clip_duration * fps / frames_per_clip)`. Where both are given, the duration counts, as in
-            the released configurations.
+            `frame_step = int(clip_duration * video_fps / frames_per_clip)`. Where both are given, the duration counts,
+            as in the released configurations.
+        fps: Frames of a clip per second, as V-JEPA 2 and 2.1 sample: stands for
+            `frame_step = max(ceil(video_fps) // fps, 1)`. It counts where a step is given too.
     """
 
     frame_step: PositiveInt | None = 4
     clip_duration: PositiveFloat | None = None
+    fps: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _require_length(self) -> "Self":
-        if self.frame_step is None and self.clip_duration is None:
+        if self.frame_step is None and not self.needs_frame_rate:
             raise ValueError(
-                "frame_step and clip_duration are both None, but one of them sets the length of a clip; "
-                "give frame_step (frames) or clip_duration (seconds)"
+                "frame_step, clip_duration and fps are all None, but one of them sets the length of a clip; "
+                "give frame_step (frames), clip_duration (seconds) or fps (frames per second)"
+            )
+        if self.clip_duration is not None and self.fps is not None:
+            raise ValueError(
+                f"clip_duration is {self.clip_duration:g} and fps {self.fps:g}, but each sets the length of a clip; "
+                "give one of them"
             )
         return self
+
+    @property
+    def needs_frame_rate(self) -> bool:
+        """Whether the length of a clip depends on the video's frames per second."""
+        return self.clip_duration is not None or self.fps is not None
 
 
 class ClipSpec(FrameSampling):
@@ -57,7 +70,7 @@ class ClipSpec(FrameSampling):
     @property
     def processor_options(self) -> dict[str, Any]:
         """The options of a `VJEPAVideoProcessor` that takes the same clips."""
-        name = "frame_step" if self.clip_duration is None else "clip_duration"
+        name = next(name for name in ("fps", "clip_duration", "frame_step") if getattr(self, name) is not None)
         options = {"num_frames": self.frames_per_clip, "num_segments": self.num_segments}
         return {**options, name: getattr(self, name)}
 
@@ -65,19 +78,23 @@ class ClipSpec(FrameSampling):
         """Frames of the window for each frame of the clip.
 
         Args:
-            fps: Frames of the video per second. Only read with `clip_duration`; None where it is not known.
+            fps: Frames of the video per second. Only read where `needs_frame_rate`; None where it is not known.
 
         Raises:
             ValueError: `fps` is needed and not positive, or the duration has fewer than `frames_per_clip` frames.
         """
-        if self.clip_duration is None:
-            assert self.frame_step is not None  # one of the two is given
+        if not self.needs_frame_rate:
+            assert self.frame_step is not None  # one of the three is given
             return self.frame_step
         if fps is None or not (math.isfinite(fps) and fps > 0):
+            name = "clip_duration" if self.fps is None else f"a clip of fps={self.fps:g}"
             raise ValueError(
-                f"fps is {fps}, but clip_duration needs the video's frames per second, a positive number; "
+                f"fps is {fps}, but {name} needs the video's frames per second, a positive number; "
                 "give frame_step instead where the video does not state them"
             )
+        if self.fps is not None:
+            return max(int(math.ceil(fps) // self.fps), 1)  # the release fails on slower videos than it asks for
+        assert self.clip_duration is not None
         frame_step = int(self.clip_duration * fps / self.frames_per_clip)
         if frame_step < 1:
             raise ValueError(

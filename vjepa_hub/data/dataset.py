@@ -91,14 +91,14 @@ class ClipReader:
 
         Raises:
             VideoDecodingError: the video cannot be read, or is shorter than `clip_duration` asks for at its rate.
-            ValueError: `clip_duration` for frames whose rate nothing tells.
+            ValueError: `clip_duration` or `fps` for frames whose rate nothing tells.
         """
         with record.open(backend=self.backend, item_timeout=self.item_timeout) as reader:
-            fps = None if self.clips.clip_duration is None else reader.average_fps
+            fps = reader.average_fps if self.clips.needs_frame_rate else None
             try:
                 indices = self.sample_indices(reader.num_frames, fps=fps, position=position)
             except ValueError as error:
-                if self.clips.clip_duration is None or fps is None:
+                if fps is None:
                     raise
                 raise VideoDecodingError(record.name, str(error), "leave the video out") from error
             crop = self.draw_crop(reader.height, reader.width, position=position)
@@ -113,7 +113,7 @@ class ClipReader:
 
         Args:
             num_video_frames: Frames of the video.
-            fps: Its frames per second; only read with `clip_duration`.
+            fps: Its frames per second; only read where `ClipSpec.needs_frame_rate`.
             position: Place of the clip in the global order.
         """
         generator = generator_at(self.seed, position, stream=Stream.CLIP)

@@ -53,6 +53,7 @@ class Protocol(FrameSampling, HeadOptimisation):
         num_classes: Classes of the data set; None: as many as the data has.
         frame_step: Frames of the video from one of the clip to the next, about; see `sample_clip_indices`.
         clip_duration: Length of a clip in seconds, in place of `frame_step`.
+        fps: Frames of a clip per second, in place of `frame_step`.
         num_segments: Clips of a video (1 for images).
         num_views: Crops of each clip along the longer side of the frame, 1 (centre) or 3.
         attends_across_segments: Whether one probe sees the tokens of all segments together; if not, each segment is
@@ -98,6 +99,7 @@ class Protocol(FrameSampling, HeadOptimisation):
             frames_per_clip=frames_per_clip,
             frame_step=self.frame_step,
             clip_duration=self.clip_duration,
+            fps=self.fps,
             num_segments=self.num_training_segments if is_training else self.num_segments,
         )
 

@@ -23,7 +23,7 @@ from .protocols import PROTOCOLS, Protocol, find_protocol
 from .tokens import EncodedClips, EncodingSettings
 
 # What says how a video is seen; the rest of a protocol is about training
-_VIEWING = ("media", "frame_step", "clip_duration", "num_segments", "num_views", "attends_across_segments")
+_VIEWING = ("media", "frame_step", "clip_duration", "fps", "num_segments", "num_views", "attends_across_segments")
 
 
 def check_stated_accuracy(
@@ -88,8 +88,9 @@ def find_stated_protocol(folder: str | Path) -> Protocol:
         return find_protocol(name).with_values(**{key: stated[key] for key in _VIEWING if key in stated})
     processor = VJEPAVideoProcessor.from_pretrained(run.model)
     return find_protocol("plain").with_values(
-        frame_step=None if processor.clip_duration else processor.frame_step or DEFAULT_FRAME_STEP,
+        frame_step=processor.frame_step or DEFAULT_FRAME_STEP,
         clip_duration=processor.clip_duration,
+        fps=processor.fps,
         num_segments=processor.num_segments or 1,
         num_views=1,
     )

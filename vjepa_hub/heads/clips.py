@@ -37,7 +37,7 @@ def read_segments(
         VideoDecodingError: It cannot be read, or is too slow for a clip of so many seconds.
     """
     with record.open(backend=backend, item_timeout=item_timeout) as reader:
-        fps = None if clips.clip_duration is None else reader.average_fps
+        fps = reader.average_fps if clips.needs_frame_rate else None
         try:
             indices = clips.sample_indices(reader.num_frames, fps=fps, allow_clip_overlap=True, generator=generator)
         except ValueError as error:

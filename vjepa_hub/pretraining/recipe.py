@@ -151,6 +151,7 @@ class ClipRecipe(CropSpec, FrameSampling):
     Args:
         frame_step: Video frames from one frame of a clip to the next.
         clip_duration: Seconds that a clip spans, whatever the frame rate; in place of `frame_step`.
+        fps: Frames of a clip per second, whatever the frame rate; in place of `frame_step`.
         scale: Smallest and largest area of the random crop, as a part of the frame's.
         ratio: Smallest and largest width of the random crop, divided by its height.
         flip_probability: Probability of a horizontal flip.

@@ -153,7 +153,7 @@ def tasks_of(recipe: Recipe, *, num_train: int = 1000, num_test: int = 1000, num
         ValueError: The recipe makes no video, or its clips are not told by a step.
     """
     made, clips = recipe.synthetic, recipe.clips
-    if made is None or clips.clip_duration is not None or clips.frame_step is None:
+    if made is None or clips.needs_frame_rate or clips.frame_step is None:
         raise ValueError(
             f"the recipe {recipe.name} has no `synthetic` video with clips of a frame_step, which heads could be "
             "judged on; give one that has, such as tiny"

@@ -522,19 +522,13 @@ def _adapt_processor(
 ) -> VJEPAVideoProcessor:
     """Takes clips as the tuning does: as many segments, at the same pace, one view."""
     adapted: Any = copy.deepcopy(processor)
-    frame_step, clip_duration = settings.frame_step, settings.clip_duration
-    if frame_step is None and clip_duration is None:
-        if adapted.fps is not None:
-            raise ValueError(
-                f"the model's processor takes {adapted.fps} frames per second, but clips of a tuning are set by a "
-                "step or their length: give frame_step or clip_duration"
-            )
-        clip_duration = adapted.clip_duration
-        frame_step = None if clip_duration else adapted.frame_step or DEFAULT_FRAME_STEP
+    is_given = settings.frame_step is not None or settings.clip_duration is not None
+    pace: Any = settings if is_given else adapted
     clips = ClipSpec(
         frames_per_clip=frames_per_clip,
-        frame_step=frame_step,
-        clip_duration=clip_duration,
+        frame_step=pace.frame_step or DEFAULT_FRAME_STEP,
+        clip_duration=pace.clip_duration,
+        fps=None if is_given else adapted.fps,
         num_segments=settings.num_segments,
     )
     options = {**dict.fromkeys(PACES), "num_spatial_views": 1, **clips.processor_options}
@@ -563,6 +557,7 @@ def build_clips(
         description="clips of a fine-tuning",
         frame_step=processor.frame_step,
         clip_duration=processor.clip_duration,
+        fps=processor.fps,
         num_segments=settings.num_segments,
         augmentation=settings.augmentation,
     )
