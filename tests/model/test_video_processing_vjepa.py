@@ -15,7 +15,7 @@ from transformers.video_utils import VideoMetadata
 
 from tests.conftest import REFERENCE
 from vjepa_hub import VJEPAVideoProcessor
-from vjepa_hub.data.clip_sampling import sample_clip_indices
+from vjepa_hub.data.clip_sampling import ClipSpec, sample_clip_indices
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.data.video import open_video
 
@@ -53,6 +53,28 @@ def test_three_views_equal_the_release(case, frames, name, crop):
     assert pixels.shape == (6, 4, 3, crop, crop)
     for row in range(6):  # the views of one clip follow each other
         assert (pixels[row].transpose(0, 1) - case[f"{name}.{row % 3}"]).abs().max() < ONE_GREY_LEVEL
+
+
+@pytest.mark.parametrize("name", ["wide", "tall", "tall_unscaled"])
+def test_crops_of_odd_slack_equal_the_release(name):
+    case = load_file(REFERENCE / "preprocessing_odd_slack.safetensors")
+    options = {"crop_size": 32, "do_normalize": False}
+    centre = _pixels(VJEPAVideoProcessor(**options), case[f"{name}.frames"])
+    views = _pixels(VJEPAVideoProcessor(num_spatial_views=3, **options), case[f"{name}.frames"])
+    for place, pixels in zip(("centre", "view0", "view1", "view2"), (*centre, *views), strict=True):
+        expected = case[f"{name}.{place}"].transpose(0, 1).float()
+        assert (pixels * 255 - expected).abs().max() < 1.01
+        assert (pixels * 255 - expected).abs().mean() < 0.5  # a crop one pixel beside is over a grey level
+
+
+@pytest.mark.parametrize(("width", "start"), [(455, 116), (341, 58), (343, 60), (256, 16)])
+def test_centre_crop_rounds_half_a_pixel_to_even(width, start):
+    frames = np.zeros((1, 256, width, 3), dtype=np.uint8)
+    frames[..., 0], frames[..., 1] = np.arange(width) % 256, np.arange(width) // 256
+    for clip in (frames, frames.swapaxes(1, 2)):
+        pixels = _pixels(VJEPAVideoProcessor(do_rescale=False, do_normalize=False), clip)[0, 0]
+        columns = pixels[0] + 256 * pixels[1]
+        assert (columns.min(), columns.max()) == (start, start + 223)
 
 
 def _as_pil(frames: np.ndarray) -> list[Image.Image]:
@@ -156,7 +178,23 @@ def test_the_same_pixels_in_another_type_give_the_same_tensor(frames, dtype):
 def test_floats_up_to_one_without_rescaling_give_the_same_tensor(frames):
     processor = VJEPAVideoProcessor(crop_size=48)
     pixels = _pixels(processor, frames.astype(np.float32) / 255, do_rescale=False)
-    assert (pixels - _pixels(processor, frames)).abs().max() < 1e-5
+    assert (pixels - _pixels(processor, frames)).abs().max() < ONE_GREY_LEVEL
+
+
+def test_floats_between_grey_levels_are_not_rounded(frames):
+    processor = VJEPAVideoProcessor(crop_size=48)
+    clip = frames / np.float32(510)
+    halves = _pixels(processor, clip, do_normalize=False) * 510
+    assert (halves - _pixels(processor, frames, do_normalize=False) * 255).abs().max() < 1.01
+    assert (halves - halves.round()).abs().max() > 0.2
+
+
+@pytest.mark.parametrize("num_frames", [1, 4])
+def test_frames_of_the_caller_are_left_as_they_were(frames, num_frames):
+    clip = torch.from_numpy(frames[:num_frames]).permute(0, 3, 1, 2).contiguous().float() / 255
+    before = clip.clone()
+    _pixels(VJEPAVideoProcessor(do_resize=False, do_center_crop=False), clip)
+    assert torch.equal(clip, before)
 
 
 def test_unusual_memory_gives_the_same_tensor(frames):
@@ -264,13 +302,15 @@ def test_indices_are_those_of_the_data_room_for_every_length(num_frames, num_seg
         assert found.tolist() == np.concatenate(expected).tolist()
 
 
-def test_fps_is_the_nearest_whole_step():
-    steps = {}
-    for fps in (30, 15, 12.5, 7.5, 1):
-        metadata = VideoMetadata(total_num_frames=10_000, fps=29.97)
-        indices = VJEPAVideoProcessor(num_frames=2, fps=fps).sample_frames(metadata)
-        steps[fps] = (indices[-1] - indices[0] + 1) / 2
-    assert steps == {30: 1, 15: 2, 12.5: 2, 7.5: 4, 1: 30}
+@pytest.mark.parametrize(
+    ("video_fps", "fps", "step"),
+    [(29.97, 30, 1), (29.97, 15, 2), (29.97, 4, 7), (29.97, 1, 30), (25, 4, 6), (24, 5, 4), (23.976, 4, 6), (3, 4, 1)],
+)
+def test_fps_divides_the_rate_rounded_up_as_in_vjepa_2(video_fps, fps, step):
+    metadata = VideoMetadata(total_num_frames=10_000, fps=video_fps)
+    indices = VJEPAVideoProcessor(num_frames=2, fps=fps).sample_frames(metadata)
+    assert (indices[-1] - indices[0] + 1) / 2 == step
+    assert ClipSpec(fps=fps).frame_step_at(video_fps) == step
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +335,43 @@ def test_decoded_frames_are_used_as_they_are_unless_a_sampling_option_is_given(l
     stored = VJEPAVideoProcessor(num_frames=16, **PLAIN)
     assert _numbers(stored(long_clip, return_tensors="pt")).tolist() == [SPREAD_OVER_64]
     assert _numbers(stored(long_clip, do_sample_frames=False, return_tensors="pt")).shape == (1, 100)
+
+
+@pytest.mark.parametrize("stored", [{"num_frames": 16}, {"frame_step": 4}, {"num_frames": 16, "clip_duration": 2.0}])
+@pytest.mark.parametrize("options", [{}, {"num_frames": 16, "do_sample_frames": True}])  # the latter is pipeline's
+@pytest.mark.parametrize("make", [lambda f: f, torch.from_numpy, list], ids=["numpy", "torch", "list"])
+def test_as_many_frames_as_a_clip_has_are_used_as_they_are(long_clip, stored, options, make):
+    processor = VJEPAVideoProcessor(return_metadata=True, **stored, **PLAIN)
+    clip = make(long_clip[:64:4])
+    output = processor(clip, video_metadata={"frames_indices": range(0, 64, 4)}, return_tensors="pt", **options)
+    assert _numbers(output).tolist() == [list(range(0, 64, 4))]
+    assert output["video_metadata"][0].frames_indices == list(range(0, 64, 4))
+
+
+@pytest.mark.parametrize(
+    ("num_given", "expected"), [(8, [range(4), range(4, 8)]), (4, [range(4)] * 2), (1, [range(1)] * 2)]
+)
+def test_frames_of_one_segment_or_of_all_are_used_as_they_are(long_clip, num_given, expected):
+    processor = VJEPAVideoProcessor(num_frames=4, num_segments=2, **PLAIN)
+    output = processor(long_clip[:num_given], return_tensors="pt")
+    assert _numbers(output).tolist() == [[list(segment) for segment in expected]]
+
+
+def test_an_image_is_one_frame_for_a_stored_number_of_frames_too(frames):
+    for image in (frames[0], Image.fromarray(frames[0]), [Image.fromarray(frames[0])]):
+        assert _pixels(VJEPAVideoProcessor(crop_size=48, num_frames=16, frame_step=2), image).shape[1] == 1
+
+
+@pytest.mark.parametrize(("num_given", "num_different"), [(17, 4), (15, 3)])
+def test_a_clip_that_repeats_most_of_its_frames_is_warned_about(long_clip, num_given, num_different):
+    processor = VJEPAVideoProcessor(num_frames=16, **PLAIN)
+    with pytest.warns(UserWarning, match=f"16 frames.* {num_different} .* has {num_given}.*do_sample_frames=False"):
+        processor(long_clip[:num_given])
+
+
+def test_a_clip_of_mostly_different_frames_is_not_warned_about(long_clip, recwarn):
+    VJEPAVideoProcessor(num_frames=16, **PLAIN)(long_clip[:40])
+    assert not recwarn
 
 
 def test_segments_are_an_axis_and_views_are_rows():
@@ -355,8 +432,28 @@ def test_sampling_that_a_video_does_not_allow_raises(long_clip):
         VJEPAVideoProcessor()(long_clip, fps=5)
     with pytest.raises(ValueError, match=r"clip_duration of 0.1 on a video of 25 frames per second.*at least 0.64 s"):
         VJEPAVideoProcessor()(sample_clip_path(), clip_duration=0.1)
-    with pytest.raises(ValueError, match=r"fps of 100 on a video of 25"):
-        VJEPAVideoProcessor()(sample_clip_path(), fps=100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_std": [0.0, 0.2, 0.2]}, r"image_std is .0.0.*positive.*do_normalize=False"),
+        ({"image_mean": [float("nan"), 0.5, 0.5]}, "image_mean is .nan.*finite"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0.*0 to 255.*1/255.*do_rescale=False"),
+        ({"rescale_factor": 0.0}, "rescale_factor is 0.0.*positive"),
+    ],
+)
+def test_normalisation_that_cannot_be_meant_raises(frames, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        VJEPAVideoProcessor(**options)
+    with pytest.raises(ValueError, match=message):
+        VJEPAVideoProcessor()(frames, **options)
+    processor = VJEPAVideoProcessor()
+    for name, value in options.items():
+        setattr(processor, name, value)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        VJEPAVideoProcessor.from_pretrained(tmp_path)
 
 
 # metadata
@@ -488,12 +585,32 @@ def test_container_without_an_index_raises_without_pyav(write_clip, name, monkey
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 16, 17])
-def test_a_short_file_fills_its_clip(num_frames, write_clip):
+def test_a_short_file_fills_its_clip_with_a_warning(num_frames, write_clip):
     path = write_clip(f"short{num_frames}.mp4", num_frames)
-    output = VJEPAVideoProcessor(crop_size=16, return_metadata=True)(path, return_tensors="pt")
+    with pytest.warns(UserWarning, match=f"has {num_frames}: give a smaller frame_step"):
+        output = VJEPAVideoProcessor(crop_size=16, return_metadata=True)(path, return_tensors="pt")
     assert output["pixel_values_videos"].shape == (1, 16, 3, 16, 16)
     expected = sample_clip_indices(num_frames, fps=None, frame_step=4, allow_clip_overlap=True)
     assert output["video_metadata"][0].frames_indices == expected[0].tolist()
+
+
+def test_a_row_of_a_video_column_gives_the_pixels_of_its_file():
+    datasets = pytest.importorskip("datasets", reason="Video columns are of `datasets` (pip install datasets)")
+    pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError))
+    rows = datasets.Dataset.from_dict({"video": [str(sample_clip_path())]}).cast_column("video", datasets.Video())
+    processor = VJEPAVideoProcessor(crop_size=16)
+    expected = _pixels(processor, sample_clip_path())
+    for row in (rows[0]["video"], rows.cast_column("video", datasets.Video(decode=False))[0]["video"]):
+        assert torch.equal(_pixels(processor, row), expected)
+        assert torch.equal(_pixels(processor, [row]), expected)
+
+
+def test_a_decoder_that_names_no_file_raises_and_its_frames_are_taken():
+    decoders = pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError))
+    decoder = decoders.VideoDecoder(str(sample_clip_path()))
+    with pytest.raises(TypeError, match=r"VideoDecoder.*path.*decoder\[:\]"):
+        VJEPAVideoProcessor()(decoder)
+    assert _pixels(VJEPAVideoProcessor(crop_size=16), decoder[:]).shape[1] == 96
 
 
 def test_a_file_that_cannot_be_decoded_is_named(tmp_path):
