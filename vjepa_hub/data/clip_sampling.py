@@ -50,7 +50,7 @@ class FrameSampling(Settings):
 
     @property
     def needs_frame_rate(self) -> bool:
-        """Whether the length of a clip depends on the video's frames per second."""
+        """True where the length of a clip depends on the frames per second of the video."""
         return self.clip_duration is not None or self.fps is not None
 
 
