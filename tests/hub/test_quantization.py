@@ -42,6 +42,12 @@ def test_no_block_keeps_its_float_weights(small_config):
     assert max(tensor.numel() for tensor in model.encoder.layer.parameters()) <= 4 * small_config.hidden_size
 
 
+def test_quantised_model_is_not_saved(small_config, tmp_path):
+    with pytest.raises(ValueError, match=r"quantised.*float model"):
+        quantize_int8(VJEPAForVideoClassification(small_config)).save_pretrained(tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+
+
 def test_classifier_takes_segments_after_quantisation(small_config, small_clip):
     model = VJEPAForVideoClassification(small_config).eval()
     segments = small_clip[:, None].expand(-1, 2, -1, -1, -1, -1)

@@ -66,6 +66,20 @@ def test_onnx_file_gives_the_models_outputs_at_any_batch_size(small_config, tmp_
     assert config["id2label"]["1"] == "sailing"
 
 
+@pytest.mark.parametrize("model_class", [VJEPAModel, VJEPAForVideoClassification])
+def test_older_exporter_of_torch_keeps_the_batch_free(small_config, tmp_path, model_class):
+    onnxruntime = _require_onnx()
+    model, axes = _build(model_class, small_config), {"clips": {0: "batch"}, "outputs": {0: "batch"}}
+    model.config.return_dict = False
+    names = {"input_names": ["clips"], "output_names": ["outputs"], "dynamic_axes": axes}
+    torch.onnx.export(model, (_clips(2),), tmp_path / "old.onnx", dynamo=False, opset_version=17, **names)
+    session = onnxruntime.InferenceSession(tmp_path / "old.onnx")
+    for batch_size in (1, 3):
+        clips = _clips(batch_size)
+        (outputs,) = session.run(None, {"clips": clips.numpy()})
+        torch.testing.assert_close(torch.from_numpy(outputs), model(clips)[0].detach(), **ONNX_CLOSE)
+
+
 def test_large_weights_are_written_beside_the_onnx_file_and_half_precision_becomes_float32(
     small_config, tmp_path, monkeypatch
 ):

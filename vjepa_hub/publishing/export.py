@@ -57,12 +57,7 @@ class _Logits(nn.Module):
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
         tokens = self.encoder(pixel_values_videos, return_dict=True).last_hidden_state  # (B, N, D)
-        # The pooler takes len() of its tokens, which a tracer reads as a constant
-        queries = self.pooler.query_tokens.expand(tokens.shape[0], -1, -1)  # (B, 1, D)
-        queries = self.pooler.cross_attention(queries, tokens)
-        for layer in self.pooler.layer:
-            queries = layer(queries)
-        return self.classifier(queries.squeeze(1))
+        return self.classifier(self.pooler(tokens))
 
 
 def open_for_export(name: str, dataset: str | None = None) -> VJEPAPreTrainedModel:

@@ -154,6 +154,31 @@ def test_the_encoder_moves_in_the_modes_that_say_so(features, few_videos, tmp_pa
     assert not torch.equal(after.pooler.query_tokens, first.pooler.query_tokens)
 
 
+def test_the_seed_alone_decides_on_the_adapters(features, few_videos, tmp_path):
+    pytest.importorskip("peft", reason="LoRA asks for peft (pip install peft)")
+    weights = []
+    for number, (seed, generator) in enumerate([(0, 1), (0, 2), (1, 1)]):
+        torch.manual_seed(generator)
+        settings = plain_settings(mode="lora", learning_rate=1e-2, lora_dropout=0.1, seed=seed)
+        folder = finetune(features, *few_videos, tmp_path / str(number), settings, training_arguments=QUIET)
+        weights.append(VJEPAForVideoClassification.from_pretrained(folder).encoder.layer[0].attention.qkv.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("mode", ["lora", "last-k"])
+def test_reentrant_checkpointing_trains_what_plain_training_does(features, few_videos, tmp_path, mode):
+    if mode == "lora":
+        pytest.importorskip("peft", reason="LoRA asks for peft (pip install peft)")
+    settings = plain_settings(mode=mode, num_blocks=1 if mode == "last-k" else None, learning_rate=1e-2)
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    tuned = []
+    for name, arguments in (("plain", QUIET), ("reentrant", {**QUIET, **reentrant})):
+        finetune(features, *few_videos, tmp_path / name, settings, training_arguments=arguments)
+        tuned.append(VJEPAForVideoClassification.from_pretrained(tmp_path / name).state_dict())
+    torch.testing.assert_close(*tuned)
+
+
 def test_kept_adapter_is_the_merged_model_on_its_base(features, few_videos, tmp_path, clip):
     peft = pytest.importorskip("peft", reason="LoRA asks for peft (pip install peft)")
     settings = plain_settings(mode="lora", learning_rate=1e-2, keep_adapter=True)

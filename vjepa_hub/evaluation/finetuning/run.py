@@ -119,7 +119,7 @@ class FineTuneSettings(MixingSettings):
         allow_missing_classes: Allows classes without a training video.
         num_workers: Processes on each device that load clips; 0: the training process does.
         item_timeout: Seconds without a new frame after which a video is given up.
-        seed: Of the head, the order, the clips and their augmentation.
+        seed: Of the head, the adapters, the order, the clips and their augmentation.
 
     Raises:
         SettingsError: A value out of its range, a number of blocks without "last-k" or "last-k" without one, or an
@@ -588,7 +588,9 @@ def build_finetuning_trainer(
     """
     tuned: nn.Module = model
     if settings.mode == "lora":
-        tuned = add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # the Trainer sets it only when it is built
+            tuned = add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout)
     else:
         set_trainable(model, settings.mode, num_blocks=settings.num_blocks)
     return Trainer(
