@@ -649,3 +649,40 @@ def test_an_address_gives_the_pixels_of_its_file(address):
 def test_an_address_without_a_video_raises(address):
     with pytest.raises(Exception, match=r"404.*no_such_file.mp4"):  # the class is httpx's or httpx2's
         VJEPAVideoProcessor()(f"{address}/no_such_file.mp4")
+
+
+# --- Settings of a file ---
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("num_segments", 10**6, "more than 16384 frames"),
+        ("num_frames", 10**400, "positive integer"),
+        ("num_frames", "16", "positive integer"),
+        ("frame_step", 0, "positive integer"),
+        ("fps", float("nan"), "positive number"),
+        ("size", {"shortest_edge": 10**6}, "smaller or fewer frames"),
+        ("size", {"longest_edge": 16}, "shortest_edge"),
+        ("size", {"shortest_edge": "16"}, "positive integer"),
+        ("size", [16], "size"),
+        ("crop_size", {"height": 10**400, "width": 10**400}, "positive integer"),
+        ("crop_size", {"height": 16}, "width"),
+        ("crop_size", "16", "crop_size"),
+        ("image_mean", "grey", "one for each of three channels"),
+        ("image_mean", [0.5, 0.5], "one for each of three channels"),
+        ("image_std", None, "one for each of three channels"),
+        ("rescale_factor", float("inf"), "rescale_factor"),
+        ("rescale_factor", 0, "positive number"),
+        ("resample", 1, "2 (bilinear)"),
+        ("resample", 10**30, "2 (bilinear)"),
+        ("do_resize", "yes", "do_resize"),
+        ("do_normalize", 3, "do_normalize"),
+    ],
+)
+def test_settings_that_no_clip_can_be_processed_with_are_refused_when_they_are_loaded(name, value, rule):
+    settings = VJEPAVideoProcessor(crop_size=16, num_frames=4).to_dict()
+    with pytest.raises((ValueError, TypeError)) as caught:
+        VJEPAVideoProcessor.from_dict(settings | {name: value})
+    assert name in str(caught.value)
+    assert rule in str(caught.value)
