@@ -80,6 +80,35 @@ def small_config() -> VJEPAConfig:
     )
 
 
+# Fields in which V-JEPA 2 and 2.1 differ from V-JEPA, for models of two blocks
+GENERATIONS = {
+    "1": {},
+    "2": {
+        "position_embedding": "rotary_tiled",
+        "mask_token_selection": "clip_length",
+        "rescale_initial_weights": True,
+    },
+    "2.1": {
+        "position_embedding": "rotary",
+        "rotary_reference_grid": 16,
+        "pred_rotary_reference_grid": 16,
+        "image_tokenizer": True,
+        "modality_embeddings": True,
+        "feature_levels": [0, 1],
+        "pred_num_feature_levels": 2,
+        "pred_predicts_context": True,
+        "mask_token_selection": "clip_length",
+        "rescale_initial_weights": True,
+    },
+}
+
+
+@pytest.fixture(params=GENERATIONS)
+def family_config(request, small_config) -> VJEPAConfig:
+    """The small configuration in each generation of the family."""
+    return VJEPAConfig(**{**small_config.to_diff_dict(), **GENERATIONS[request.param]})
+
+
 @pytest.fixture
 def small_clip() -> torch.Tensor:
     import torch

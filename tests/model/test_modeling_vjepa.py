@@ -1,4 +1,5 @@
 import copy
+import re
 import warnings
 
 import numpy as np
@@ -10,9 +11,27 @@ from transformers import AttentionInterface
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel
 from vjepa_hub.data.masking import TokenGrid, mask_box, mask_future
-from vjepa_hub.model.modeling_vjepa import eager_attention_forward, select_tokens, sincos_positions
+from vjepa_hub.model.modeling_vjepa import (
+    eager_attention_forward,
+    nearest_target_distances,
+    select_tokens,
+    sincos_positions,
+)
 
 GRID = TokenGrid(num_frames=4, height=32, width=32, patch_size=8, tubelet_size=2)
+
+
+@pytest.fixture
+def small_config(family_config) -> VJEPAConfig:
+    """Each test of a small model runs in each generation of the family."""
+    return family_config
+
+
+with_table = pytest.mark.parametrize("family_config", ["1"], indirect=True)
+with_rotation = pytest.mark.parametrize("family_config", ["2", "2.1"], indirect=True)
+with_levels = pytest.mark.parametrize("family_config", ["2.1"], indirect=True)
+# Video alone is shown to these models
+OF_IMAGES = ("image_patch_embeddings", "modality_embeddings.image")
 
 
 @pytest.fixture
@@ -153,8 +172,9 @@ def test_loss_has_no_gradient_through_the_targets(small_pretraining, small_clip,
     small_pretraining.train()
     small_pretraining(small_clip, *small_masks).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in small_pretraining.target_encoder.parameters())
-    used = [*small_pretraining.encoder.parameters(), *small_pretraining.predictor.parameters()]
-    assert all(p.grad is not None for p in used)
+    for part in (small_pretraining.encoder, small_pretraining.predictor):
+        for name, parameter in part.named_parameters():
+            assert (parameter.grad is None) == any(image in name for image in OF_IMAGES), name
 
 
 def test_prediction_of_pretraining_model_uses_the_context_encoder(small_pretraining, small_clip, small_masks):
@@ -165,13 +185,14 @@ def test_prediction_of_pretraining_model_uses_the_context_encoder(small_pretrain
     assert not torch.equal(before, small_pretraining.predict(small_clip, *small_masks))
 
 
-def test_each_mask_kind_has_its_own_mask_token(small_pretraining, small_clip, small_masks):
+def test_mask_kinds_have_their_own_mask_tokens_in_v_jepa_alone(small_pretraining, small_clip, small_masks):
     context, target = small_masks
     output = small_pretraining(small_clip, [context, context], [target, target])
-    for index in range(2):
-        expected = small_pretraining.predict(small_clip, context, target, mask_index=index)
-        torch.testing.assert_close(output.predictions[index], expected)
-    assert not torch.allclose(*output.predictions, atol=1e-3)
+    is_by_kind = small_pretraining.config.mask_token_selection == "mask_kind"
+    for kind in range(2):
+        expected = small_pretraining.predict(small_clip, context, target, mask_index=kind if is_by_kind else 0)
+        torch.testing.assert_close(output.predictions[kind], expected)
+    assert torch.allclose(*output.predictions, atol=1e-3) != is_by_kind
 
 
 def test_masks_made_by_hand_drive_a_prediction(small_pretraining, small_clip):
@@ -179,7 +200,98 @@ def test_masks_made_by_hand_drive_a_prediction(small_pretraining, small_clip):
         predicted = small_pretraining.predict(
             small_clip, masks.context_mask, masks.target_mask, mask_index=masks.mask_index
         )
-        assert predicted.shape == (2, masks.target_mask.shape[1], 48)
+        assert predicted.shape == (2, masks.target_mask.shape[1], small_pretraining.config.prediction_width)
+
+
+# --- Rotary positions, levels, context loss ---
+
+
+@with_rotation
+def test_rotation_is_computed_once_a_pass_and_float32(small_model, small_clip):
+    seen = []
+    for layer in small_model.encoder.layer:
+        layer.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    small_model.to(torch.bfloat16)(small_clip)
+    assert len(seen) == 2
+    assert seen[0] is seen[1]
+    assert seen[0].dtype == torch.complex64
+
+
+@with_rotation
+def test_rotation_written_with_real_numbers_is_the_same(small_model, small_clip):
+    exported = torch.export.export(small_model, (small_clip,)).module()
+    assert not any("complex" in str(node.target) for node in exported.graph.nodes)
+    features = small_model(small_clip).last_hidden_state
+    torch.testing.assert_close(exported(small_clip)["last_hidden_state"], features, atol=1e-5, rtol=1e-4)
+
+
+@with_rotation
+def test_rotary_features_in_bfloat16_stay_near_float32(small_model, small_clip):
+    features = small_model(small_clip).last_hidden_state
+    rounded = small_model.to(torch.bfloat16)(small_clip.bfloat16()).last_hidden_state.float()
+    assert torch.nn.functional.cosine_similarity(features, rounded, dim=-1).min() > 0.999
+
+
+@pytest.mark.parametrize("grid", [(3, 4, 5), (1, 4, 4), (4, 1, 6)])
+def test_distance_is_that_to_the_nearest_target(grid):
+    num_tokens, generator = grid[0] * grid[1] * grid[2], torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(num_tokens, generator=generator) for _ in range(3)])
+    context, target = order[:, 3:], order[:, :2]
+    places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), dim=-1).flatten(0, 2).float()
+    expected = torch.cdist(places[context], places[target]).amin(dim=-1)
+    torch.testing.assert_close(nearest_target_distances(context, target, grid), expected)
+    shared = nearest_target_distances(context, target[:1], grid)
+    torch.testing.assert_close(shared[:1], expected[:1])
+
+
+@with_levels
+def test_levels_are_returned_on_request_and_the_last_is_the_features(small_model, small_clip, small_masks):
+    output = small_model(small_clip, output_feature_levels=True)
+    assert len(output.feature_levels) == 2
+    assert output.feature_levels[-1] is output.last_hidden_state
+    context, target = small_masks
+    assert small_model(small_clip, context, target).feature_levels is None
+    masked = small_model(small_clip, [context], [target], output_feature_levels=True)
+    assert [level.shape for level in masked.feature_levels[0]] == [(2, 10, 48)] * 2
+
+
+@with_levels
+def test_pooler_takes_the_tokens_of_named_blocks_each_through_its_norm(small_config, small_clip):
+    torch.manual_seed(0)
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), "pooler_feature_layers": [0, 1]})
+    model = VJEPAForVideoClassification(config).eval()
+    levels = model.encoder(small_clip, feature_layers=[0, 1]).feature_levels
+    logits = model.classifier(model.pooler(torch.cat(levels, dim=1)))
+    assert torch.equal(model(small_clip).logits, logits)
+
+
+@with_levels
+def test_context_loss_has_its_weight_and_is_divided_by_the_root_of_the_distance(
+    small_pretraining, small_clip, small_masks
+):
+    plain = small_pretraining(small_clip, *small_masks, context_loss_by_distance=False)
+    error = (plain.context_predictions[0] - plain.context_targets[0]).abs().mean(dim=-1)
+    torch.testing.assert_close(plain.context_loss, error.mean())
+    weighted = small_pretraining(small_clip, *small_masks, context_loss_weight=0.25)
+    distances = nearest_target_distances(*small_masks, (2, 4, 4))
+    torch.testing.assert_close(weighted.context_loss, (error / distances.sqrt()).mean())
+    torch.testing.assert_close(weighted.loss, plain.target_loss + 0.25 * weighted.context_loss)
+
+
+@with_levels
+def test_image_and_one_tubelet_of_video_go_different_ways(small_model, small_clip):
+    image, video = small_clip[:, :1], small_clip[:, :1].repeat(1, 2, 1, 1, 1)
+    assert small_model(image).last_hidden_state.shape == small_model(video).last_hidden_state.shape
+    assert not torch.allclose(small_model(image).last_hidden_state, small_model(video).last_hidden_state, atol=0.1)
+
+
+@with_levels
+def test_distilled_form_predicts_in_its_teachers_width_and_has_no_loss(small_config, small_clip, small_masks):
+    fields = {"pred_num_feature_levels": 1, "pred_output_size": 80, "pred_rotary_reference_grid": None}
+    model = VJEPAForPreTraining(VJEPAConfig(**{**small_config.to_diff_dict(), **fields}))
+    assert model.predict(small_clip, *small_masks).shape == (2, 22, 80)
+    with pytest.raises(ValueError, match=r"pred_output_size = 80.*distill.*initial_checkpoint"):
+        model(small_clip, *small_masks)
 
 
 # --- Masks and outputs ---
@@ -212,7 +324,8 @@ def test_outputs_of_mask_lists_are_lists(small_model, small_clip, small_masks):
     context, target = small_masks
     output = small_model(small_clip, [context, context[:, :4]], [target, target[:, :5]], output_hidden_states=True)
     assert [tuple(t.shape) for t in output.last_hidden_state] == [(2, 10, 48), (2, 4, 48)]
-    assert [tuple(t.shape) for t in output.predictor_output.last_hidden_state] == [(2, 22, 48), (2, 5, 48)]
+    width = small_model.config.prediction_width
+    assert [tuple(t.shape) for t in output.predictor_output.last_hidden_state] == [(2, 22, width), (2, 5, width)]
     assert [[s.shape[1] for s in states] for states in output.hidden_states] == [[10] * 3, [4] * 3]
     assert [[s.shape[1] for s in states] for states in output.predictor_output.hidden_states] == [[32] * 3, [9] * 3]
     assert output.predictor_output.hidden_states[0][0].shape[-1] == 24
@@ -228,7 +341,7 @@ def test_prediction_and_gradients_do_not_depend_on_what_is_recorded(small_config
         model.zero_grad()
         output = model(small_clip, *small_masks, output_hidden_states=is_recording)
         output.loss.backward()
-        gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         results.append([output.loss.detach(), output.predictions[0].detach(), *gradients])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
@@ -238,7 +351,8 @@ def test_context_does_not_go_through_the_predictors_last_block(small_model, smal
     for layer in small_model.predictor.layer:
         layer.mlp.register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
     small_model(small_clip, *small_masks)
-    assert widths == [32, 22]
+    # in V-JEPA 2.1 the context is predicted too
+    assert widths == [32, 32 if small_model.config.pred_predicts_context else 22]
 
 
 def test_attentions_are_probabilities_over_the_kept_tokens(small_config, small_clip, small_masks):
@@ -267,7 +381,6 @@ def test_tuple_output_holds_the_same_tensors(small_model, small_clip, small_mask
         (torch.zeros(2, 0, dtype=torch.long), torch.tensor([[0]]), ValueError, "at least one token"),
         (torch.tensor([[3, 7]]), torch.tensor([[1, 7]]), ValueError, "token 7 of clip 0 is in context_mask and in"),
         (None, torch.tensor([[0]]), ValueError, "without context_mask"),
-        ([torch.tensor([[0]])] * 3, [torch.tensor([[1]])] * 3, ValueError, "3 mask kinds.*= 2"),
         ([torch.tensor([[0]])] * 2, torch.tensor([[1]]), ValueError, "2 mask kinds and target_mask 1"),
         ([0, 1, 2], [3, 4], TypeError, r"context_mask is a list of int.*torch\.tensor"),
         (torch.tensor([[0]]), np.array([[1]]), TypeError, "target_mask is a ndarray"),
@@ -278,6 +391,12 @@ def test_tuple_output_holds_the_same_tensors(small_model, small_clip, small_mask
 def test_masks_that_cannot_be_meant_raise(small_model, small_clip, context, target, error, message):
     with pytest.raises(error, match=message):
         small_model(small_clip, context, target)
+
+
+@with_table
+def test_more_mask_kinds_than_mask_tokens_raise(small_model, small_clip):
+    with pytest.raises(ValueError, match=r"3 mask kinds.*= 2"):
+        small_model(small_clip, [torch.tensor([[0]])] * 3, [torch.tensor([[1]])] * 3)
 
 
 def test_misspelled_keyword_raises_with_the_nearest(small_config, small_model, small_pretraining, small_clip):
@@ -326,15 +445,18 @@ def test_other_lengths_sizes_and_aspect_ratios_work(small_model, shape):
     assert small_model.get_vision_features(torch.randn(shape)).shape == (shape[0], num_tokens, 48)
 
 
-def test_prediction_at_another_size_uses_interpolated_positions(small_pretraining):
+def test_prediction_at_another_size_tells_positions_apart(small_pretraining):
     grid = TokenGrid(num_frames=8, height=48, width=32, patch_size=8, tubelet_size=2)
     masks = mask_future(grid, 4)
     clip = torch.randn(1, 8, 3, 48, 32)
     predicted = small_pretraining.predict(clip, masks.context_mask, masks.target_mask)
-    assert predicted.shape == (1, 48, 48)
-    assert not torch.allclose(predicted[:, :24], predicted[:, 24:], atol=1e-4)
+    assert predicted.shape == (1, 48, small_pretraining.config.prediction_width)
+    # rotation acts through the attention alone, which first weights leave nearly uniform
+    atol = 1e-6 if small_pretraining.config.has_rotary_positions else 1e-4
+    assert not torch.allclose(predicted[:, :24], predicted[:, 24:], atol=atol)
 
 
+@with_table
 def test_interpolated_positions_keep_raster_order_on_grids_that_are_not_square(small_model):
     positions = small_model.encoder.embeddings.position_embeddings
     table = positions((2, 8, 4)).view(2, 8, 4, 48)
@@ -392,10 +514,13 @@ def test_pixels_that_are_not_normalised_are_warned_about_once(small_model, large
         small_model(frames)
 
 
-def test_single_frame_is_a_still_clip(small_model, small_clip):
+def test_single_frame_is_a_still_clip_unless_images_have_a_tokenizer(small_model, small_clip):
     frame = small_clip[:, :1]
-    expected = small_model.get_vision_features(frame.repeat(1, 4, 1, 1, 1))
-    assert torch.equal(small_model.get_vision_features(frame), expected)
+    features = small_model.get_vision_features(frame)
+    if small_model.config.image_tokenizer:
+        assert features.shape == (2, 16, 48)
+    else:
+        assert torch.equal(features, small_model.get_vision_features(frame.repeat(1, 4, 1, 1, 1)))
 
 
 def test_any_number_of_channels(small_config):
@@ -469,11 +594,15 @@ def test_target_encoder_left_behind_is_warned_about_once(small_config, small_cli
 def test_targets_and_loss_are_float32_in_a_half_precision_model(small_pretraining, small_clip, small_masks):
     small_pretraining.to(torch.bfloat16)
     output = small_pretraining(small_clip, *small_masks)
-    features = small_pretraining.target_encoder(small_clip).last_hidden_state.float()
-    expected = torch.nn.functional.layer_norm(features, (48,))[torch.arange(2)[:, None], small_masks[1]]
+    levels = small_pretraining.target_encoder(
+        small_clip, feature_layers=small_pretraining.config.feature_levels or [1]
+    ).feature_levels
+    features = torch.cat([torch.nn.functional.layer_norm(level.float(), (48,)) for level in levels], dim=-1)
+    expected = features[torch.arange(2)[:, None], small_masks[1]]
     assert output.predictions[0].dtype == torch.bfloat16
     assert torch.equal(output.targets[0], expected)
-    assert torch.equal(output.loss, (output.predictions[0].float() - expected).abs().mean())
+    assert torch.equal(output.target_loss, (output.predictions[0].float() - expected).abs().mean())
+    assert output.loss.dtype == torch.float32
 
 
 def test_loss_is_the_mean_over_mask_kinds(small_pretraining, small_clip, small_masks):
@@ -484,7 +613,9 @@ def test_loss_is_the_mean_over_mask_kinds(small_pretraining, small_clip, small_m
     # the second kind alone would be given mask token 0, so only the first is comparable
     torch.testing.assert_close(both.predictions[0], separate[0].predictions[0])
     own = [(p - t).abs().mean() for p, t in zip(both.predictions, both.targets, strict=True)]
-    torch.testing.assert_close(both.loss, (own[0] + own[1]) / 2)
+    torch.testing.assert_close(both.target_loss, (own[0] + own[1]) / 2)
+    if both.context_loss is not None:
+        torch.testing.assert_close(both.loss, both.target_loss + 0.5 * both.context_loss)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -531,7 +662,9 @@ def test_drop_path_drops_whole_branches_while_training_only(small_config):
 
 
 def test_drop_path_grows_linearly_with_depth(small_config):
-    config = VJEPAConfig(**{**small_config.to_diff_dict(), "drop_path_rate": 0.4, "num_hidden_layers": 5})
+    levels = small_config.feature_levels and [1, 4]
+    fields = {"drop_path_rate": 0.4, "num_hidden_layers": 5, "feature_levels": levels}
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), **fields})
     model = VJEPAModel(config)
     assert [layer.drop_path.probability for layer in model.encoder.layer] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert {layer.drop_path.probability for layer in model.predictor.layer} == {0.0}
@@ -556,7 +689,7 @@ def test_return_dict_of_the_configuration_gives_tuples(small_config, small_clip,
     config = VJEPAConfig(**{**small_config.to_diff_dict(), "return_dict": False})
     model = VJEPAModel(config).eval()
     assert isinstance(model(small_clip), tuple)
-    assert model.predict(small_clip, *small_masks).shape == (2, 22, 48)
+    assert model.predict(small_clip, *small_masks).shape == (2, 22, config.prediction_width)
     assert VJEPAForPreTraining(config)(small_clip, *small_masks)[0].ndim == 0
     assert VJEPAForVideoClassification(config)(small_clip)[0].shape == (2, 3)
 
@@ -588,9 +721,11 @@ def test_segments_are_encoded_alone_and_attended_together(small_config, small_cl
 
 
 def test_every_parameter_of_the_classifier_gets_a_gradient(small_config, small_clip):
-    model = VJEPAForVideoClassification(VJEPAConfig(**{**small_config.to_diff_dict(), "num_pooler_layers": 3}))
+    levels = {"pooler_feature_layers": small_config.feature_levels, "num_pooler_layers": 3}
+    model = VJEPAForVideoClassification(VJEPAConfig(**{**small_config.to_diff_dict(), **levels}))
     model(small_clip, labels=torch.tensor([0, 2])).loss.backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert [name for name in without if not any(image in name for image in OF_IMAGES)] == []
     assert not any("predictor" in name for name, _ in model.named_parameters())
 
 
@@ -611,16 +746,26 @@ def test_initialisation_follows_the_release(small_config):
     model = VJEPAForPreTraining(config)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            assert module.weight.std().item() == pytest.approx(0.02, rel=0.08), name  # no rescaling by depth
+            block = re.search(r"layer\.(\d+)\.(attention\.proj|mlp\.fc2)", name)
+            is_rescaled = block is not None and config.rescale_initial_weights  # not in V-JEPA
+            std = 0.02 / (2 * (int(block[1]) + 1)) ** 0.5 if is_rescaled else 0.02
+            assert module.weight.std().item() == pytest.approx(std, rel=0.08), name
             assert not module.bias.any(), name
     assert not model.predictor.mask_tokens.any()
-    deep = VJEPAForVideoClassification(VJEPAConfig(**{**config.to_diff_dict(), "num_pooler_layers": 3})).pooler
-    for depth, layer in enumerate(deep.layer, start=2):
+    if config.modality_embeddings:
+        assert model.encoder.embeddings.modality_embeddings.video.std().item() == pytest.approx(1e-6, rel=0.3)
+
+
+def test_poolers_initialisation_is_rescaled_by_depth(small_config):
+    torch.manual_seed(0)
+    fields = {"hidden_size": 192, "num_pooler_layers": 3}
+    pooler = VJEPAForVideoClassification(VJEPAConfig(**{**small_config.to_diff_dict(), **fields})).pooler
+    for depth, layer in enumerate(pooler.layer, start=1):
         for output in (layer.attention.proj, layer.mlp.fc2):
             assert output.weight.std().item() == pytest.approx(0.02 / (2 * depth) ** 0.5, rel=0.05)
-    pooler = deep.cross_attention
-    assert pooler.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.05)
-    assert pooler.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    cross_attention = pooler.cross_attention
+    assert cross_attention.mlp.fc2.weight.std().item() == pytest.approx(0.02 / 4**0.5, rel=0.05)
+    assert cross_attention.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 def test_mask_tokens_start_at_random_when_asked(small_config):
@@ -696,7 +841,8 @@ def test_masks_of_one_length_never_recompile(small_pretraining, small_clip):
     draws = [(small_clip, *_draw_two_kinds(10)) for _ in range(20)]
     assert _compilations(small_pretraining, draws) == 1
     assert _compilations(encoder, [(small_clip, _draw_masks(9, 1)[0]) for _ in range(20)]) == 1
-    features = torch.randn(2, 9, 48)
+    width = 48 * small_pretraining.config.pred_num_feature_levels
+    features = torch.randn(2, 9, width)
     assert _compilations(predictor, [(features, *_draw_masks(9, 7), (2, 4, 4)) for _ in range(20)]) == 1
 
 
@@ -707,7 +853,8 @@ def test_masks_of_other_lengths_never_recompile_dynamic_shapes(small_pretraining
     lengths = range(10, 14)
     assert _compilations(small_pretraining, [(small_clip, *_draw_two_kinds(n)) for n in lengths], dynamic=True) == 1
     assert _compilations(encoder, [(small_clip, _draw_masks(n, 1)[0]) for n in lengths], dynamic=True) == 1
-    inputs = [(torch.randn(2, n, 48), *_draw_masks(n, n + 3), (2, 4, 4)) for n in lengths]
+    width = 48 * small_pretraining.config.pred_num_feature_levels
+    inputs = [(torch.randn(2, n, width), *_draw_masks(n, n + 3), (2, 4, 4)) for n in lengths]
     assert _compilations(predictor, inputs, dynamic=True) == 1
 
 

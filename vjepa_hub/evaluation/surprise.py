@@ -258,7 +258,8 @@ def _predict(model: VJEPAForPreTraining, clips: torch.Tensor, masks: MaskPair) -
     """Features that the predictor expects at the hidden tokens, `(B, M, D)` float32."""
     device = next(model.parameters()).device
     context, target = (mask[:1].to(device) for mask in (masks.context_mask, masks.target_mask))
-    return model.predict(clips.to(device), context, target, mask_index=masks.mask_index).float()
+    mask_index = model.config.mask_token_index(masks.mask_index)
+    return model.predict(clips.to(device), context, target, mask_index=mask_index).float()
 
 
 def _hidden_features(model: VJEPAForPreTraining, clips: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

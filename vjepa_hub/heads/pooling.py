@@ -127,7 +127,8 @@ def attach_head(
             f"{config.hidden_size}; take the encoder that the probe was trained on"
         )
     own = copy.deepcopy(config)
-    own.num_pooler_layers = head.config.num_pooler_layers
+    own.num_pooler_layers, own.num_pooler_heads = head.config.num_pooler_layers, head.config.num_attention_heads
+    own.pooler_mlp_ratio = head.config.pooler_mlp_ratio
     own.num_labels = cast(int, head.config.num_labels)
     if class_names is not None:
         own.id2label = dict(enumerate(class_names))

@@ -44,17 +44,24 @@ PROBE_KEYS_WITHOUT_EFFECT = tuple(f"pooler.cross_attention_block.xattn.proj.{nam
 _ENCODER_NAMES = (
     (r"^embeddings\.position_embeddings\.table$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.image_patch_embeddings\.projection\.", "patch_embed_img.proj."),
+    (r"^embeddings\.modality_embeddings\.image$", "img_mod_embed"),
+    (r"^embeddings\.modality_embeddings\.video$", "video_mod_embed"),
+    (r"^level_norms\.", "norms_block."),
     (r"^layer\.", "blocks."),
     (r"\.attention\.", ".attn."),
     (r"^layernorm\.", "norm."),
 )
 _PREDICTOR_NAMES = (
     (r"^position_embeddings\.table$", "predictor_pos_embed"),
+    (r"^modality_embeddings\.image$", "img_mod_embed"),
+    (r"^modality_embeddings\.video$", "video_mod_embed"),
     (r"^embedding\.", "predictor_embed."),
     (r"^layer\.", "predictor_blocks."),
     (r"\.attention\.", ".attn."),
     (r"^layernorm\.", "predictor_norm."),
     (r"^proj\.", "predictor_proj."),
+    (r"^context_proj\.", "predictor_proj_context."),
 )
 _CLASSIFIER_NAMES = (
     (r"^pooler\.cross_attention\.attention\.", "pooler.cross_attention_block.xattn."),
@@ -106,7 +113,9 @@ def convert_original_checkpoint(file: str | os.PathLike, config: VJEPAConfig) ->
     model = _build_empty(VJEPAForPreTraining, config)
     templates = {part: model.get_submodule(part).state_dict() for part in PRETRAINING_PARTS}
     _check_parts(Path(file), parts, templates, config)
-    return _fill(model, {part: _from_released(part, parts[part], templates[part]) for part in PRETRAINING_PARTS})
+    return _fill(
+        model, {part: _from_released(part, parts[part], templates[part], config) for part in PRETRAINING_PARTS}
+    )
 
 
 def convert_original_features(file: str | os.PathLike, config: VJEPAConfig) -> VJEPAModel:
@@ -129,7 +138,9 @@ def convert_original_features(file: str | os.PathLike, config: VJEPAConfig) -> V
     templates = {"encoder": encoder, "predictor": predictor, "target_encoder": encoder}
     _check_parts(Path(file), parts, templates, config)
     sources = {"encoder": "target_encoder", "predictor": "predictor"}
-    return _fill(model, {name: _from_released(part, parts[part], templates[part]) for name, part in sources.items()})
+    return _fill(
+        model, {name: _from_released(part, parts[part], templates[part], config) for name, part in sources.items()}
+    )
 
 
 def convert_original_probe(
@@ -157,7 +168,7 @@ def convert_original_probe(
     parts = _read_parts(Path(encoder_file), ("target_encoder",), unused=("encoder", "predictor"))
     template = _build_empty(VJEPAModel, config).encoder.state_dict()
     _check_parts(Path(encoder_file), parts, {"target_encoder": template}, config)
-    encoder = _from_released("target_encoder", parts["target_encoder"], template)
+    encoder = _from_released("target_encoder", parts["target_encoder"], template, config)
     return _attach_probe(encoder, Path(probe_file), config, id2label)
 
 
@@ -186,7 +197,7 @@ def _attach_probe(
     model = _build_empty(VJEPAForVideoClassification, _with_labels(config, classifier, id2label))
     template = _without_encoder(model)
     _check_parts(probe_file, {"classifier": classifier}, {"classifier": template}, config)
-    return _fill(model, {"encoder": encoder, "": _from_released("classifier", classifier, template)})
+    return _fill(model, {"encoder": encoder, "": _from_released("classifier", classifier, template, config)})
 
 
 def convert_file(
@@ -370,7 +381,9 @@ def _save(checkpoint: dict, file: str | Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _released_key(part: str, name: str) -> str:
+def _released_key(part: str, name: str, config: VJEPAConfig) -> str:
+    if part != "predictor" and config.feature_levels is not None:  # the last level's norm is our final norm
+        name = re.sub(r"^layernorm\.", f"level_norms.{config.num_feature_levels - 1}.", name)
     for pattern, replacement in _RELEASED_NAMES[part]:
         name = re.sub(pattern, replacement, name)
     return name
@@ -383,23 +396,22 @@ def _to_released(part: str, tensors: Tensors, config: VJEPAConfig) -> Tensors:
     """
     released: Tensors = {}
     for name, tensor in tensors.items():
-        key = _released_key(part, name)
+        key = _released_key(part, name, config)
         if key == "mask_tokens":
             released |= {f"{key}.{i}": token.clone() for i, token in enumerate(tensor.split(1))}  # (1, 1, P) each
-        elif key == "patch_embed.proj.weight":
-            kernel = (config.in_chans, config.tubelet_size, config.patch_size, config.patch_size)
-            released[key] = tensor.unflatten(1, kernel)
+        elif key in ("patch_embed.proj.weight", "patch_embed_img.proj.weight"):
+            released[key] = tensor.unflatten(1, (config.in_chans, -1, config.patch_size, config.patch_size))
         else:
             released[key] = tensor
     return released
 
 
-def _from_released(part: str, released: Tensors, template: Tensors) -> Tensors:
+def _from_released(part: str, released: Tensors, template: Tensors, config: VJEPAConfig) -> Tensors:
     """A checked part under our names, in the template's shapes; float32 copies, so that the file can be let go."""
     prefix = _common_prefix(released)
     tensors = {}
     for name, expected in template.items():
-        key = prefix + _released_key(part, name)
+        key = prefix + _released_key(part, name, config)
         if key.endswith("mask_tokens"):
             found = torch.cat([released[f"{key}.{i}"] for i in range(len(expected))])
         else:
@@ -437,7 +449,7 @@ def _check_parts(file: Path, parts: dict[str, Tensors], templates: dict[str, Ten
 def _find_problems(part: str, found: Tensors, template: Tensors, config: VJEPAConfig) -> list[str]:
     prefix = _common_prefix(found)
     expected = {prefix + key: tensor for key, tensor in _to_released(part, template, config).items()}
-    ignored = {prefix + key for key in PROBE_KEYS_WITHOUT_EFFECT} if part == "classifier" else set()
+    ignored = {prefix + key for key in _keys_without_effect(part, config)}
     problems = [f"{part}: key '{key}' is missing" for key in expected if key not in found]
     problems += [f"{part}: key '{key}' is left over" for key in found if key not in expected and key not in ignored]
     for key in (key for key in expected if key in found):
@@ -449,6 +461,12 @@ def _find_problems(part: str, found: Tensors, template: Tensors, config: VJEPACo
         elif key.endswith("pos_embed"):
             problems += [f"{part}: '{key}' {text}" for text in _find_table_problems(found[key], config)]
     return problems
+
+
+def _keys_without_effect(part: str, config: VJEPAConfig) -> tuple[str, ...]:
+    if part == "classifier":
+        return PROBE_KEYS_WITHOUT_EFFECT
+    return ("pos_embed", "predictor_pos_embed") if config.has_rotary_positions else ()
 
 
 def _find_table_problems(table: torch.Tensor, config: VJEPAConfig) -> list[str]:

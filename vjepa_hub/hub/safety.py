@@ -181,18 +181,27 @@ def count_elements(config: VJEPAConfig) -> dict[str, int]:
     """
     width, pred_width = config.hidden_size, config.pred_hidden_size
     depth, rows, columns = config.token_grid
-    num_tokens = depth * rows * columns
-    patch = config.in_chans * config.tubelet_size * config.patch_size**2
+    num_positions = 0 if config.has_rotary_positions else depth * rows * columns
+    num_modalities = 2 if config.modality_embeddings else 0
+    pixels = config.in_chans * config.patch_size**2
+    num_projected = pixels * config.tubelet_size + 1 + (pixels + 1 if config.image_tokenizer else 0)
     layer = _count_layer(config, width, config.mlp_ratio)
     pred_layer = _count_layer(config, pred_width, config.pred_mlp_ratio)
+    pooler_layer = _count_layer(config, width, config.pooler_mlp_ratio)
+    embedding = (width + 1) * pred_width
+    if config.pred_num_feature_levels > 1:
+        embedding += (config.pred_num_feature_levels * width + 1) * width
+    num_outputs = config.prediction_width * (2 if config.pred_predicts_context else 1)
     num_labels = cast(int, config.num_labels)
     return {
-        "encoder": patch * width + num_tokens * width + config.num_hidden_layers * layer + 3 * width,
-        "predictor": (2 * width + 1 + config.pred_num_mask_tokens + num_tokens + 2) * pred_width
+        "encoder": (num_projected + num_positions + num_modalities + 2 * config.num_feature_levels) * width
+        + config.num_hidden_layers * layer,
+        "predictor": embedding
+        + (config.pred_num_mask_tokens + num_positions + num_modalities + 2) * pred_width
         + config.pred_num_hidden_layers * pred_layer
-        + width,
+        + num_outputs * (pred_width + 1),
         # The cross-attention has what a layer has but for its output projection; a query, and a linear classifier
-        "head": config.num_pooler_layers * layer - width * (width + 1) + width + (width + 1) * num_labels,
+        "head": config.num_pooler_layers * pooler_layer - width * (width + 1) + width + (width + 1) * num_labels,
     }
 
 

@@ -72,6 +72,10 @@ _NOT_OF_THE_WEIGHTS = frozenset(
     (
         "weights_origin",
         "num_pooler_layers",
+        "num_pooler_heads",
+        "pooler_mlp_ratio",
+        "pooler_feature_layers",
+        "rescale_initial_weights",
         "attention_probs_dropout_prob",
         "drop_path_rate",
         "initializer_range",
