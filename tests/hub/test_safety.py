@@ -108,6 +108,16 @@ def test_half_precision_folder_passes(small_config, tmp_path):
             "in_chans": 1,
             "frames_per_clip": 6,
         },
+        {"position_embedding": "rotary_tiled", "num_pooler_layers": 4, "num_pooler_heads": 8, "mlp_ratio": 48 / 11},
+        {
+            "position_embedding": "rotary",
+            "image_tokenizer": True,
+            "modality_embeddings": True,
+            "feature_levels": [5, 11, 17, 23],
+            "pred_num_feature_levels": 4,
+            "pred_predicts_context": True,
+        },
+        {"position_embedding": "rotary", "feature_levels": [11, 23], "pred_output_size": 1664},
     ],
 )
 def test_counted_numbers_are_those_of_the_built_model(fields):
