@@ -106,7 +106,7 @@ GENERATIONS = {
 @pytest.fixture(params=GENERATIONS)
 def family_config(request, small_config) -> VJEPAConfig:
     """The small configuration in each generation of the family."""
-    return VJEPAConfig(**{**small_config.to_diff_dict(), **GENERATIONS[request.param]})
+    return type(small_config)(**{**small_config.to_diff_dict(), **GENERATIONS[request.param]})
 
 
 @pytest.fixture
