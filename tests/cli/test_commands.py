@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 import vjepa_hub
 from tests.child_process import run_python
+from tests.other_run import HOST, at_work_in
 from vjepa_hub.cli import app
+from vjepa_hub.core.folder_lock import FolderLock
 from vjepa_hub.evaluation.protocols import PROTOCOLS
 from vjepa_hub.hub.registry import MODELS
 from vjepa_hub.pretraining.recipes import recipe_names
@@ -98,6 +100,43 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(tmp_path):
         assert (code, option.lower() in output.lower(), expected in output) == (2, True, True), f"{line}: {output}"
         assert "[Errno" not in output
     assert heavy == []
+
+
+WRITING = [
+    "features --sample --output-dir",
+    "check-data FILE --output-dir",
+    "convert FILE",
+    "make-videos",
+    "pretrain tiny --output-dir",
+    "probe vjepa-vit-tiny --val FILE --train FILE --output-dir",
+    "finetune vjepa-vit-tiny --val FILE --train FILE --output-dir",
+    "localise vjepa-vit-tiny --val FILE --train FILE --videos . --output-dir",
+    "reproduce tiny --short-steps 1 --output-dir",
+]
+
+
+def test_folder_of_another_run_is_refused_with_its_holder_before_anything_heavy_is_imported(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("a.mp4 0\n")
+    busy = tmp_path / "busy"
+    lines = [[*(str(file) if word == "FILE" else word for word in line.split()), str(busy)] for line in WRITING]
+    with at_work_in(busy):
+        results, heavy = run_lines(lines)
+    for line, (code, output) in zip(WRITING, results, strict=True):
+        assert (code, HOST in output, "another output folder" in output) == (2, True, True), f"{line}: {output}"
+    assert heavy == []
+
+
+@pytest.mark.parametrize(
+    "words", ["check-data vjepa.mp4 --output-dir out", "make-videos out --num-videos 1", "convert vjepa.mp4 out"]
+)
+def test_commands_without_a_run_of_their_own_lock_their_folder_too(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vjepa.mp4").write_bytes(b"no video")
+    locked: list[str] = []
+    monkeypatch.setattr(FolderLock, "acquire", lambda lock: locked.append(lock.folder.name))
+    CliRunner().invoke(app, words.split())
+    assert locked == ["out"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from PIL import Image
 from transformers import AutoModelForVideoClassification, pipeline
 
 from tests.conftest import FEW_VIDEOS
+from tests.other_run import HOST, at_work_in
 from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
+from vjepa_hub.core.folder_lock import FolderInUseError
 from vjepa_hub.core.run_files import read_run
 from vjepa_hub.data.video import open_video
 from vjepa_hub.evaluation import probe_run
@@ -50,6 +52,11 @@ def plain_protocol(settings):
 
 def run_in(folder, output_dir, **values):
     return run_probe(settings_in(folder, **values), output_dir)
+
+
+def test_folder_of_another_run_at_work_is_left_alone(labelled_folder, tmp_path):
+    with at_work_in(tmp_path), pytest.raises(FolderInUseError, match=HOST):
+        run_in(labelled_folder, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from tests.features.test_extraction import BrokenModel, moving_gradient, open_tiny, write_video
+from tests.other_run import HOST, at_work_in
 from vjepa_hub.core.distributed import Processes
+from vjepa_hub.core.folder_lock import LOCK_FILE, FolderInUseError
 from vjepa_hub.core.run_files import RUN_FILE
 from vjepa_hub.features.extraction import ExtractionSettings, load_features
 from vjepa_hub.features.pictures import draw_video_picture
@@ -84,6 +86,11 @@ def test_outputs_mirror_the_folder_and_reports_come_in_its_order(opened, videos,
         (tmp_path / "out" / name,) for name in contents(tmp_path / "out")
     ]
     assert [report.num_clips for report in reports] == [2, 3, 4]
+
+
+def test_folder_of_another_run_at_work_is_left_alone(opened, videos, tmp_path):
+    with at_work_in(tmp_path / "out"), pytest.raises(FolderInUseError, match=HOST):
+        run(videos, tmp_path / "out", opened)
 
 
 def test_second_run_writes_nothing_and_counts_what_was_done_before(opened, videos, tmp_path):
@@ -210,8 +217,8 @@ def test_killed_run_that_starts_again_equals_an_uninterrupted_one(opened, videos
         assert child.wait() == -signal.SIGKILL
     killed, before = contents(output), times(output)
     whole = contents(tmp_path / "whole")
-    finished = [name for name in killed if ".partial/" not in name]
-    assert len(finished) == len(killed) - 1
+    finished = [name for name in killed if ".partial/" not in name and name != LOCK_FILE]
+    assert len(finished) == len(killed) - 2  # a half, and the lock of the killed process
     assert {name: killed[name] for name in finished} == {name: whole[name] for name in finished}
     assert 0 < len(finished) < len(whole)
     run(videos, output, opened, after_each=draw_pictures(opened))

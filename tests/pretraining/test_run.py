@@ -12,11 +12,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoVideoProcessor, TrainerCallback
 
+from tests.other_run import HOST, at_work_in
 from vjepa_hub import VJEPAForPreTraining
+from vjepa_hub.core.checkpoints import CheckpointError
+from vjepa_hub.core.folder_lock import FolderInUseError
 from vjepa_hub.data.sources import open_source
 from vjepa_hub.data.streaming import ClipStream
 from vjepa_hub.data.synthetic import videos as made_videos
-from vjepa_hub.pretraining import run, run_data
+from vjepa_hub.pretraining import estimate, run, run_data
 from vjepa_hub.pretraining.interruption import InterruptedRunError
 from vjepa_hub.pretraining.metrics_log import read_metrics
 from vjepa_hub.pretraining.recipe import Recipe, load_recipe
@@ -25,6 +28,7 @@ from vjepa_hub.pretraining.run import (
     clear_folder,
     describe_bfloat16,
     describe_momentum,
+    describe_time,
     prepare_run,
     pretrain,
 )
@@ -170,6 +174,18 @@ def test_a_half_life_beyond_a_third_of_the_run_is_warned_about(small_recipe, tmp
     assert any("longer than a third of the run" in warning for warning in prepared.start_warnings)
 
 
+def test_time_is_told_and_more_than_a_day_is_warned_of_with_a_remedy(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "measure_matrix_flops", lambda device, dtype: 1e9)
+    args = small_recipe.arguments(tmp_path)
+    (fact,) = describe_time(small_recipe, args, 4)
+    assert "seconds" in fact.text
+    fact, warning = describe_time(small_recipe, args, 10**9)
+    assert "days" in fact.text
+    assert warning.is_warning
+    assert "`tiny`" in warning.text
+    assert "--max-steps" in warning.text
+
+
 @pytest.mark.parametrize(("bfloat16_rate", "warnings"), [(0.5e9, 1), (2e9, 0)])
 def test_bfloat16_is_warned_about_where_it_is_slower(bfloat16_rate, warnings, small_recipe, tmp_path, monkeypatch):
     rates = {torch.bfloat16: bfloat16_rate, torch.float32: 1e9}
@@ -205,6 +221,12 @@ def test_checkpoints_without_their_recipe_are_left(small_recipe, tmp_path):
     (tmp_path / "checkpoint-2").mkdir()
     with pytest.raises(FileExistsError, match=r"no recipe.yaml: .*--overwrite"):
         clear_folder(tmp_path, small_recipe)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_of_another_run_at_work_is_left_alone(small_recipe, tmp_path, overwrite):
+    with at_work_in(tmp_path), pytest.raises(FolderInUseError, match=HOST):
+        pretrain(small_recipe, output_dir=tmp_path, overwrite=overwrite, console=Shown().console)
 
 
 def test_overwriting_removes_the_run_and_keeps_what_is_not_of_it(small_recipe, tmp_path):
@@ -245,6 +267,22 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
     rows = [row["step"] for row in read_metrics(folder / "metrics.csv") if "loss" in row]
     assert rows == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"")])
+def test_checkpoint_with_a_missing_or_damaged_part_is_refused_and_the_older_one_gone_on_with(
+    finished, tmp_path, damage
+):
+    folder = tmp_path / "out"
+    shutil.copytree(finished[0], folder)
+    recipe = load_recipe(folder / "recipe.yaml")
+    damage(folder / "checkpoint-4" / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt.*delete .*checkpoint-4.*checkpoint-2"):
+        pretrain(recipe, output_dir=folder, console=Shown().console)
+    shutil.rmtree(folder / "checkpoint-4")
+    pretrain(recipe, output_dir=folder, console=Shown().console)
+    first, second = (load_file(path / "model.safetensors") for path in (finished[0], folder))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(small_recipe, tmp_path):

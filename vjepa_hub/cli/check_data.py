@@ -48,6 +48,7 @@ def check_data(
     The folder gets report.jsonl (a line for each video), bad.jsonl (path, cause and remedy), good-NAME for each
     manifest (in its own form, with labels) and good.txt for the videos of files and folders.
     """
+    from ..core.folder_lock import FolderLock
     from ..data.checking import REPORT, check_videos, require_own_names, write_check_lists
     from ..data.manifests import MANIFEST_ENDINGS
 
@@ -61,7 +62,7 @@ def check_data(
         videos = [video.record or video.path for video in input_videos(sources, manifests, sample=False)]
         named = input_videos(sources, [], sample=False) if sources else []
         others = [video.path for video in named if video.record is None]
-        with ProgressBar() as progress:
+        with FolderLock(output_dir), ProgressBar() as progress:
             summary = check_videos(
                 videos,
                 output_dir / REPORT,
@@ -71,7 +72,7 @@ def check_data(
                 again=again,
                 progress=progress,
             )
-        written = write_check_lists(summary, output_dir, manifests=manifests, others=others)
+            written = write_check_lists(summary, output_dir, manifests=manifests, others=others)
     _show_check(summary)
     for path in [output_dir / REPORT, *written]:
         typer.echo(f"wrote {path}")

@@ -39,12 +39,13 @@ def convert(
     if model is not None and config is not None:
         raise typer.BadParameter("--model and --config were both given: one of them says what the file is")
 
+    from ..core.folder_lock import FolderLock
     from ..hub.conversion import convert_file
     from ..hub.loading import resolve_config
     from ..hub.registry import find_model
 
     console = Console(stderr=True)
-    with usage_errors(), console.status(f"converting {file}"):
+    with usage_errors(), FolderLock(output_dir), console.status(f"converting {file}"):
         id2label = None if class_names is None else dict(enumerate(read_names(class_names) or []))
         chosen = find_model(model).config() if model is not None else resolve_config(file, config)
         written = convert_file(file, output_dir, chosen, probe_file=probe, id2label=id2label)

@@ -88,6 +88,7 @@ def features(
     from functools import partial
 
     from ..core.distributed import join_processes
+    from ..core.folder_lock import FolderInUseError
     from ..core.settings import SettingsError
     from ..features.extraction import ExtractionSettings
     from ..features.pictures import draw_video_picture
@@ -110,7 +111,7 @@ def features(
             opened = open_model(model, config=config, device=processes.choose_device(device), dtype=dtype)
     has_picture = dense if picture is None else picture
     picture_of = partial(draw_video_picture, opened=opened, backend=backend, item_timeout=item_timeout)
-    with usage_errors(SettingsError, OutputMismatchError), ProgressBar() as progress:
+    with usage_errors(SettingsError, OutputMismatchError, FolderInUseError), ProgressBar() as progress:
         reports = extract_video_set(
             videos,
             output_dir,

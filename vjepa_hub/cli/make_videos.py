@@ -45,6 +45,7 @@ def make_videos(
     if kind == "shapes" and (pictures is not None or scene is not None):
         raise typer.BadParameter("--pictures and --scene are for --kind fashion-mnist; shapes are drawn")
 
+    from ..core.folder_lock import FolderLock
     from ..data.synthetic.videos import MADE_KINDS
     from ..data.synthetic.videos import make_videos as make
 
@@ -52,6 +53,6 @@ def make_videos(
     with usage_errors():
         numbers = {"num_videos": num_videos, "size": size, "num_frames": num_frames, "seed": seed}
         settings = MADE_KINDS[kind].from_tree({**numbers, "split": split, **look})
-        with ProgressBar() as progress:
+        with FolderLock(folder), ProgressBar() as progress:
             manifest = make(folder, settings, pictures=pictures, progress=progress)
     typer.echo(f"wrote {manifest}")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.progress import is_first_process
 from .common import usage_errors
 
 
@@ -46,6 +47,10 @@ def _require_folder(path: str) -> None:
         raise NotADirectoryError(f"'{folder}' is a file, but results go into a folder; name another")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"nothing can be written to '{folder}'; name another folder")
+    if is_first_process():  # it locks the folder for the others
+        from ..core.folder_lock import require_unlocked
+
+        require_unlocked(path)
 
 
 def _require_model(name: str) -> None:

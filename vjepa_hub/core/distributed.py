@@ -17,6 +17,8 @@ from typing import TypeVar, cast
 import torch
 from torch import distributed
 
+from .folder_lock import FolderLock
+
 Item = TypeVar("Item")
 # One process may have hours of work left when another is through.
 LONGEST_WAIT = timedelta(days=30)
@@ -96,6 +98,24 @@ class Processes:
         if self.count == 1 or chosen == "cpu" or ":" in chosen:
             return chosen
         return f"{chosen}:{self.local_rank % torch.accelerator.device_count()}"
+
+    @contextmanager
+    def locking(self, folder: str | os.PathLike) -> Iterator[None]:
+        """Keep other runs out of an output folder within the block: the first process holds the lock for all.
+
+        Args:
+            folder: Made if it is not there.
+
+        Raises:
+            FolderInUseError: Another run has it; in all processes.
+            WriteError: Nothing can be written there.
+        """
+        lock = FolderLock(folder)
+        self.from_first(lock.acquire)
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:

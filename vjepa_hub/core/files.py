@@ -13,15 +13,23 @@ import re
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 _NUMBERS = itertools.count()
 _TEMPORARY = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+\.partial", re.DOTALL)
 _SECONDS_OF_A_DAY = 86_400
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+_OF_ANY_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_REMEDIES = {
+    errno.EROFS: "name a folder of another file system",
+    errno.EFBIG: "raise the limit of the size of files (`ulimit -f`), or name a folder of another file system",
+    errno.EIO: "check the disk, or name a folder of another one",
+}
 
 
 class WriteError(OSError):
@@ -65,21 +73,18 @@ def written_whole(path: str | os.PathLike, *, replace: bool = True) -> Iterator[
         WriteError: The disk is full or read-only, or the folder cannot be made.
     """
     path = Path(path)
-    folder = path.with_name(f".{_shortened(path.stem)}.{_machine()}-{os.getpid()}-{next(_NUMBERS)}.partial")
+    folder = path.with_name(f".{_shortened(path.stem)}.{machine_id()}-{os.getpid()}-{next(_NUMBERS)}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent.absolute())
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        yield folder / path.name
-        companions = {part.name for part in folder.iterdir()} - {path.name}
-        for name in (*companions, path.name):  # the file itself comes last: it refers to the others
-            _set_ordinary_mode(folder / name, folder)
-            (put_in_place if replace else _link_once)(folder / name, path.with_name(name))
-    except OSError as error:
-        if _is_of_writing(error, path, folder):
-            raise _write_error(error, path) from error
-        raise
+        with writing(path, workplace=folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent.absolute())
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder / path.name
+            companions = {part.name for part in folder.iterdir()} - {path.name}
+            for name in (*companions, path.name):  # the file itself comes last: it refers to the others
+                _set_ordinary_mode(folder / name, folder)
+                (put_in_place if replace else _link_once)(folder / name, path.with_name(name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -105,25 +110,22 @@ def folder_written_whole(
     """
     temporary = workplace / folder.name
     try:
-        if is_writer:
-            shutil.rmtree(workplace, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        wait()
-        yield temporary
-        wait()
-        if is_writer:
-            for path in [*temporary.rglob("*"), temporary]:
-                if path.is_file():
-                    _set_ordinary_mode(path, temporary)
-                _flush(path)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.exists():
-                os.replace(folder, workplace / "replaced")
-            os.replace(temporary, folder)
-    except OSError as error:
-        if _is_of_writing(error, folder, workplace):
-            raise _write_error(error, folder) from error
-        raise
+        with writing(folder, workplace=workplace):
+            if is_writer:
+                shutil.rmtree(workplace, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            wait()
+            yield temporary
+            wait()
+            if is_writer:
+                for path in [*temporary.rglob("*"), temporary]:
+                    if path.is_file():
+                        _set_ordinary_mode(path, temporary)
+                    _flush(path)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                if folder.exists():
+                    os.replace(folder, workplace / "replaced")
+                os.replace(temporary, folder)
     finally:
         if is_writer:
             shutil.rmtree(workplace, ignore_errors=True)
@@ -173,16 +175,20 @@ def _shortened(stem: str) -> str:
 
 
 @functools.cache
-def _machine() -> str:
-    """This machine and its space of process numbers, since containers may share a host's name."""
+def machine_id() -> str:
+    """Identity of this machine and its space of process numbers, since containers may share a host's name."""
     space = Path("/proc/self/ns/pid")
     identity = f"{socket.gethostname()} {space.stat().st_ino if space.exists() else ''}"
     return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
 @functools.lru_cache(maxsize=1024)
-def _remove_leftovers(folder: Path) -> None:
-    """Remove from a folder what killed processes have left, once in each process that writes there."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove from a folder what killed processes have left, once in each process that writes there.
+
+    Args:
+        folder: An absolute path.
+    """
     for place in folder.glob(".*.partial"):
         name = _TEMPORARY.fullmatch(place.name)
         if name and _is_abandoned(place, name["machine"], int(name["process"])):
@@ -193,7 +199,7 @@ def _is_abandoned(place: Path, machine: str, process: int) -> bool:
     """Return whether the process of a folder has ended; of another machine's, after a day of rest."""
     import psutil
 
-    if machine == _machine() and not psutil.pid_exists(process):
+    if machine == machine_id() and not psutil.pid_exists(process):
         return True
     times = [path.stat().st_mtime for path in (place, *place.glob("*")) if path.exists()]
     return bool(times) and time.time() - max(times) > _SECONDS_OF_A_DAY
@@ -202,20 +208,74 @@ def _is_abandoned(place: Path, machine: str, process: int) -> bool:
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-def _is_of_writing(error: OSError, path: Path, folder: Path) -> bool:
-    """Return whether an error is about the place of an output, and not about something that its writer reads."""
-    if error.errno in _DISK_IS_FULL:
-        return True
-    if error.errno is None or error.filename is None:
+@contextmanager
+def writing(path: str | os.PathLike, *, workplace: Path | None = None) -> Iterator[None]:
+    """Name path, cause and remedy where a file or folder cannot be written within the block, by any library.
+
+    Errors about what its writer reads pass as they are.
+
+    Args:
+        path: What is written.
+        workplace: A folder where it lies meanwhile.
+
+    Raises:
+        WriteError: The disk is full or read-only, or the folder is not there or not to be written to.
+    """
+    path = Path(path)
+    places = {path} if workplace is None else {path, workplace}
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _number_in(error, path)
+        if isinstance(error, WriteError) or number is None:
+            raise
+        if isinstance(error, OSError) and number not in _OF_ANY_OUTPUT and not _is_about(error, places):
+            raise
+        raise _write_error(number, path) from error
+
+
+def describe_output_error(error: OSError) -> str | None:
+    """What a full or read-only disk did to an output that `writing` has not watched; None for another error."""
+    if isinstance(error, WriteError):
+        return str(error)
+    if error.errno not in _OF_ANY_OUTPUT:
+        return None
+    return str(_write_error(error.errno, Path(os.fsdecode(error.filename)) if error.filename else None))
+
+
+def _number_in(error: Exception, path: Path) -> int | None:
+    """Number of the system's error behind that of a library which writes files by itself."""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        return int(found[1])
+    if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        return None
+    try:  # torch does not tell the cause
+        with tempfile.TemporaryFile(dir=next(place for place in path.absolute().parents if place.is_dir())) as file:
+            file.write(bytes(1 << 20))
+    except OSError as cause:
+        return cause.errno
+    return errno.EIO
+
+
+def _is_about(error: OSError, places: set[Path]) -> bool:
+    """Return whether an error names one of some outputs, what lies in it, or a folder that it lies in."""
+    if error.filename is None:
         return False
-    place = Path(os.fsdecode(error.filename))
-    return place in (path, folder) or folder in place.parents or place in path.parents
+    named = Path(os.fsdecode(error.filename))
+    return any(named == place or place in named.parents or named in place.parents for place in places)
 
 
-def _write_error(error: OSError, path: Path) -> WriteError:
-    remedy = (
-        "make room there" if error.errno in _DISK_IS_FULL else "name a folder that is there and that you may write to"
-    )
-    explained = WriteError(f"{path} could not be written: {error.strerror}; {remedy}, and run again")
-    explained.errno = error.errno
+def _write_error(number: int, path: Path | None) -> WriteError:
+    remedy = _REMEDIES.get(number, "name a folder that is there and that you may write to")
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "delete files there: it has no inodes left" if _has_no_inodes(path) else "make room there"
+    cause = os.strerror(number)
+    explained = WriteError(f"{path or 'an output'} could not be written: {cause}; {remedy}, and run again")
+    explained.errno = number
     return explained
+
+
+def _has_no_inodes(path: Path | None) -> bool:
+    folder = next((place for place in (path or Path()).absolute().parents if place.is_dir()), Path("/"))
+    system = os.statvfs(folder)
+    return system.f_files > 0 and system.f_favail == 0

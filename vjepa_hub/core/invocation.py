@@ -19,6 +19,11 @@ def invoked_by(arguments: Sequence[str]) -> Iterator[None]:
         _INVOCATION.reset(token)
 
 
+def invocation() -> tuple[str, ...]:
+    """Words of the command line after `vjepa-hub`; none for a call from Python."""
+    return _INVOCATION.get()
+
+
 def command_words(
     kind: str, *names: object, assignments: Mapping[str, Any] | None = None, **options: Any
 ) -> list[str]:
@@ -30,7 +35,7 @@ def command_words(
         assignments: Settings for `--set`, by dotted key.
         options: By name; None, False and empty ones are left out, lists repeat theirs, True gives a flag.
     """
-    invoked = _INVOCATION.get()
+    invoked = invocation()
     if invoked and invoked[0] == kind:
         return list(invoked)
     words = [kind, *map(str, names)]

@@ -219,18 +219,20 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progres
 
     Raises:
         FileNotFoundError: There is no such set.
+        FolderInUseError: Another run writes into the folder.
         ValueError: A set that cannot be used, or a folder with the results of other settings.
     """
     output_dir = Path(output_dir)
     train, validation = _open_sets(settings)
     outcomes = []
-    for encoder_name in settings.encoders:
-        evaluation = _EncoderEvaluation(settings, encoder_name, train, validation, progress)
-        for job in _jobs(settings, encoder_name, output_dir):
-            outcomes.append(evaluation.run(job, output_dir))
-    rows = summarise_outcomes(outcomes)
-    if join_processes().is_first:
-        write_whole(output_dir / SUMMARY_NAME, to_json(rows, indent=1))
+    with join_processes().locking(output_dir):
+        for encoder_name in settings.encoders:
+            evaluation = _EncoderEvaluation(settings, encoder_name, train, validation, progress)
+            for job in _jobs(settings, encoder_name, output_dir):
+                outcomes.append(evaluation.run(job, output_dir))
+        rows = summarise_outcomes(outcomes)
+        if join_processes().is_first:
+            write_whole(output_dir / SUMMARY_NAME, to_json(rows, indent=1))
     return rows
 
 
@@ -251,6 +253,7 @@ def evaluate_classifier(
         progress: Called as the work goes on.
 
     Raises:
+        FolderInUseError: Another run writes into the folder.
         ValueError: The set has other classes than the model.
     """
     names = tuple(settings.class_names or ()) or chosen_names(model.config.id2label)
@@ -277,7 +280,7 @@ def evaluate_classifier(
     clips = EvaluationClips(validation, settings.protocol, clip_format_of(encoder))
     record = _record_of(settings, encoder, [validation.facts("validation")], Path(output_dir), job=None)
     run = RunFile(output_dir, record, is_writer=join_processes().is_first)
-    with run.recording():
+    with join_processes().locking(output_dir), run.recording():
         predictions = predict(
             EncodedClips(encoder, clips, settings.encoding),
             [head],

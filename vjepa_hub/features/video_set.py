@@ -131,6 +131,7 @@ def extract_video_set(
         One report for each video, in the order of `videos`, in every process.
 
     Raises:
+        FolderInUseError: another run writes into the folder.
         OutputMismatchError: an output is there that was made in another way; nothing is computed then.
         ValueError: a window shorter than a clip.
     """
@@ -144,7 +145,7 @@ def extract_video_set(
     def numbered(place: int) -> Progress:
         return lambda what, done, total: progress(f"{what} ({place + 1} of {len(tasks)})", done, total)
 
-    with RunFile(folder, record, is_writer=processes.is_first).recording() as run:
+    with processes.locking(folder), RunFile(folder, record, is_writer=processes.is_first).recording() as run:
         reports = []
         for place in _own_share(tasks, processes):
             task, outputs, error, num_clips = tasks[place], [], None, 0

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.checkpoints import require_whole_archive
 from ..core.distributed import ALONE, Processes
 from ..core.files import written_whole
 from ..core.progress import Progress, no_progress
@@ -324,6 +325,7 @@ class SideBySideTraining:
         file = folder / CHECKPOINT
         if not file.exists():
             return 0
+        require_whole_archive(file, remedy="delete it, and the heads are trained from their beginning")
         kept = torch.load(file, map_location="cpu", weights_only=True)
         if kept["settings"] != self._settings():
             raise ValueError(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 
+from ..core.checkpoints import newest_checkpoint
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining, VJEPAModel, VJEPAPreTrainedModel
 
@@ -17,17 +17,18 @@ INCOMPLETE = "_incomplete"
 
 
 def find_checkpoint(output_dir: str | Path) -> Path:
-    """The newest complete checkpoint below the output folder of a run.
+    """The newest checkpoint below the output folder of a run.
 
     Raises:
+        CheckpointError: It lacks a part.
         FileNotFoundError: There is none.
     """
-    found = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+    found = newest_checkpoint(output_dir)
     if found is None:
         raise FileNotFoundError(
             f"there is no checkpoint in '{output_dir}' to resume from; start the run without resuming"
         )
-    return Path(found)
+    return found
 
 
 def published_state(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -163,7 +163,7 @@ class Estimate:
         return [
             ("run", f"{self.total_steps:,} steps of {self.clips_per_step:,} clips, {self.total_clips:,} clips"),
             ("FLOPs of the run", _flops_text(self.total_clips * self.flops_per_clip.total)),
-            ("time of the run", _time_text(self.seconds)),
+            ("time of the run", time_text(self.seconds)),
         ]
 
     def describe_assumptions(self) -> str:
@@ -492,7 +492,8 @@ def _bytes_text(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.2f} GB"
 
 
-def _time_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """A time in the unit that suits it."""
     units = ((86400, "days"), (3600, "hours"), (60, "minutes"))
     size, unit = next((entry for entry in units if seconds >= 2 * entry[0]), (1, "seconds"))
     return f"{seconds / size:,.1f} {unit}"

@@ -15,7 +15,8 @@ What a run leaves in its folder:
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,9 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
+from ..core.checkpoints import newest_checkpoint, require_readable
+from ..core.distributed import join_processes
 from ..core.files import write_whole
 from ..core.progress import ProgressBar
 from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, without_credentials
@@ -41,7 +43,7 @@ from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .arguments import VJEPATrainingArguments
 from .checkpoints import INCOMPLETE
 from .console import PretrainingConsoleCallback
-from .estimate import measure_matrix_flops
+from .estimate import estimate_recipe, measure_matrix_flops, time_text
 from .interruption import InterruptedRunError, StopOnSignal
 from .metrics_log import MetricsCSVCallback
 from .pixel_prediction import VJEPAForPixelPrediction
@@ -84,6 +86,8 @@ _NOT_OF_THE_WEIGHTS = frozenset(
 )
 # A target encoder that forgets its beginning later than this has seen too little of the run
 LONGEST_HALF_LIFE = 1 / 3
+# A run of more is warned of at its start
+LONGEST_SECONDS = 86_400
 
 
 def pretrain(
@@ -112,8 +116,10 @@ def pretrain(
         The trainer, after the training; the published model and the report are written.
 
     Raises:
+        CheckpointError: The newest checkpoint of the folder lacks a part, or has a damaged one.
         FileExistsError: The folder has checkpoints without their recipe.
         FileNotFoundError: There is no data at a path.
+        FolderInUseError: Another run writes into the folder.
         ValueError: The run in the folder has another recipe, and is not to be overwritten; or something in the recipe
             does not fit.
         InterruptedRunError: The run was told to stop, and saved.
@@ -139,6 +145,7 @@ class PretrainingRun:
         trainer: With its model and data.
         console: Where progress is shown.
         checkpoint: What it goes on from; None: it begins.
+        lock: Of the folder, until the run ends.
         start_warnings: What is likely to go wrong, known before the first step.
     """
 
@@ -147,6 +154,7 @@ class PretrainingRun:
     trainer: VJEPATrainer
     console: Console
     checkpoint: Path | None
+    lock: ExitStack
     start_warnings: Sequence[str] = ()
 
     def train(self) -> None:
@@ -155,7 +163,7 @@ class PretrainingRun:
         Raises:
             InterruptedRunError: A signal came in; a checkpoint is saved.
         """
-        with self.trainer.run_file.recording(stopped_by=(InterruptedRunError,)):
+        with self.lock, self.trainer.run_file.recording(stopped_by=(InterruptedRunError,)):
             try:
                 if not self._go_to_end():
                     self._train()
@@ -176,6 +184,7 @@ class PretrainingRun:
         trainer, state = self.trainer, TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME))
         if state.global_step < count_steps(trainer.args, trainer.train_dataset):
             return False
+        require_readable(self.checkpoint)
         self.console.print(Text(f"the run is complete, after {state.global_step:,} steps"))
         trainer.state = state
         trainer.model.load_state_dict(type(trainer.model).from_pretrained(self.checkpoint).state_dict())
@@ -222,34 +231,35 @@ def prepare_run(
     console: Console | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> PretrainingRun:
-    """Do all of a run that comes before its first step, and show its facts. Arguments and errors as for `pretrain`."""
+    """Do all of a run that comes before its first step, show its facts, and lock its folder. As for `pretrain`."""
     console, folder = console or Console(), Path(output_dir)
     args = recipe.arguments(folder)
     args.disable_tqdm = True
     _require_one_device(args)
-    with args.main_process_first(local=False, desc="clearing the folder"):
-        if args.process_index == 0:
-            clear_folder(folder, recipe, overwrite=overwrite)
-        else:
-            console = Console(quiet=True)
-    trainer = build_trainer(recipe, args, folder, console)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    facts = describe_run(recipe, trainer)
-    for fact in facts:
-        console.print(Text(fact.text, style="bold yellow" if fact.is_warning else ""), soft_wrap=True)
-    if args.process_index == 0:  # not before: what could not be prepared is no run
-        write_whole(folder / RECIPE, _without_credentials(recipe).to_yaml())
-    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    checkpoint = None if newest is None else Path(newest)
-    return PretrainingRun(
-        recipe=recipe,
-        folder=folder,
-        trainer=trainer,
-        console=console,
-        checkpoint=checkpoint,
-        start_warnings=[fact.text for fact in facts if fact.is_warning],
-    )
+    with ExitStack() as lock:
+        lock.enter_context(join_processes().locking(folder))
+        with args.main_process_first(local=False, desc="clearing the folder"):
+            if args.process_index == 0:
+                clear_folder(folder, recipe, overwrite=overwrite)
+            else:
+                console = Console(quiet=True)
+        trainer = build_trainer(recipe, args, folder, console)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        facts = describe_run(recipe, trainer)
+        for fact in facts:
+            console.print(Text(fact.text, style="bold yellow" if fact.is_warning else ""), soft_wrap=True)
+        if args.process_index == 0:  # not before: what could not be prepared is no run
+            write_whole(folder / RECIPE, _without_credentials(recipe).to_yaml())
+        return PretrainingRun(
+            recipe=recipe,
+            folder=folder,
+            trainer=trainer,
+            console=console,
+            checkpoint=join_processes().from_first(lambda: newest_checkpoint(folder)),
+            lock=lock.pop_all(),
+            start_warnings=[fact.text for fact in facts if fact.is_warning],
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -440,7 +450,8 @@ def describe_run(recipe: Recipe, trainer: VJEPATrainer) -> list[Fact]:
         f"{total_steps:,} steps of {args.clips_per_step:,} clips ({args.train_batch_size} a batch x {args.world_size} "
         f"processes x {accumulated} accumulated), {total_steps * args.clips_per_step:,} clips in all",
     ]
-    return [*map(Fact, lines), *describe_bfloat16(args), *describe_momentum(args, total_steps)]
+    facts = [*map(Fact, lines), *describe_time(recipe, args, total_steps)]
+    return [*facts, *describe_bfloat16(args), *describe_momentum(args, total_steps)]
 
 
 def _describe_memory(dataset: Any) -> str:
@@ -451,6 +462,31 @@ def _describe_memory(dataset: Any) -> str:
 
 def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe_time(recipe: Recipe, args: VJEPATrainingArguments, total_steps: int) -> list[Fact]:
+    """Time of the run as `--estimate` reckons it, and a warning above a day.
+
+    Args:
+        recipe: The run.
+        args: The run's.
+        total_steps: Optimiser steps of the run.
+    """
+    if args.process_index != 0:
+        return []
+    found = replace(
+        estimate_recipe(recipe, num_processes=args.world_size, device=args.device), total_steps=total_steps
+    )
+    seconds = found.seconds or 0.0
+    devices = f"{found.num_processes} x {found.device}"
+    fact = Fact(f"time: about {time_text(seconds)} on {devices}, without decoding (`--estimate` has more)")
+    if seconds <= LONGEST_SECONDS:
+        return [fact]
+    text = (
+        "that is more than a day: the recipe `tiny` suits a few videos and a CPU; --max-steps shortens a run, and "
+        "Ctrl-C stops it, to be continued later"
+    )
+    return [fact, Fact(text, is_warning=True)]
 
 
 def describe_bfloat16(args: VJEPATrainingArguments) -> list[Fact]:

@@ -24,6 +24,8 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint, rotate_checkpoints
 
+from ..core.checkpoints import require_readable
+from ..core.distributed import join_processes
 from ..core.files import folder_written_whole
 from ..core.run_files import RunFile
 from ..data.augmentation import finish_clips
@@ -364,9 +366,15 @@ class VJEPATrainer(Trainer):
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; with `resume_from_checkpoint=True` from the newest complete checkpoint of the output folder."""
+        """Train; with `resume_from_checkpoint=True` from the newest checkpoint of the output folder.
+
+        Raises:
+            CheckpointError: The checkpoint lacks a part, or has a damaged one.
+        """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(find_checkpoint(self.output_dir))
+        if resume_from_checkpoint:
+            join_processes().from_first(partial(require_readable, resume_from_checkpoint))
         if resume_from_checkpoint and self._failures_file(resume_from_checkpoint).is_file():
             self._failures.load_state_dict(json.loads(self._failures_file(resume_from_checkpoint).read_text()))
         if resume_from_checkpoint and isinstance(self.train_dataset, ClipStream):

@@ -17,7 +17,9 @@ from tests.evaluation.finetuning_sets import (
     save_features_model,
     tiny_config,
 )
+from tests.other_run import HOST, at_work_in
 from vjepa_hub import VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.core.folder_lock import FolderInUseError
 from vjepa_hub.core.settings import SettingsError
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.evaluation.finetuning.run import (
@@ -26,7 +28,6 @@ from vjepa_hub.evaluation.finetuning.run import (
     build_classifier,
     build_finetuning_trainer,
     finetune,
-    newest_checkpoint,
     parse_arguments,
 )
 from vjepa_hub.evaluation.protocols import Augmentation
@@ -78,6 +79,11 @@ def test_tuning_learns_a_motion_that_a_head_on_random_features_does_not(tmp_path
     features = save_features_model(tmp_path / "features", seed=seed)
     assert _top1(features, tmp_path / "head", "head", seed) < 0.75
     assert _top1(features, tmp_path / "full", "full", seed) > 0.9
+
+
+def test_folder_of_another_run_at_work_is_left_alone(features, few_videos, tmp_path):
+    with at_work_in(tmp_path), pytest.raises(FolderInUseError, match=HOST):
+        finetune(features, *few_videos, tmp_path, plain_settings(mode="head"), training_arguments=QUIET)
 
 
 # --- what is saved ---
@@ -271,15 +277,6 @@ def test_resumed_run_equals_an_uninterrupted_one(features, few_videos, tmp_path,
     assert not torch.equal(stopped, expected.classifier.weight)
     for (name, found), tensor in zip(resumed.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, tensor, atol=1e-6, rtol=1e-4, msg=name)
-
-
-def test_an_incomplete_checkpoint_is_passed_over(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    for step in (9, 10, 11):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_resuming_a_complete_run_trains_no_step(tuned, features, few_videos):

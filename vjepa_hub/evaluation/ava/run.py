@@ -156,6 +156,7 @@ def run_localisation(
         ValueError: A file does not follow AVA's format, the folder holds a run of other settings, or nothing is left
             to train on or to evaluate.
         FileNotFoundError: The folder has none of the videos.
+        FolderInUseError: Another run writes into the output folder.
     """
     output_dir, processes, inputs = Path(output_dir), join_processes(), _Inputs(settings)
     opened = open_model(settings.model, device=processes.choose_device(settings.device))
@@ -167,7 +168,8 @@ def run_localisation(
             f"{output_dir} holds a run with other settings ({', '.join(differing)} differ); take another folder, or "
             "delete it"
         )
-    with RunFile(output_dir, record, is_writer=processes.is_first).recording() as run:
+    run_file = RunFile(output_dir, record, is_writer=processes.is_first)
+    with processes.locking(output_dir), run_file.recording() as run:
         _localise(settings, inputs, opened, run, progress)
         processes.wait()
     return LocalisationResults.read(output_dir / RESULTS_FILE, remedy="localise again")

@@ -18,7 +18,9 @@ What a run leaves in its folder:
 import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -34,8 +36,9 @@ from pydantic import (
 )
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
+from ...core.checkpoints import newest_checkpoint, require_readable
+from ...core.distributed import join_processes
 from ...core.files import write_whole
 from ...core.invocation import command_words
 from ...core.run_files import METRICS_FILE, RUN_FILE, ModelFacts, Result, RunFile, RunRecord, read_run
@@ -205,7 +208,9 @@ def finetune(
         The folder, which `AutoModelForVideoClassification` and `pipeline("video-classification")` load.
 
     Raises:
+        CheckpointError: The newest checkpoint of the folder lacks a part, or has a damaged one.
         FileExistsError: The folder has another model.
+        FolderInUseError: Another run writes into the folder.
         ValueError: The folder has a run of other settings, or sets, classes, settings or arguments do not fit; the
             message says which.
         KeyError: There is no such model.
@@ -234,13 +239,15 @@ class FineTuning:
         settings: Of the run.
         record: As `record_finetuning` gives it.
         checkpoint: Where it goes on from; None: it begins.
+        lock: Of the folder, until the run ends.
     """
 
     folder: Path
     trainer: Trainer
     settings: FineTuneSettings
     record: RunRecord
-    checkpoint: str | None
+    checkpoint: Path | None
+    lock: ExitStack
 
     def train(self) -> dict[str, Any]:
         """Train to the end and save the classifier.
@@ -250,8 +257,11 @@ class FineTuning:
         """
         trainer, folder = self.trainer, self.folder
         trainer.accelerator.wait_for_everyone()  # all have looked into the folder
-        with RunFile(folder, self.record, is_writer=trainer.is_world_process_zero()).recording() as run:
-            trainer.train(resume_from_checkpoint=self.checkpoint)
+        run_file = RunFile(folder, self.record, is_writer=trainer.is_world_process_zero())
+        with self.lock, run_file.recording() as run:
+            if self.checkpoint is not None:
+                join_processes().from_first(partial(require_readable, self.checkpoint))
+            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
             save_classifier(trainer, folder, self.settings)
             measured = next((row for row in reversed(trainer.state.log_history) if "eval_top1" in row), {})
             run.update(
@@ -289,25 +299,28 @@ def prepare_finetuning(
     training_arguments: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FineTuning:
-    """Do all of a fine-tuning that comes before its first step; no file is written. As for `finetune`."""
+    """Do all of a fine-tuning that comes before its first step, and lock its folder. As for `finetune`."""
     settings, folder = settings or FineTuneSettings(), Path(output_dir)
     train, validation = open_sets(train, validation, allow_missing_classes=settings.allow_missing_classes)
     record = record_finetuning(
         str(model_name_or_folder), train, validation, folder, settings, training_arguments or {}
     )
-    check_run_folder(folder, record)
-    args = build_arguments(settings, folder, training_arguments)
-    model, processor = build_classifier(model_name_or_folder, train, settings)
-    trainer = build_finetuning_trainer(model, processor, train, validation, settings=settings, args=args)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    return FineTuning(
-        folder=folder,
-        trainer=trainer,
-        settings=settings,
-        record=record,
-        checkpoint=newest_checkpoint(folder),
-    )
+    args = build_arguments(settings, folder, training_arguments)  # the Trainer's way to join processes comes first
+    with ExitStack() as lock:
+        lock.enter_context(join_processes().locking(folder))
+        check_run_folder(folder, record)
+        model, processor = build_classifier(model_name_or_folder, train, settings)
+        trainer = build_finetuning_trainer(model, processor, train, validation, settings=settings, args=args)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        return FineTuning(
+            folder=folder,
+            trainer=trainer,
+            settings=settings,
+            record=record,
+            checkpoint=join_processes().from_first(lambda: newest_checkpoint(folder)),
+            lock=lock.pop_all(),
+        )
 
 
 def open_sets(
@@ -365,16 +378,6 @@ def check_run_folder(folder: Path, record: RunRecord) -> None:
             f"the run in {folder} has other settings, differing in {', '.join(differing)}: go on with it with those "
             f"of {folder / RUN_FILE}, or name another folder"
         )
-
-
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint of a folder: the Trainer writes its state last, so that a kill leaves it out.
-
-    Args:
-        folder: Of the run.
-    """
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
 
 
 def record_finetuning(
