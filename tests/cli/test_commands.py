@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -137,6 +138,19 @@ def test_commands_without_a_run_of_their_own_lock_their_folder_too(words, tmp_pa
     monkeypatch.setattr(FolderLock, "acquire", lambda lock: locked.append(lock.folder.name))
     CliRunner().invoke(app, words.split())
     assert locked == ["out"]
+
+
+def test_output_that_cannot_be_written_ends_with_1_the_path_the_cause_and_a_remedy(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        result = CliRunner().invoke(app, ["make-videos", str(tmp_path / "out"), "--num-videos", "1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.exit_code == 1
+    for told in (str(tmp_path / "out"), "File too large", "ulimit"):
+        assert told in result.output
+    assert "Usage" not in result.output
 
 
 @pytest.mark.parametrize(

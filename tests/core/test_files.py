@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -10,8 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from vjepa_hub.core.files import WriteError, folder_written_whole, put_in_place, write_whole, written_whole
+from vjepa_hub.core.files import (
+    WriteError,
+    describe_output_error,
+    folder_written_whole,
+    put_in_place,
+    write_whole,
+    writing,
+    written_whole,
+)
 
 WRITES_AND_WAITS = """
 import sys, time
@@ -163,6 +174,56 @@ def test_full_disk_is_named_with_the_path_and_a_remedy(tmp_path):
         full.write(b"new")
     assert caught.value.errno == errno.ENOSPC
     assert (file.read_text(), files_below(tmp_path)) == ("old", ["results.json"])
+
+
+@pytest.fixture
+def small_files():
+    """Files of at most 64 kB, as a full disk, until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: file.write_bytes(bytes(100_000)),
+        lambda file: torch.save({"a": torch.zeros(100_000)}, file),
+        lambda file: save_file({"a": torch.zeros(100_000)}, file),
+    ],
+)
+def test_error_of_any_library_that_writes_is_named_with_the_path_and_a_remedy(tmp_path, small_files, write):
+    with pytest.raises(WriteError, match=r"weights .*File too large.*ulimit") as caught, writing(tmp_path / "weights"):
+        write(tmp_path / "weights")
+    assert caught.value.errno == errno.EFBIG
+    assert describe_output_error(caught.value) == str(caught.value)
+
+
+def test_disk_without_inodes_is_told_from_a_full_one(tmp_path, monkeypatch):
+    class Full:
+        f_files, f_favail = 1000, 0
+
+    monkeypatch.setattr(os, "statvfs", lambda place: Full)
+    error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(WriteError, match=r"results.*inodes"), writing(tmp_path / "results"):
+        raise error
+    assert "inodes" in describe_output_error(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("size mismatch"), FileNotFoundError(2, "gone", "/x.mp4"), OSError("odd")]
+)
+def test_error_about_something_that_is_read_passes_as_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as caught, writing(tmp_path / "out"):
+        raise error
+    assert caught.value is error
+    assert not isinstance(error, OSError) or describe_output_error(error) is None
+
+
+def test_read_only_file_system_is_named_with_a_remedy(tmp_path):
+    with pytest.raises(WriteError, match=r"out/b\.csv .*Read-only.*another file system"), writing(tmp_path / "out"):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "out" / "b.csv"))
 
 
 def test_folder_that_is_a_file_is_named_with_a_remedy(tmp_path):

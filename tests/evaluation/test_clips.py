@@ -1,9 +1,12 @@
 """What a validation sees of a video or an image, and what is drawn for a training step."""
 
 import logging
+import os
 import pickle
 import random
+import signal
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,17 +15,18 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from tests.evaluation.finetuning_sets import FramesInMemory, labelled_set
+from tests.evaluation.finetuning_sets import FramesInMemory, SourceInMemory, labelled_set
 from vjepa_hub import VJEPAVideoProcessor
 from vjepa_hub.data.augmentation import draw_crop, finish_clips
 from vjepa_hub.data.clip_order import ClipRequest
 from vjepa_hub.data.clip_sampling import sample_clip_indices
 from vjepa_hub.data.crop_spec import CropSpec
+from vjepa_hub.data.quarantine import KilledWorkerError
 from vjepa_hub.data.random_streams import Stream, generator_at
 from vjepa_hub.data.records import ClipSource, VideoContent, VideoRecord
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.data.video import open_video
-from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips, TrainingClips, drawing_from
+from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips, TrainingClips, drawing_from, naming_killed_workers
 from vjepa_hub.evaluation.labelled import LabelledSet, VideoSource, open_labelled
 from vjepa_hub.evaluation.protocols import Augmentation, Protocol, find_protocol
 
@@ -486,3 +490,30 @@ def test_a_protocol_for_another_kind_of_media_is_refused(image_folder, kind):
         kind(images, find_protocol("plain"), FORMAT)
     with pytest.raises(ValueError, match="the set holds videos, but the protocol 'in1k' is for images"):
         kind(videos, find_protocol("in1k"), FORMAT)
+
+
+class KillsItsReader(VideoContent):
+    """A video that ends the process which opens it."""
+
+    @contextmanager
+    def open(self, *, backend):
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield
+
+
+class KillingSource(SourceInMemory):
+    def record(self, index: int) -> VideoRecord:
+        return VideoRecord("bad.mp4", KillsItsReader(), 0) if index == 1 else super().record(index)
+
+
+def test_killed_worker_is_named_with_its_video_and_the_setting_for_no_workers():
+    source = VideoSource(KillingSource([noise_video()] * 3, np.zeros(3, dtype=np.int64)))
+    labelled = replace(labelled_set([noise_video()] * 3, [0] * 3), source=source)
+    clips = EvaluationClips(labelled, protocol_of(), FORMAT)
+    with pytest.raises(KilledWorkerError, match=r"read bad\.mp4 .*num_workers=0"), naming_killed_workers([clips]):
+        list(DataLoader(clips, batch_size=None, num_workers=1))
+
+
+def test_other_errors_of_a_run_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="size mismatch"), naming_killed_workers([]):
+        raise RuntimeError("size mismatch")

@@ -1,6 +1,10 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 
+from vjepa_hub.core.files import written_whole
 from vjepa_hub.evaluation.feature_store import FeatureStore
 
 ROWS = np.array([2, 1, 3])
@@ -38,3 +42,16 @@ def test_features_of_another_shape_are_refused(tmp_path):
     store.write(np.array([0]), features_of(0), np.array([True]))
     with pytest.raises(ValueError, match=r"shape \(4,\) for each row, but float16 of shape \(2,\)"):
         store.write(np.array([1]), features_of(1)[:, :2], np.array([True]))
+
+
+def test_leftovers_of_a_killed_run_are_gone_once_the_same_one_has_run_again(tmp_path):
+    store = FeatureStore(tmp_path / "killed", {"encoder": "a"}, ROWS, "a set")
+    store.write(np.arange(3), features_of(0, 1, 2), np.ones(3, dtype=bool))
+    with written_whole(tmp_path / "key.json") as temporary:
+        temporary.touch()
+        leftover = temporary.parent.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")  # no process has that number
+    (store.folder / leftover).mkdir()
+    shutil.copytree(tmp_path / "killed", tmp_path / "again")  # another process looks into it, as it were
+    again = FeatureStore(tmp_path / "again", {"encoder": "a"}, ROWS, "a set")
+    assert again.to_compute(range(3)) == []
+    assert sorted(path.name for path in again.folder.iterdir()) == ["features.npy", "key.json", "state.npy"]

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ..core.files import describe_output_error
 from ..core.host_memory import reuse_freed_memory
 from ..core.invocation import invoked_by
 from ..core.progress import hide_library_bars
@@ -37,9 +38,15 @@ class RecordedGroup(TyperGroup):
     """Commands whose runs record the words of the command line."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Run a command."""
+        """Run a command; one whose output cannot be written ends with 1, and says why."""
         with invoked_by(sys.argv[1:] if args is None else args):
-            return super().main(args, *rest, **options)
+            try:
+                return super().main(args, *rest, **options)
+            except OSError as error:
+                if not (reason := describe_output_error(error)):
+                    raise
+                typer.echo(reason, err=True)
+                sys.exit(1)
 
 
 app = typer.Typer(

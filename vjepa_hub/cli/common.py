@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ..core.files import describe_output_error
 from ..core.progress import is_first_process
 
 if TYPE_CHECKING:
@@ -26,13 +27,16 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except told as error:
+        if isinstance(error, OSError) and describe_output_error(error):  # no mistake of usage
+            raise
         raise typer.BadParameter(str(error.args[0] if isinstance(error, KeyError) else error)) from error
 
 
 @contextmanager
 def stopped_runs() -> Iterator[None]:
     """End with 1 and the reason where a training stops by itself, and after a signal with 128 and its number."""
-    from ..data.quarantine import NoReadableVideoError, TooManyBadVideosError
+    from ..core.checkpoints import CheckpointError
+    from ..data.quarantine import KilledWorkerError, NoReadableVideoError, TooManyBadVideosError
     from ..pretraining.finite import NonFiniteLossError
     from ..pretraining.interruption import InterruptedRunError
 
@@ -42,7 +46,13 @@ def stopped_runs() -> Iterator[None]:
         if is_first_process():
             typer.echo(str(interruption))
         raise typer.Exit(128 + interruption.signal_number) from interruption
-    except (NonFiniteLossError, NoReadableVideoError, TooManyBadVideosError) as error:
+    except (
+        CheckpointError,
+        KilledWorkerError,
+        NonFiniteLossError,
+        NoReadableVideoError,
+        TooManyBadVideosError,
+    ) as error:
         typer.echo(f"the run stopped: {error}", err=True)
         raise typer.Exit(1) from error
 

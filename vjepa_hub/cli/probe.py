@@ -13,7 +13,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from ..core.progress import ProgressBar, is_first_process
-from .common import compute_dtype, exit_for_unreadable, read_names, usage_errors
+from .common import compute_dtype, exit_for_unreadable, read_names, stopped_runs, usage_errors
 from .options import (
     ClassNames,
     Device,
@@ -170,7 +170,7 @@ def probe(
     from ..hub.loading import open_classifier
     from ..hub.registry import MODELS
 
-    with usage_errors():
+    with stopped_runs(), usage_errors():
         settings = ProbeSettings(
             encoders=encoders,
             protocol=chosen,

@@ -222,30 +222,34 @@ def writing(path: str | os.PathLike, *, workplace: Path | None = None) -> Iterat
         WriteError: The disk is full or read-only, or the folder is not there or not to be written to.
     """
     path = Path(path)
-    places = {path} if workplace is None else {path, workplace}
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else _number_in(error, path)
-        if isinstance(error, WriteError) or number is None:
-            raise
-        if isinstance(error, OSError) and number not in _OF_ANY_OUTPUT and not _is_about(error, places):
+    except WriteError:
+        raise
+    except OSError as error:
+        named = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if error.errno in _OF_ANY_OUTPUT or (error.errno and named and _is_about(named, path, workplace)):
+            raise _write_error(error.errno, path if named is None or workplace else named) from error
+        raise
+    except (RuntimeError, SafetensorError) as error:  # of libraries that write files by themselves
+        number = _number_in(error, path)
+        if number is None or number not in _OF_ANY_OUTPUT:
             raise
         raise _write_error(number, path) from error
 
 
 def describe_output_error(error: OSError) -> str | None:
-    """What a full or read-only disk did to an output that `writing` has not watched; None for another error."""
+    """Path, cause and remedy of an error of a full or read-only disk; None for another error."""
     if isinstance(error, WriteError):
-        return str(error)
+        return str(error).rpartition(f"{WriteError.__name__}: ")[2]  # of a worker it comes with a traceback
     if error.errno not in _OF_ANY_OUTPUT:
         return None
     return str(_write_error(error.errno, Path(os.fsdecode(error.filename)) if error.filename else None))
 
 
 def _number_in(error: Exception, path: Path) -> int | None:
-    """Number of the system's error behind that of a library which writes files by itself."""
-    if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+    """Number of the system's error behind that of safetensors or torch."""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
         return int(found[1])
     if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
         return None
@@ -254,14 +258,12 @@ def _number_in(error: Exception, path: Path) -> int | None:
             file.write(bytes(1 << 20))
     except OSError as cause:
         return cause.errno
-    return errno.EIO
+    return None
 
 
-def _is_about(error: OSError, places: set[Path]) -> bool:
-    """Return whether an error names one of some outputs, what lies in it, or a folder that it lies in."""
-    if error.filename is None:
-        return False
-    named = Path(os.fsdecode(error.filename))
+def _is_about(named: Path, path: Path, workplace: Path | None) -> bool:
+    """Return whether a path is that of an output, lies in it, or is a folder that it lies in."""
+    named, places = named.absolute(), [place.absolute() for place in (path, workplace) if place is not None]
     return any(named == place or place in named.parents or named in place.parents for place in places)
 
 

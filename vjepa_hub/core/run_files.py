@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .. import __version__
-from .files import write_whole
+from .files import write_whole, writing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -349,6 +349,7 @@ class RunFile:
 
         Raises:
             ValueError: The folder has a `run.json` that is no record.
+            WriteError: The disk is full or read-only, whichever library writes.
         """
         earlier = self._earlier()
         if earlier is not None:
@@ -357,7 +358,8 @@ class RunFile:
         else:
             self.update()
         try:
-            yield self
+            with writing(self.folder):
+                yield self
         except BaseException as error:
             is_stop = isinstance(error, (KeyboardInterrupt, SystemExit, *stopped_by))
             try:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import write_whole
+from ..core.files import write_whole, writing
 from ..core.progress import Progress, no_progress
 from .items import ITEM_TIMEOUT
 from .manifests import path_line, select_entries
@@ -229,8 +229,10 @@ class _ReportFile:
     """The report, open for appending. Each line is one write, so that several runs may share a report."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab+", buffering=0)
+        self._path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+", buffering=0)
 
     def __enter__(self) -> "_ReportFile":
         self._end_broken_line()
@@ -247,7 +249,8 @@ class _ReportFile:
                 self._file.write(b"\n")
 
     def append(self, video: CheckedVideo) -> None:
-        self._file.write(json.dumps(asdict(video)).encode() + b"\n")
+        with writing(self._path):
+            self._file.write(json.dumps(asdict(video)).encode() + b"\n")
 
 
 # --- the child processes ---

@@ -1,5 +1,6 @@
 """Videos that cannot be read: listed with their cause, and counted, so that a run stops when they are too many."""
 
+import errno
 import json
 import logging
 import os
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from ..core.files import writing
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +21,10 @@ class NoReadableVideoError(RuntimeError):
 
 class TooManyBadVideosError(RuntimeError):
     """More videos cannot be read than a run puts up with."""
+
+
+class KilledWorkerError(RuntimeError):
+    """A process that decodes died. The message says what to do."""
 
 
 class QuarantinedVideo(NamedTuple):
@@ -116,15 +123,15 @@ class Quarantine:
 
 def _append(path: Path, line: str) -> None:
     """Add a line in one call of the system, so that the lines of several processes do not mix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = f"{line}\n".encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        num_written = os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
-    if num_written < len(data):
-        raise OSError(f"only {num_written} of {len(data)} bytes were written to {path}; is the disk full?")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = f"{line}\n".encode()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            if os.write(descriptor, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        finally:
+            os.close(descriptor)
 
 
 class FailureShare:

@@ -12,8 +12,10 @@ Shapes: V views, S segments, T frames, C channels, H x W pixels of the crop.
 """
 
 import logging
+import os
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TypedDict, cast
@@ -26,13 +28,14 @@ from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchvision.transforms import functional as image_transforms
 
 from ..core.settings import Settings
 from ..data.augmentation import IMAGENET_MEAN, IMAGENET_STD, draw_crop
 from ..data.clip_order import ClipRequest
 from ..data.items import read_item
+from ..data.quarantine import KilledWorkerError
 from ..data.random_streams import Stream, draw_uniform, generator_at
 from ..data.video import VideoDecodingError
 from ..heads.clips import evaluation_pixels, read_segments
@@ -42,6 +45,8 @@ from .protocols import Augmentation, Protocol
 
 logger = logging.getLogger(__name__)
 
+# Loading workers of a set that are told apart
+MAX_WORKERS = 256
 # Of the crop's side: how far RandAugment moves a picture at most (the released data loader)
 MAX_TRANSLATION = 0.45
 
@@ -93,6 +98,8 @@ class _LabelledClips(Dataset[LabelledClip]):
             )
         self.labelled, self.protocol, self.clip_format = labelled, protocol, clip_format
         self.clip_spec = protocol.clip_spec(clip_format.frames_per_clip, is_training=self.is_training)
+        # Process and item of each loading worker, for `naming_killed_workers`
+        self.at_work = torch.full((MAX_WORKERS, 2), -1).share_memory_()
 
     def __len__(self) -> int:
         """Number of videos or images."""
@@ -104,6 +111,8 @@ class _LabelledClips(Dataset[LabelledClip]):
         raise NotImplementedError
 
     def _item(self, index: int, read: Callable[[], torch.Tensor]) -> LabelledClip:
+        if (worker := get_worker_info()) is not None:
+            self.at_work[worker.id % MAX_WORKERS] = torch.tensor([os.getpid(), index])
         try:
             pixels, is_readable = read(), True
         except VideoDecodingError as error:
@@ -129,6 +138,36 @@ class _LabelledClips(Dataset[LabelledClip]):
     @property
     def _num_frames(self) -> int:
         return 1 if self.protocol.media == "image" else self.clip_format.frames_per_clip
+
+
+@contextmanager
+def naming_killed_workers(sets: Sequence["_LabelledClips"]) -> Iterator[None]:
+    """Say which video a loading worker was reading where one dies within the block, and what to do.
+
+    Args:
+        sets: That workers read from; may grow within the block.
+
+    Raises:
+        KilledWorkerError: A worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        killed = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if killed is None:
+            raise
+        processes = {int(number) for number in killed[1].split(",")}
+        names = [
+            clips.labelled.source.name(int(clips.labelled.indices[index]))
+            for clips in sets
+            for process, index in clips.at_work.tolist()
+            if process in processes
+        ]
+        raise KilledWorkerError(
+            f"a process that decodes was killed while it read {' or '.join(dict.fromkeys(names)) or 'a video'} "
+            f"({str(error).strip()}): memory ran out, or the file crashes its decoder (`vjepa-hub check-data` tells); "
+            "leave that video out, or read without such processes, with --num-workers 0 (num_workers=0)"
+        ) from error
 
 
 class EvaluationClips(_LabelledClips):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import write_whole, written_whole
+from ..core.files import remove_leftovers, write_whole, writing, written_whole
 
 _KEY_FILE, _FEATURE_FILE, _STATE_FILE = "key.json", "features.npy", "state.npy"
 _MISSING, _READABLE, _UNREADABLE = 0, 1, 2
@@ -52,6 +52,7 @@ class FeatureStore:
         Raises:
             ValueError: The folder holds something else.
         """
+        remove_leftovers(self.folder.absolute())
         state = self._state()
         return [item for item in items if state is None or state[item] != _READABLE]
 
@@ -135,7 +136,7 @@ def _write_rows(file: Path, rows: np.ndarray, values: np.ndarray) -> None:
             f"{file} holds {stored.dtype} of shape {stored.shape[1:]} for each row, but {values.dtype} of shape "
             f"{values.shape[1:]} are to be kept in it; delete {file.parent}"
         )
-    with open(file, "r+b") as opened:
+    with writing(file), open(file, "r+b") as opened:
         for row, value in zip(rows.tolist(), values, strict=True):
             opened.seek(stored.offset + row * stored.strides[0])
             opened.write(value.tobytes())

@@ -55,7 +55,7 @@ from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from ..publishing.card import write_card
 from ..viz.confusion import write_confusion_picture
-from .clips import ClipFormat, EvaluationClips, TrainingClips
+from .clips import ClipFormat, EvaluationClips, TrainingClips, naming_killed_workers
 from .encoders.frozen_encoder import FrozenEncoder
 from .encoders.opening import VJEPAClipEncoder, open_encoder
 from .label_efficiency import SplitSummary, stratified_split, summarise, write_split
@@ -280,7 +280,7 @@ def evaluate_classifier(
     clips = EvaluationClips(validation, settings.protocol, clip_format_of(encoder))
     record = _record_of(settings, encoder, [validation.facts("validation")], Path(output_dir), job=None)
     run = RunFile(output_dir, record, is_writer=join_processes().is_first)
-    with join_processes().locking(output_dir), run.recording():
+    with join_processes().locking(output_dir), run.recording(), naming_killed_workers([clips]):
         predictions = predict(
             EncodedClips(encoder, clips, settings.encoding),
             [head],
@@ -381,6 +381,7 @@ class _EncoderEvaluation:
         )
         self.format = clip_format_of(self.encoder)
         self.validation_facts = validation.facts("validation")
+        self.read: list[EvaluationClips | TrainingClips] = []
 
     def run(self, job: Job, output_dir: Path) -> Outcome:
         chosen = self._share_of_labels(job, output_dir)
@@ -390,7 +391,7 @@ class _EncoderEvaluation:
         record = _record_of(self.settings, self.encoder, data, output_dir, job=job)
         run = RunFile(job.folder, record, is_writer=join_processes().is_first)
         if not _is_done(run, overwrite=self.settings.overwrite):
-            with run.recording():
+            with run.recording(), naming_killed_workers(self.read):
                 training = self._train(train, chosen, job)
                 predictions = self._predict([head.head for head in training.heads], job)
                 self._write(run, job, training, predictions)
@@ -432,8 +433,7 @@ class _EncoderEvaluation:
     def _training_source(self, train: LabelledSet, chosen: np.ndarray | None, job: Job) -> TokenSource:
         protocol = self.settings.protocol
         if protocol.augmentation is not None:
-            clips = TrainingClips(train, protocol, self.format, seed=job.seed)
-            return EncodedClips(self.encoder, clips, self.settings.encoding)
+            return self._encoded(TrainingClips(train, protocol, self.format, seed=job.seed))
         plain = protocol.with_values(num_views=1, num_segments=protocol.num_training_segments)
         if chosen is None or self.settings.cache is None:
             return self._source(train, plain, job)
@@ -441,13 +441,17 @@ class _EncoderEvaluation:
 
     def _source(self, labelled: LabelledSet, protocol: Protocol, job: Job) -> TokenSource:
         """Tokens of clips that nothing is drawn for: from the cache, if there is to be one."""
-        encoded = EncodedClips(self.encoder, EvaluationClips(labelled, protocol, self.format), self.settings.encoding)
+        encoded = self._encoded(EvaluationClips(labelled, protocol, self.format))
         if self.settings.cache is None:
             return encoded
         cached = CachedClips(self.settings.cache, encoded)
         size = self._videos_per_pass(protocol.num_segments * protocol.num_views)
         cached.fill(processes=join_processes(), batch_size=size, progress=self._progress_of(job))
         return cached
+
+    def _encoded(self, clips: EvaluationClips | TrainingClips) -> EncodedClips:
+        self.read.append(clips)
+        return EncodedClips(self.encoder, clips, self.settings.encoding)
 
     def _predict(self, heads: Sequence[torch.nn.Module], job: Job) -> Predictions:
         protocol = self.settings.protocol

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from ..core.files import written_whole
+from ..core.files import writing, written_whole
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import (
     VJEPAForPreTraining,
@@ -247,9 +247,10 @@ def write_folder(model: VJEPAPreTrainedModel, output_dir: str | os.PathLike) -> 
         model: Any model of the family.
         output_dir: The folder; made where there is none, files of equal name are replaced.
     """
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(output_dir)
-    VJEPAVideoProcessor(crop_size=model.config.crop_size).save_pretrained(output_dir)
+    with writing(output_dir):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(output_dir)
+        VJEPAVideoProcessor(crop_size=model.config.crop_size).save_pretrained(output_dir)
 
 
 def find_config(file: str | os.PathLike, candidates: Iterable[VJEPAConfig]) -> VJEPAConfig | None:

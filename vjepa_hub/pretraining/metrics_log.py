@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..core.files import write_whole
+from ..core.files import write_whole, writing
 
 Value = int | float | str
 FIRST_COLUMNS = ("step", "epoch")
@@ -51,7 +51,7 @@ class MetricsCSVCallback(TrainerCallback):
         if self._columns is None or not row.keys() <= set(self._columns):
             self._write_anew(state.log_history)
             return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             file.write(_format_rows([row], self._columns))
 
     def _write_anew(self, history: Iterable[Mapping[str, Value]]) -> None:

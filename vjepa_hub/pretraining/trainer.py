@@ -32,7 +32,7 @@ from ..data.augmentation import finish_clips
 from ..data.clip_order import ClipOrder, ClipRequest
 from ..data.collation import MaskCollator
 from ..data.masking import LONG_RANGE, SHORT_RANGE, MaskKind, TokenGrid
-from ..data.quarantine import FailureShare
+from ..data.quarantine import FailureShare, KilledWorkerError
 from ..data.streaming import ClipStream
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining, as_mask_list
@@ -239,14 +239,14 @@ class VJEPATrainer(Trainer):
         """The batches of one optimiser step.
 
         Raises:
-            RuntimeError: A worker died, or was silent for too long, with what to do about it.
+            KilledWorkerError: A worker died, or was silent for too long, with what to do about it.
         """
         try:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader"):
                 raise
-            raise RuntimeError(
+            raise KilledWorkerError(
                 f"{error}. A video may have crashed or stalled its decoder: `vjepa-hub check-data` finds it; a slow "
                 f"disk may take longer than batch_timeout, which is {self.args.batch_timeout} s"
             ) from error

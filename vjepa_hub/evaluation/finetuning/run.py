@@ -51,7 +51,7 @@ from ...hub.loading import OpenedModel, load_folder, open_model
 from ...model.modeling_vjepa import VJEPAForVideoClassification
 from ...model.video_processing_vjepa import DEFAULT_FRAME_STEP, PACES, VJEPAVideoProcessor
 from ...publishing.card import write_card
-from ..clips import ClipFormat, EvaluationClips, TrainingClips
+from ..clips import ClipFormat, EvaluationClips, TrainingClips, naming_killed_workers
 from ..encoders.frozen_encoder import describe_untrained
 from ..encoders.opening import UNTRAINED_PREFIX, build_untrained
 from ..labelled import LabelledSet, open_labelled
@@ -261,7 +261,9 @@ class FineTuning:
         with self.lock, run_file.recording() as run:
             if self.checkpoint is not None:
                 join_processes().from_first(partial(require_readable, self.checkpoint))
-            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+            read = [cast(FineTuningClips, clips).clips for clips in (trainer.train_dataset, trainer.eval_dataset)]
+            with naming_killed_workers(read):
+                trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
             save_classifier(trainer, folder, self.settings)
             measured = next((row for row in reversed(trainer.state.log_history) if "eval_top1" in row), {})
             run.update(
