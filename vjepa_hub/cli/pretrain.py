@@ -72,8 +72,8 @@ def pretrain(
     """Pretrain a model by feature prediction, from a recipe of which every value can be changed.
 
     [bold]vjepa-hub pretrain tiny[/bold] needs no data: it makes video, trains for minutes on two CPU cores, and ends
-    with plots. With --data it is the recipe for a small folder of your own videos. The folder gets the recipe,
-    checkpoints, metrics.csv, the model for from_pretrained, and a report.
+    with plots. The folder gets the recipe, checkpoints, metrics.csv, the model for from_pretrained, and a report. With
+    --data, tiny is the recipe for a small folder of your own videos.
 
     Videos that cannot be read are replaced by others and listed with their causes in quarantine.jsonl; the exit code
     of a run that met some is 1. Ctrl-C ends a run after its step and saves it, a second Ctrl-C ends it at once; the
