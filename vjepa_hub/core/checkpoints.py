@@ -99,13 +99,13 @@ def _require_parts(checkpoint: Path) -> None:
 
 
 def _and_go_on(checkpoint: Path) -> str:
-    """What a run would begin from without a checkpoint."""
+    """Words on the beginning of a run without a checkpoint."""
     others = [path for path in _checkpoints(checkpoint.parent) if path != checkpoint and not _missing_parts(path)]
     return f", and the same command goes on from {others[-1].name}" if others else ", and start again"
 
 
 def _damage(file: Path) -> str | None:
-    """What is wrong with a stored file of a kind that tells."""
+    """Damage of a stored file, of a kind that tells it."""
     try:
         if file.suffix == ".json":
             json.loads(file.read_bytes())
