@@ -1,10 +1,12 @@
-"""Memory that the process of a command has freed, kept for its next blocks.
+"""Memory of the machine: how much there is, and what the process of a command has freed, kept for its next blocks.
 
 glibc gives each freed block of 32 MB or more back to the system, and the next one arrives as pages that have to be
 zeroed one by one. The activations of a ViT on the CPU are such blocks: a tenth of a training step goes into pages.
 """
 
 import ctypes
+import math
+import os
 
 # mallopt's parameters, from glibc's malloc.h, with the values that give nothing back
 _MMAP_MAX, _NO_BLOCK_OF_ITS_OWN = -4, 0
@@ -27,3 +29,10 @@ def reuse_freed_memory() -> bool:
         return False
     settings = ((_MMAP_MAX, _NO_BLOCK_OF_ITS_OWN), (_TRIM_THRESHOLD, _NEVER))
     return all(library.mallopt(*setting) for setting in settings)
+
+
+def machine_memory() -> float:
+    """Bytes of memory of this machine; infinite where nothing tells."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -7,15 +7,14 @@ and of the next ones, and takes pages of the machine only as videos come in.
 Shapes: V videos of T frames, each H x W pixels.
 """
 
-import math
 import mmap
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.host_memory import machine_memory
 from .items import ITEM_TIMEOUT
 from .records import ClipSource, FrameReader, VideoContent, VideoRecord
 from .video import VideoDecodingError
@@ -114,13 +113,6 @@ def open_memory(
     if num_bytes > min(max_bytes, machine_memory() / 2):
         return None
     return FrameMemory(num_videos=len(source), **sizes)
-
-
-def machine_memory() -> float:
-    """Bytes of memory of this machine; infinite where nothing tells."""
-    if not hasattr(os, "sysconf"):
-        return math.inf
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:

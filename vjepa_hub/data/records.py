@@ -22,6 +22,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 import numpy as np
 
+from ..core.host_memory import machine_memory
 from .images import ImageReader, read_image
 from .items import ITEM_TIMEOUT, Item, sign_of_life
 from .video import FrameIndexError, VideoDecodingError, open_video
@@ -210,6 +211,7 @@ class RemoteVideo(StoredVideo):
             while part := file.read(_BYTES_AT_ONCE):
                 sign_of_life()
                 parts.append(part)
+                require_room(self.address, len(parts) * _BYTES_AT_ONCE)
         return b"".join(parts)
 
 
@@ -229,14 +231,15 @@ class TarMember(StoredVideo):
 
     def read(self) -> bytes:
         """Implement `StoredVideo`."""
-        data = read_remote(self.shard, self._read)
-        if len(data) != self.size:
-            cause = f"the shard is truncated: it holds {len(data)} of the video's {self.size} bytes"
-            raise VideoDecodingError(self.shard, cause, "fetch the shard again, or write it anew")
-        return data
+        return read_remote(self.shard, self._read)
 
     def _read(self) -> bytes:
         with open_address(self.shard) as file:
+            num_there = min(max(file.seek(0, os.SEEK_END) - self.offset, 0), self.size)
+            if num_there < self.size:
+                cause = f"the shard is truncated: it holds {num_there} of the video's {self.size} bytes"
+                raise VideoDecodingError(self.shard, cause, "fetch the shard again, or write it anew")
+            require_room(self.shard, self.size)
             file.seek(self.offset)
             return file.read(self.size)
 
@@ -343,6 +346,13 @@ def _images_of(folder: Path) -> list[Path]:
 def natural_key(name: str) -> list[str | int]:
     """Sort key that puts numbers in names in the order of their values: `f2.png` before `f10.png`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name, flags=re.ASCII)]
+
+
+def require_room(name: str, num_bytes: int) -> None:
+    """Raise VideoDecodingError for a video that is read whole, and is larger than half of the machine's memory."""
+    if num_bytes > machine_memory() / 2:
+        cause = f"it has {num_bytes:,} bytes or more, over half of this machine's memory, and is read whole"
+        raise VideoDecodingError(name, cause, "leave it out, or store it as a file of its own")
 
 
 def is_address(path: str) -> bool:

@@ -12,11 +12,12 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from .records import (
     open_address,
     read_remote,
     reading_errors,
+    require_room,
 )
 from .video import VideoDecodingError
 
@@ -42,27 +44,70 @@ logger = logging.getLogger(__name__)
 COMPRESSED_SHARD_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SHARD_ENDINGS = (".tar", *COMPRESSED_SHARD_ENDINGS)
 _LABEL_ENDING = ".cls"
-_END_MARK: type[tarfile.TarError] = tarfile.EOFHeaderError  # type: ignore[attr-defined]  # typeshed lacks it
+# typeshed lacks these
+_HEADER_ERROR: type[tarfile.TarError] = tarfile.HeaderError
+_END_MARK: type[tarfile.TarError] = tarfile.EOFHeaderError  # type: ignore[attr-defined]
+_NO_MORE: type[tarfile.TarError] = tarfile.EmptyHeaderError  # type: ignore[attr-defined]
 _ALL_OR_NONE = "give all of them labels, or read without (with_labels=False)"
 _WRITE_ANEW = "fetch the shard again, or write it anew"
+_BYTES_OF_LABEL = 100
+_EMPTY_READS = 100
 
 
 class _TarInfo(tarfile.TarInfo):
-    """Notes that the end mark was read: tarfile takes an archive that is cut off, or damaged, for ended."""
+    """Tells its archive what stands in the place of a header, which tarfile passes over without a word."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_TarInfo":
+        assert isinstance(tarfile, _Tar)
+        place = tarfile.offset
         try:
-            return super().fromtarfile(tarfile)
-        except _END_MARK:
-            assert isinstance(tarfile, _Tar)
-            tarfile.has_end_mark = True
+            member = super().fromtarfile(tarfile)
+        except _HEADER_ERROR as error:
+            tarfile.note_header(place, error)
             raise
+        tarfile.has_end_mark = False
+        return member
 
 
 class _Tar(tarfile.TarFile):
+    """Archive that is read to the end of its file: beyond damaged headers, and end marks of archives joined to one.
+
+    Attributes:
+        has_end_mark: True where the last that was read is an end mark.
+        damage: Places in bytes where something else stands than a header, a stretch of blocks once, and what it is.
+    """
+
     tarinfo = _TarInfo
     has_end_mark = False
+
+    def __init__(self, *arguments: Any, **options: Any):
+        self.damage: list[tuple[int, str]] = []
+        self._damage_end = -1
+        super().__init__(*arguments, **options, ignore_zeros=True)
+
+    def note_header(self, place: int, error: Exception) -> None:
+        """Note what was found in the place of a header."""
+        if isinstance(error, _END_MARK):
+            self.has_end_mark = True
+        elif not isinstance(error, _NO_MORE):
+            if place > self._damage_end:
+                self.damage.append((place, str(error)))
+            self._damage_end = place + tarfile.BLOCKSIZE
+
+
+class _EndedFile:
+    """File that tells tarfile of its end: to skip what a member lacks, a stream would read nothing over and over."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._num_empty = file, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._num_empty = 0 if data else self._num_empty + 1
+        if self._num_empty > _EMPTY_READS:
+            raise EOFError("unexpected end of data")
+        return data
 
 
 def is_shard_name(name: str) -> bool:
@@ -150,26 +195,16 @@ def _expand_wildcards(pattern: str) -> list[str]:
     return shards
 
 
-@dataclass
-class _IndexedVideo:
-    """A video in a tar file: where it lies, and its label if it has one."""
-
-    name: str
-    offset: int
-    size: int
-    label: int | None = None
-
-
 class TarSource(ClipSource):
     """The videos of tar files that are not compressed, by number.
 
-    The headers of all shards are read at the beginning, one after the other; a clip then reads its video alone. Of a
-    shard that is cut off, the videos up to there are taken, with a warning; one that is no tar file at all counts as a
-    video that cannot be read.
+    The headers of all shards are read at the beginning, one after the other; a clip then reads its video alone. A
+    damaged part of a shard, and one that is no tar file at all, count as videos that cannot be read.
 
     Args:
         shards: Paths, addresses or patterns, see `expand_shards`.
-        with_labels: Whether to read the labels, if there are any: the number in the `.cls` file of the same stem.
+        with_labels: Whether to read the labels, if there are any: the number in the `.cls` file of the same name, or
+            of the name up to its first dot, in the video's sample, else anywhere in the shard.
 
     Raises:
         FileNotFoundError: A shard is not there.
@@ -179,11 +214,18 @@ class TarSource(ClipSource):
 
     def __init__(self, shards: str | Path | Sequence[str | Path], *, with_labels: bool = True):
         self._shards = expand_shards(shards)
-        self._broken: dict[int, Unreadable] = {}
-        videos, shard_numbers = self._index(with_labels)
+        videos: list[VideoRecord] = []
+        shard_numbers: list[int] = []
+        for number, shard in enumerate(self._shards):
+            videos += _index_shard(shard, with_labels)
+            shard_numbers += [number] * (len(videos) - len(shard_numbers))
+        self._broken = {n: video.content for n, video in enumerate(videos) if isinstance(video.content, Unreadable)}
+        if len(videos) == len(self._broken):
+            _raise_without_videos(self._shards)
         self._names = PackedNames([video.name for video in videos])
         self._shard_numbers = np.array(shard_numbers, dtype=np.int32)
-        self._places = np.array([(video.offset, video.size) for video in videos], dtype=np.int64)
+        places = [(getattr(video.content, "offset", 0), getattr(video.content, "size", 0)) for video in videos]
+        self._places = np.array(places, dtype=np.int64)
         self._labels = self._labels_of(videos) if with_labels else None
 
     def __len__(self) -> int:
@@ -204,23 +246,7 @@ class TarSource(ClipSource):
         content = TarMember(self._shards[self._shard_numbers[index]], offset, size)
         return VideoRecord(name, content, None if self._labels is None else int(self._labels[index]))
 
-    def _index(self, with_labels: bool) -> tuple[list[_IndexedVideo], list[int]]:
-        videos: list[_IndexedVideo] = []
-        shard_numbers: list[int] = []
-        for number, shard in enumerate(self._shards):
-            try:
-                found = _index_shard(shard, with_labels)
-            except tarfile.TarError as error:
-                logger.warning("the shard %s cannot be read (%s): its videos are missing", shard, error)
-                self._broken[len(videos)] = Unreadable(f"the shard is no tar file ({error})", _WRITE_ANEW)
-                found = [_IndexedVideo(shard, 0, 0)]
-            videos += found
-            shard_numbers += [number] * len(found)
-        if len(videos) == len(self._broken):
-            _raise_without_videos(self._shards)
-        return videos, shard_numbers
-
-    def _labels_of(self, videos: list[_IndexedVideo]) -> np.ndarray | None:
+    def _labels_of(self, videos: list[VideoRecord]) -> np.ndarray | None:
         """Return the labels, `(num_videos,)`, -1 for a shard that cannot be read; None where no video has one."""
         readable = [video for number, video in enumerate(videos) if number not in self._broken]
         if all(video.label is None for video in readable):
@@ -238,35 +264,42 @@ def _raise_without_videos(shards: list[str]) -> None:
     )
 
 
-def _index_shard(shard: str, with_labels: bool) -> list[_IndexedVideo]:
+def _index_shard(shard: str, with_labels: bool) -> list[VideoRecord]:
     if _without_query(shard).endswith(COMPRESSED_SHARD_ENDINGS):
         raise ValueError(
             f"the shard {shard} is compressed, so that one video in it cannot be reached without reading all before "
             "it; decompress it (videos are compressed already), or read the shards with a ClipStream"
         )
-    videos: list[_IndexedVideo] = []
-    labels: dict[str, int] = {}
-    with open_address(shard) as file, _Tar.open(fileobj=file, mode="r:") as tar:
-        for member in _files_in(tar, shard):
-            name = f"{shard}/{member.name}"
-            if is_video_name(os.path.basename(member.name)):
-                videos.append(_IndexedVideo(name, member.offset_data, member.size))
-            elif with_labels and member.name.endswith(_LABEL_ENDING):
-                labels[name.removesuffix(_LABEL_ENDING)] = parse_label(_read_text(tar, member), name)
-    for video in videos:
-        video.label = next((labels[stem] for stem in _stems(video.name) if stem in labels), None)
-    return videos
+    labels: dict[str, int | Unreadable] = {}
+    try:
+        with open_address(shard) as file, _Tar.open(fileobj=file, mode="r:") as tar:
+            found = list(_records_in(tar, shard, labels if with_labels else None, partial(_place_of, shard)))
+    except _tar_errors() as error:
+        return [_damaged(shard, 0, error)]
+    return [video if video.label is not None else _labelled(video, labels) for video in found]
+
+
+def _place_of(shard: str, tar: _Tar, member: tarfile.TarInfo) -> VideoContent:
+    return TarMember(shard, member.offset_data, member.size)
+
+
+def _damaged(shard: str, place: int, found: object) -> VideoRecord:
+    """Return a record for the videos that are missing where a shard is damaged."""
+    where = f"is damaged at its byte {place}" if place else "is no tar file"
+    logger.warning("the shard %s %s (%s): videos may be missing", shard, where, found)
+    name = f"{shard} at byte {place}" if place else shard
+    return VideoRecord(name, Unreadable(f"the shard {where} ({found}): videos may be missing there", _WRITE_ANEW))
 
 
 class TarShards(RecordShards):
     """The videos of tar files, compressed or not, read from beginning to end.
 
-    A shard that breaks off or cannot be opened counts as a video that cannot be read.
+    A damaged part of a shard, and one that cannot be opened, count as videos that cannot be read.
 
     Args:
         shards: Paths, addresses or patterns, see `expand_shards`.
-        with_labels: Whether to read the labels, if there are any: the number in the `.cls` file of the same stem,
-            which stands right before or behind the video.
+        with_labels: Whether to read the labels, if there are any: the number in the `.cls` file of the same name, or
+            of the name up to its first dot, in the video's sample.
 
     Raises:
         FileNotFoundError: A shard is not there.
@@ -289,8 +322,13 @@ class TarShards(RecordShards):
         except VideoDecodingError as error:
             yield VideoRecord(address, Unreadable(error.cause, error.remedy))
             return
-        with file:
-            yield from self._records_in(file, address)
+        with file, ExitStack() as stack:
+            try:
+                tar = stack.enter_context(_Tar.open(fileobj=_EndedFile(file), mode="r|*"))
+            except _tar_errors() as error:
+                yield _damaged(address, 0, error)
+                return
+            yield from _all_labelled_or_none(_records_in(tar, address, {} if self._with_labels else None, _read_video))
 
     def num_records(self, shard: int, *, pass_number: int) -> int:
         """Implement `RecordShards`; of a file of this machine, the headers alone are read."""
@@ -299,34 +337,9 @@ class TarShards(RecordShards):
             return super().num_records(shard, pass_number=pass_number)
         try:
             with open_address(address) as file, _Tar.open(fileobj=file, mode="r:") as tar:
-                return sum(is_video_name(os.path.basename(member.name)) for member in _files_in(tar, address))
+                return sum(1 for _ in _records_in(tar, address, None, partial(_place_of, address)))
         except _tar_errors():  # `records` tells of it, in a record
             return 1
-
-    def _records_in(self, file: IO[bytes], address: str) -> Iterator[VideoRecord]:
-        with ExitStack() as stack:
-            try:
-                tar = stack.enter_context(_Tar.open(fileobj=file, mode="r|*"))
-            except _tar_errors() as error:
-                yield VideoRecord(address, Unreadable(f"the shard is no tar file ({error})", _WRITE_ANEW))
-                return
-            yield from _all_labelled_or_none(self._videos_in(tar, address))
-
-    def _videos_in(self, tar: _Tar, address: str) -> Iterator[VideoRecord]:
-        """Read the videos, each with the label that stands right before or behind it."""
-        video: VideoRecord | None = None
-        label: tuple[str, int | Unreadable] = "", -1
-        for member in _files_in(tar, address):
-            name = f"{address}/{member.name}"
-            if is_video_name(os.path.basename(member.name)):
-                if video is not None:
-                    yield video
-                video = _labelled(VideoRecord(name, _read_video(tar, member)), label)
-            elif self._with_labels and name.endswith(_LABEL_ENDING):
-                label = name.removesuffix(_LABEL_ENDING), _read_label(tar, member, name)
-                video = _labelled(video, label) if video is not None else None
-        if video is not None:
-            yield video
 
 
 def _all_labelled_or_none(records: Iterator[VideoRecord]) -> Iterator[VideoRecord]:
@@ -340,12 +353,44 @@ def _all_labelled_or_none(records: Iterator[VideoRecord]) -> Iterator[VideoRecor
         yield record
 
 
-def _labelled(video: VideoRecord, label: tuple[str, int | Unreadable]) -> VideoRecord:
-    """Give a video the label that was read last, if it is its own."""
-    stem, value = label
-    if stem not in _stems(video.name):
-        return video
-    return replace(video, content=value) if isinstance(value, Unreadable) else replace(video, label=value)
+def _records_in(
+    tar: _Tar,
+    shard: str,
+    labels: dict[str, int | Unreadable] | None,
+    read: Callable[[_Tar, tarfile.TarInfo], VideoContent],
+) -> Iterator[VideoRecord]:
+    """Read the videos of an archive with the labels of their samples, and each damaged part as an unreadable one.
+
+    A sample is what stands side by side and has one name up to the first dot, as in WebDataset; a name that stands
+    there already begins a new one.
+
+    Args:
+        tar: The archive.
+        shard: Its name.
+        labels: All labels are put in, by their names without ending; None: none are read.
+        read: Reads a video, or notes its place.
+    """
+    key, names, videos, own = "", set[str](), list[VideoRecord](), dict[str, int | Unreadable]()
+    for member in _members(tar, shard):
+        name = member.name if isinstance(member, VideoRecord) else f"{shard}/{member.name}"
+        if _stems(name)[1] != key or name in names:
+            yield from (_labelled(video, own) for video in videos)
+            key, names, videos, own = _stems(name)[1], set(), [], {}
+        names.add(name)
+        if isinstance(member, VideoRecord):
+            videos.append(member)
+        elif is_video_name(os.path.basename(member.name)):
+            videos.append(VideoRecord(name, read(tar, member)))
+        elif labels is not None and name.endswith(_LABEL_ENDING):
+            own[name.removesuffix(_LABEL_ENDING)] = _read_label(tar, member, name)
+            labels |= own
+    yield from (_labelled(video, own) for video in videos)
+
+
+def _labelled(video: VideoRecord, labels: Mapping[str, int | Unreadable]) -> VideoRecord:
+    """Give a video the label of its own name, else of its sample, if there is one."""
+    label = next((labels[stem] for stem in _stems(video.name) if stem in labels), None)
+    return replace(video, content=label) if isinstance(label, Unreadable) else replace(video, label=label)
 
 
 def _stems(name: str) -> tuple[str, str]:
@@ -356,42 +401,45 @@ def _stems(name: str) -> tuple[str, str]:
 
 def _read_video(tar: _Tar, member: tarfile.TarInfo) -> VideoContent:
     try:
-        return VideoBytes(_read_bytes(tar, member))
+        require_room(member.name, member.size)
+        file = tar.extractfile(member)
+        return VideoBytes(b"" if file is None else file.read())
+    except VideoDecodingError as error:
+        return Unreadable(error.cause, error.remedy)
     except _tar_errors() as error:
         return Unreadable(f"the shard breaks off in it ({error})", _WRITE_ANEW)
 
 
 def _read_label(tar: _Tar, member: tarfile.TarInfo, name: str) -> int | Unreadable:
     try:
-        return parse_label(_read_text(tar, member), name)
+        file = tar.extractfile(member)
+        return parse_label("" if file is None else file.read(_BYTES_OF_LABEL).decode(errors="replace"), name)
     except _tar_errors() as error:
         return Unreadable(f"the shard breaks off in its label ({error})", _WRITE_ANEW)
 
 
-def _read_text(tar: _Tar, member: tarfile.TarInfo) -> str:
-    return _read_bytes(tar, member).decode(errors="replace")
-
-
-def _read_bytes(tar: _Tar, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return b"" if file is None else file.read()
-
-
-def _files_in(tar: _Tar, shard: str) -> Iterator[tarfile.TarInfo]:
-    """Walk over the files; where the shard breaks off, warn and end."""
-    num_files = 0
+def _members(tar: _Tar, shard: str) -> Iterator[tarfile.TarInfo | VideoRecord]:
+    """Walk over the files, and over damaged parts as unreadable videos; where the shard breaks off, warn and end."""
+    num_files = num_damaged = 0
     while True:
         try:
-            member = tar.next()
-        except _tar_errors() as error:
+            member, error = tar.next(), None
+        except _tar_errors() as caught:
+            member, error = None, caught
+        for place, found in tar.damage[num_damaged:]:
+            yield _damaged(shard, place, found)
+        num_damaged = len(tar.damage)
+        if error is not None:
             logger.warning("the shard %s breaks off after %d files (%s)", shard, num_files, error)
             return
         if member is None:
             break
-        if member.isfile():
+        if member.issparse():
+            yield VideoRecord(f"{shard}/{member.name}", Unreadable("it is stored with holes (sparse)", _WRITE_ANEW))
+        elif member.isfile():
             num_files += 1
             yield member
-    if not tar.has_end_mark:
+    if not tar.has_end_mark and not num_damaged:
         logger.warning("the shard %s has no end mark after %d files: it may be cut off there", shard, num_files)
 
 
