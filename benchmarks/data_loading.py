@@ -98,7 +98,7 @@ def build_reads(video: Path, grid: TokenGrid, batch_size: int) -> dict[str, Read
 
     def read_ours(positions: list[int]) -> object:
         batch = collator([dataset[ClipRequest(position, 0)] for position in positions])
-        return finish_clips(batch["pixel_values_videos"], batch["is_flipped"], crop_size=grid.height), batch
+        return finish_clips(batch["frames"], batch["is_flipped"], crop_size=grid.height), batch
 
     def read_peer(positions: list[int]) -> object:
         clips = default_collate([peer[ClipRequest(position, 0)] for position in positions])

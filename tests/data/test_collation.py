@@ -80,7 +80,7 @@ def assert_same_batches(batches, expected):
 def test_a_batch_holds_the_contract_of_the_trainer():
     batch = build()([sample_at(position, label=position + 1, num_failures=position) for position in range(3)])
     assert set(batch) == {
-        *("pixel_values_videos", "is_flipped", "context_mask", "target_mask"),
+        *("frames", "is_flipped", "context_mask", "target_mask"),
         *("positions", "num_failures", "labels"),
     }
     for key, values in {"positions": [0, 1, 2], "num_failures": [0, 1, 2], "labels": [1, 2, 3]}.items():
@@ -93,9 +93,9 @@ def test_a_batch_holds_the_contract_of_the_trainer():
 def test_cutouts_stay_as_they_are_or_are_resized_in_the_worker():
     samples = [sample_at(position, height=30 + position) for position in range(3)]
     cutouts = [sample["frames"] for sample in samples]
-    kept = build()(samples)["pixel_values_videos"]
+    kept = build()(samples)["frames"]
     assert all(clip is cutout for clip, cutout in zip(kept, cutouts, strict=True))
-    resized = build(resize_to=64)(samples)["pixel_values_videos"]
+    resized = build(resize_to=64)(samples)["frames"]
     assert (resized.dtype, resized.shape) == (torch.uint8, (3, 8, 3, 64, 64))
     assert torch.equal(resized, resize_cutouts(cutouts, 64))
 
@@ -225,8 +225,14 @@ def test_impossible_masks_of_samples_are_named_in_the_error(samples, message):
         ([sample_at(0, contxt_mask=torch.arange(3))], "have contxt_mask, but.*correct the spelling"),
         ([{"position": 0}], "have no clip, but need either `frames`"),
         ([finished_at(0) | sample_at(0)], "have frames and pixel_values_videos"),
-        ([sample_at(11), sample_at(12)], "positions 11 to 12, of steps 0 to 1.*divides clips_per_step"),
-        ([{"pixel_values_videos": finished_at(0)["pixel_values_videos"]}], "neither `position` nor masks.*ClipOrder"),
+        (
+            [sample_at(11), sample_at(12)],
+            "positions 11 to 12, of steps 0 to 1.*pretraining_loader.*divides clips_per_step",
+        ),
+        (
+            [{"pixel_values_videos": finished_at(0)["pixel_values_videos"]}],
+            "nor masks.*pretraining_loader",
+        ),
         ([finished_at(0, pixel_values_videos=torch.zeros(16, 3, 64, 64))], "16 frames.*have 8.*frames_per_clip"),
         ([sample_at(0, frames=torch.zeros(4, 9, 9, 3, dtype=torch.uint8))], "a clip has 4 frames"),
         ([finished_at(0, pixel_values_videos=torch.zeros(8, 3, 64, 80))], "shape \\(8, 3, 64, 80\\).*64 x 64 pixels"),
@@ -236,6 +242,12 @@ def test_impossible_masks_of_samples_are_named_in_the_error(samples, message):
 def test_impossible_batches_are_named_in_the_error(samples, message):
     with pytest.raises(ValueError, match=message):
         build()(samples)
+
+
+@pytest.mark.parametrize("sample", [(torch.zeros(8, 3, 64, 64), 0), torch.zeros(8, 3, 64, 64)])
+def test_samples_that_are_no_mappings_are_refused_with_the_form(sample):
+    with pytest.raises(TypeError, match=f"a sample is a {type(sample).__name__}.*pixel_values_videos"):
+        build()([sample, sample])
 
 
 @pytest.mark.parametrize(

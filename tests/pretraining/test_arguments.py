@@ -35,6 +35,22 @@ def test_values_that_cannot_be_meant_raise(tmp_path, given, message):
         _arguments(tmp_path, **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type is 'constant'.*final_"),
+        ({"lr_scheduler_type": "linear"}, "lr_scheduler_type is 'linear'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is '0.1'.*no labels"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is '5.0'"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'.*random"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(tmp_path, given, reason):
+    _arguments(tmp_path, lr_scheduler_type="cosine", label_smoothing_factor=0.0)
+    with pytest.raises(ValueError, match=reason):
+        _arguments(tmp_path, **given)
+
+
 def test_choosing_a_checkpoint_by_its_loss_is_refused(tmp_path):
     with pytest.raises(ValueError, match="load_best_model_at_end"):
         _arguments(

@@ -2,17 +2,21 @@ import logging
 
 import pytest
 import torch
-from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from torch.utils.data import Dataset, IterableDataset
+from transformers import IntervalStrategy, TrainerCallback
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.data.clip_sampling import ClipSpec
 from vjepa_hub.data.dataset import VideoClipDataset
+from vjepa_hub.data.loader import pretraining_loader
+from vjepa_hub.data.masking import TokenGrid
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.data.sources import open_source
+from vjepa_hub.pretraining.arguments import VJEPATrainingArguments
 from vjepa_hub.pretraining.checkpoints import find_checkpoint
 from vjepa_hub.pretraining.estimate import step_flops
 from vjepa_hub.pretraining.finite import FiniteWatch, NonFiniteLossError
+from vjepa_hub.pretraining.optimizer import parameter_groups
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 
 OWN_NUMBERS = ("loss", "learning_rate", "weight_decay", "momentum", "encoder_grad_norm", "predictor_grad_norm")
@@ -175,6 +179,82 @@ def test_evaluation_gives_a_loss_that_is_the_same_each_time(make_trainer, blobs)
     trainer = make_trainer(blobs())
     first, second = (trainer.evaluate(blobs(6))["eval_loss"] for _ in range(2))
     assert first == second > 0
+
+
+def test_each_of_several_evaluation_sets_has_its_loss(make_trainer, blobs, logged):
+    plain, sets = make_trainer(blobs()), {"few": blobs(3), "more": blobs(6)}
+    plain.args.eval_strategy, plain.args.eval_steps = IntervalStrategy.STEPS, 2
+    trainer = VJEPATrainer(
+        plain.model, plain.args, plain.train_dataset, mask_kinds=plain.mask_kinds, eval_dataset=sets
+    )
+    trainer.train()
+    assert len(logged(trainer, "eval_few_loss")) == len(logged(trainer, "eval_more_loss")) == 2
+    assert logged(trainer, "eval_more_loss")[-1] == pytest.approx(trainer.evaluate(blobs(6))["eval_loss"])
+
+
+class EndlessClips(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def test_evaluation_and_prediction_that_cannot_be_meant_are_refused(make_trainer, blobs):
+    trainer = make_trainer(blobs())
+    with pytest.raises(ValueError, match="no end"):
+        trainer.evaluate(EndlessClips())
+    with pytest.raises(NotImplementedError, match=r"evaluate.*extract_features"):
+        trainer.predict(blobs())
+
+
+def _own(trainer, optimizer, scheduler=None) -> VJEPATrainer:
+    """The trainer again, with an optimiser and a scheduler of its own."""
+    optimizers = (optimizer, scheduler)
+    return VJEPATrainer(
+        trainer.model, trainer.args, trainer.train_dataset, mask_kinds=trainer.mask_kinds, optimizers=optimizers
+    )
+
+
+def test_own_optimizer_over_the_recipes_groups_follows_its_schedules(make_trainer, blobs, logged):
+    trainer = make_trainer(blobs())
+    own = _own(trainer, torch.optim.SGD(parameter_groups(trainer.model), lr=123.0))
+    own.train()
+    assert logged(own, "learning_rate") == pytest.approx([own.schedules.learning_rate_at(s) for s in range(4)])
+
+
+def test_own_scheduler_takes_the_place_of_the_recipes(make_trainer, blobs, logged):
+    trainer = make_trainer(blobs())
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-3)
+    with pytest.raises(ValueError, match=r"parameter_groups.*scheduler"):
+        _own(trainer, optimizer).train()
+    before = trainer.model.target_encoder.layernorm.bias.clone()
+    own = _own(trainer, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5, total_iters=100))
+    own.train()
+    assert logged(own, "learning_rate") == [5e-4] * 4
+    assert not logged(own, "weight_decay")  # the optimiser's own
+    assert not torch.equal(own.model.target_encoder.layernorm.bias, before)
+
+
+@pytest.mark.parametrize("name", ["model_init", "compute_loss_func", "compute_metrics"])
+def test_arguments_of_no_use_to_a_pretraining_are_refused(small_config, tmp_path, name):
+    args = VJEPATrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match=f"{name} was given"):
+        VJEPATrainer(None, args, **{name: lambda *_: VJEPAForPreTraining(small_config)})
+
+
+def test_loader_for_own_loops_gives_the_batches_of_the_trainer(make_trainer, blobs, small_config):
+    trainer = make_trainer(blobs(), gradient_accumulation_steps=2, seed=5)
+    expected = list(trainer.get_train_dataloader())
+    loader = pretraining_loader(
+        blobs(),
+        TokenGrid.from_config(small_config),
+        batch_size=4,
+        mask_kinds=trainer.mask_kinds,
+        accumulated_batches=2,
+        seed=5,
+    )
+    for batch, ours in zip(loader, expected, strict=True):
+        assert torch.equal(batch["pixel_values_videos"], ours["pixel_values_videos"])
+        for name in ("context_mask", "target_mask"):
+            assert all(torch.equal(*masks) for masks in zip(batch[name], ours[name], strict=True))
 
 
 def test_saved_model_is_the_published_form_with_its_processor(make_trainer, blobs, tmp_path):

@@ -141,20 +141,33 @@ def join_processes() -> Processes:
     Raises:
         ValueError: The environment names several processes, but not where they meet.
     """
-    if not distributed.is_initialized():
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1:
-            return ALONE
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
-            raise ValueError(
-                f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set: start with torchrun or accelerate "
-                "launch, or unset WORLD_SIZE"
-            )
+    process = current_process()
+    if process.count > 1 and not distributed.is_initialized():
         distributed.init_process_group(_choose_backend(), timeout=LONGEST_WAIT)
         atexit.register(_leave_processes)
-    rank = distributed.get_rank()
-    return Processes(rank, distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)))
+    return process
+
+
+def current_process() -> Processes:
+    """This process among those that have been joined, or else that were started together; none is joined here.
+
+    Raises:
+        ValueError: The environment names several processes, but not where they meet.
+    """
+    if distributed.is_initialized():
+        rank = distributed.get_rank()
+        return Processes(rank, distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)))
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return ALONE
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set: start with torchrun or accelerate "
+            "launch, or unset WORLD_SIZE"
+        )
+    rank = int(os.environ["RANK"])
+    return Processes(rank, count, int(os.environ.get("LOCAL_RANK", rank)))
 
 
 def _choose_backend() -> str:

@@ -32,8 +32,9 @@ class ClipOrder(Sampler[ClipRequest]):
     With `weights`, each position instead draws its item with replacement, with a probability in proportion to the
     item's weight. Unshuffled, the items come in their own order, over and over, as an evaluation wants it.
 
-    A process takes its share of each step from the batches of this sampler (accelerate does it), so that the clips of
-    a step are the same for any number of processes. A resumed run skips batches, and goes on exactly.
+    It knows no ranks: as the sampler of a plain `DataLoader` it gives every process all clips. `pretraining_loader`
+    gives each its share, as accelerate does, so that the clips of a step are the same for any number of processes. A
+    resumed run skips batches, and goes on exactly.
 
     Args:
         num_items: Items of the data set.

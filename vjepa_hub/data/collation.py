@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..core.settings import require_at_least
-from .augmentation import resize_cutouts
+from .augmentation import finish_clips, resize_cutouts
 from .masking import (
     LONG_RANGE,
     SHORT_RANGE,
@@ -24,6 +24,7 @@ Sample = Mapping[str, Any]
 
 CLIP_KEYS = ("frames", "pixel_values_videos")
 MASK_KEYS = ("context_mask", "target_mask")
+MODEL_INPUTS = ("pixel_values_videos", *MASK_KEYS)
 # Keys of a sample whose values become one tensor, with that tensor's name in the batch and its type.
 VECTORS = {
     "is_flipped": ("is_flipped", torch.bool),
@@ -95,17 +96,18 @@ class MaskCollator:
             samples: Those of one batch, at least one, all with the same keys.
 
         Returns:
-            `pixel_values_videos`: uint8 `(batch_size, num_frames, 3, resize_to, resize_to)`, or a list of the
-            cut-outs without `resize_to`, or the finished clips of other data sets, stacked. `context_mask` and
-            `target_mask`: lists of int64 `(batch_size, num_kept)`, one for each kind. `is_flipped`, `positions`,
-            `num_failures`, `labels`: `(batch_size,)`, those that the samples have.
+            `frames`: uint8 `(batch_size, num_frames, 3, resize_to, resize_to)`, or a list of the cut-outs without
+            `resize_to`, which `model_inputs` makes the model's; or `pixel_values_videos`: the finished clips of other
+            data sets, stacked. `context_mask` and `target_mask`: lists of int64 `(batch_size, num_kept)`, one for each
+            kind. `is_flipped`, `positions`, `num_failures`, `labels`: `(batch_size,)`, those that the samples have.
 
         Raises:
+            TypeError: If a sample is no mapping.
             ValueError: If the samples have different or unknown keys, no clip, no position to draw masks for, a clip
                 that does not fit the grid, or if they belong to different steps.
         """
         keys = _common_keys(samples)
-        batch: dict[str, Any] = {"pixel_values_videos": self._stack_clips(samples, keys)}
+        batch: dict[str, Any] = self._stack_clips(samples, keys)
         for key, (name, dtype) in VECTORS.items():
             if key in keys:
                 batch[name] = torch.tensor([sample[key] for sample in samples], dtype=dtype)
@@ -114,16 +116,16 @@ class MaskCollator:
         batch["target_mask"] = [pair.target_mask for pair in pairs]
         return batch
 
-    def _stack_clips(self, samples: Sequence[Sample], keys: set[str]) -> torch.Tensor | list[torch.Tensor]:
+    def _stack_clips(self, samples: Sequence[Sample], keys: set[str]) -> dict[str, Any]:
         if "frames" not in keys:
             clips = [torch.as_tensor(sample["pixel_values_videos"]) for sample in samples]
             for clip in clips:
                 self._require_fit(clip)
-            return torch.stack(clips)
+            return {"pixel_values_videos": torch.stack(clips)}
         cutouts = [sample["frames"] for sample in samples]
         for cutout in cutouts:
             self._require_num_frames(cutout)
-        return cutouts if self.resize_to is None else resize_cutouts(cutouts, self.resize_to)
+        return {"frames": cutouts if self.resize_to is None else resize_cutouts(cutouts, self.resize_to)}
 
     def _require_num_frames(self, clip: torch.Tensor) -> None:
         if len(clip) != self.grid.num_frames:
@@ -151,8 +153,8 @@ class MaskCollator:
         if positions is None:
             raise ValueError(
                 "the samples have neither `position` nor masks of their own, but masks are drawn for positions of the "
-                "global order; sample with a ClipOrder, and let the data set put the position of the ClipRequest it "
-                "is asked for into the sample"
+                "global order; take the batches from vjepa_hub.data.loader.pretraining_loader, or give the samples "
+                "context_mask and target_mask"
             )
         step = self._step_of(positions)
         return [
@@ -185,9 +187,29 @@ class MaskCollator:
             raise ValueError(
                 f"a batch of {len(positions)} clips has positions {int(positions.min())} to {int(positions.max())}, "
                 f"of steps {int(steps.min())} to {int(steps.max())} at clips_per_step={self.clips_per_step}, but "
-                "blocks have one size in each step; choose a batch size that divides clips_per_step"
+                "blocks have one size in each step; take the batches from vjepa_hub.data.loader.pretraining_loader, "
+                "not from DataLoader(shuffle=True), or in an order of your own a batch size that divides "
+                "clips_per_step"
             )
         return int(steps[0])
+
+
+def model_inputs(batch: Mapping[str, Any], *, crop_size: int) -> dict[str, Any]:
+    """The arguments of the model in a batch; `frames` are resized, flipped and normalised, on the device they are on.
+
+    Args:
+        batch: Of a `MaskCollator`, or any that has these arguments; what else it has is left out.
+        crop_size: Pixels of the model's clips.
+
+    Raises:
+        ValueError: There is no clip, or no masks.
+    """
+    found = dict(batch)
+    if "frames" in found:
+        found["pixel_values_videos"] = finish_clips(found["frames"], found["is_flipped"], crop_size=crop_size)
+    if missing := [name for name in MODEL_INPUTS if name not in found]:
+        raise ValueError(f"the batch has {', '.join(batch)}, but pretraining needs {', '.join(missing)} too")
+    return {name: found[name] for name in MODEL_INPUTS}
 
 
 def _require_order(mask_kinds: Sequence[MaskKind]) -> None:
@@ -203,6 +225,12 @@ def _require_order(mask_kinds: Sequence[MaskKind]) -> None:
 def _common_keys(samples: Sequence[Sample]) -> set[str]:
     if not samples:
         raise ValueError("the batch has no samples, but needs at least one; check the sampler")
+    for sample in samples:
+        if not isinstance(sample, Mapping):
+            raise TypeError(
+                f"a sample is a {type(sample).__name__}, but has to be a mapping; let the data set return "
+                '{"pixel_values_videos": clip}, and for a class "label" beside it'
+            )
     keys = set(samples[0])
     for sample in samples:
         if different := keys ^ set(sample):

@@ -24,6 +24,17 @@ CHECKPOINTING = (
 )
 
 
+# Arguments of transformers that a pretraining would take and not use, with the value that stands for not given
+_SCHEDULED = "the rate follows start_, final_ and learning_rate (all equal: constant), or optimizers=(own, own)"
+_WITHOUT_USE: dict[str, tuple[Any, str]] = {
+    "lr_scheduler_type": ("cosine", _SCHEDULED),
+    "lr_scheduler_kwargs": (None, _SCHEDULED),
+    "label_smoothing_factor": (0.0, "there are no labels"),
+    "neftune_noise_alpha": (None, "there are no word embeddings to put noise on"),
+    "use_liger_kernel": (False, "it has kernels for language models alone"),
+}
+
+
 @dataclass
 class VJEPATrainingArguments(TrainingArguments):
     """Arguments of `VJEPATrainer`.
@@ -81,6 +92,7 @@ class VJEPATrainingArguments(TrainingArguments):
     report: bool = True
 
     # Defaults of transformers that fight the recipe
+    lr_scheduler_type: str = "cosine"
     remove_unused_columns: bool = False  # would drop what the data sets hand to the model by way of the collator
     logging_nan_inf_filter: bool = False  # would replace a NaN in the log, and wait for the device in every step
     ddp_broadcast_buffers: bool | None = False  # position tables never change
@@ -140,6 +152,15 @@ class VJEPATrainingArguments(TrainingArguments):
             )
 
     def _refuse_what_fights_the_recipe(self) -> None:
+        for name, (not_given, reason) in _WITHOUT_USE.items():
+            if (value := getattr(self, name) or None) != (not_given or None):
+                shown = getattr(value, "value", value)  # of an enumeration
+                raise ValueError(f"{name} is '{shown}', but a pretraining does not use it: {reason}; leave it out")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy is '{self.train_sampling_strategy}', but clips have one length; give random "
+                "or sequential"
+            )
         if self.load_best_model_at_end or str(self.save_strategy) == "best":
             raise ValueError(
                 "load_best_model_at_end and save_strategy='best' choose by the loss, which falls in a collapse: save "

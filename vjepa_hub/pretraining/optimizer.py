@@ -50,9 +50,18 @@ class RecipeScheduler(LRScheduler):
     Args:
         optimizer: With the groups of `parameter_groups`.
         schedules: The curves.
+
+    Raises:
+        ValueError: The groups are others, and do not tell which of them are decayed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedules: Schedules):
+        if not all(DECAYED in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"the optimiser has parameter groups without '{DECAYED}', which tells where the scheduled weight "
+                "decay goes; build it over vjepa_hub.pretraining.optimizer.parameter_groups(model), or give its "
+                "scheduler too, optimizers=(optimizer, scheduler), which takes the place of the recipe's schedules"
+            )
         self.schedules = schedules
         super().__init__(optimizer)
 

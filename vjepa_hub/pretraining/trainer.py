@@ -28,9 +28,9 @@ from ..core.checkpoints import require_readable
 from ..core.distributed import join_processes
 from ..core.files import folder_written_whole
 from ..core.run_files import RunFile
-from ..data.augmentation import finish_clips
 from ..data.clip_order import ClipOrder, ClipRequest
-from ..data.collation import MaskCollator
+from ..data.collation import KNOWN_KEYS, MaskCollator, model_inputs
+from ..data.loader import ProcessBatches, require_place, with_positions
 from ..data.masking import LONG_RANGE, SHORT_RANGE, MaskKind, TokenGrid
 from ..data.quarantine import FailureShare, KilledWorkerError
 from ..data.streaming import ClipStream
@@ -40,7 +40,6 @@ from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from ..publishing.card import CardOptions, write_card
 from ..publishing.publishing import publish
 from .arguments import CHECKPOINTING, VJEPATrainingArguments
-from .batches import ProcessBatches, with_positions
 from .callbacks import HealthCallback
 from .checkpoints import INCOMPLETE, find_checkpoint, save_published, trained_origin
 from .ema import TargetEncoderCallback
@@ -53,7 +52,13 @@ from .run_record import measured, record_training
 
 logger = logging.getLogger(__name__)
 
-MODEL_INPUTS = ("pixel_values_videos", "context_mask", "target_mask")
+# What transformers' Trainer takes and a pretraining has no use for
+_NOT_TAKEN = {
+    "model_init": "pass model=model_init(): trials would be compared by the loss, which falls in a collapse",
+    "compute_loss_func": "the loss is the paper's, or the one that args.objective names",
+    "compute_metrics": "no predictions are gathered: measures beside the loss are health's, or those of probe=",
+    "preprocess_logits_for_metrics": "no predictions are gathered: measures beside the loss are those of probe=",
+}
 # Health is measured on clips of the data set that the run itself comes to in no realistic time
 HEALTH_POSITION = 1 << 40
 
@@ -71,17 +76,20 @@ class VJEPATrainer(Trainer):
         mask_kinds: The kinds of masks, one for each mask token of the predictor.
         probe: Labelled clips to probe the target encoder with while it trains.
         data_description: Sentence on what it is trained on, for the model card.
-        kwargs: What transformers' Trainer takes; `processing_class` is the model's video processor by default.
+        kwargs: What transformers' Trainer takes; `processing_class` is the model's video processor by default. An
+            optimiser in `optimizers` follows the recipe's schedules if it is over `parameter_groups(model)`, or comes
+            with a scheduler that is followed in their place.
 
     Raises:
         TypeError: `args` are no `VJEPATrainingArguments`.
-        ValueError: Masks, model and arguments do not fit each other.
+        ValueError: Masks, model and arguments do not fit each other, or an argument is of no use to a pretraining.
     """
 
     args: VJEPATrainingArguments
     model: VJEPAForPreTraining
     train_dataset: Any
     eval_dataset: Any
+    lr_scheduler: Any
 
     def __init__(
         self,
@@ -97,6 +105,9 @@ class VJEPATrainer(Trainer):
     ):
         if not isinstance(args, VJEPATrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}, but has to be VJEPATrainingArguments")
+        for name in kwargs:
+            if name in _NOT_TAKEN and kwargs[name] is not None:
+                raise ValueError(f"{name} was given, but VJEPATrainer has no use for it; {_NOT_TAKEN[name]}")
         self.mask_kinds, self.probe, self.data_description = tuple(mask_kinds), probe, data_description
         kwargs.setdefault("processing_class", VJEPAVideoProcessor(crop_size=model.config.crop_size))
         self._has_own_collator = data_collator is None
@@ -162,24 +173,21 @@ class VJEPATrainer(Trainer):
         return DataLoader(with_positions(self.train_dataset), batch_sampler=batches, **self._loader_settings())
 
     def _stream_loader(self, stream: IterableDataset) -> DataLoader:
-        place = {
-            "batch_size": self._train_batch_size,
-            "rank": self.args.process_index,
-            "num_processes": self.args.world_size,
-        }
-        for name, needed in place.items():
-            if getattr(stream, name, needed) != needed:
-                raise ValueError(
-                    f"the stream was made with {name}={getattr(stream, name)}, but the run has {needed}: pass that, "
-                    "since positions, and so masks, are counted by it"
-                )
-        return DataLoader(stream, batch_size=self._train_batch_size, **self._loader_settings())
+        batch_size, args = self._train_batch_size, self.args
+        require_place(stream, batch_size=batch_size, rank=args.process_index, num_processes=args.world_size)
+        return DataLoader(stream, batch_size=batch_size, **self._loader_settings())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Clips of the evaluation set in their order, the same at each call; block sizes are those of step 0."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):  # the name of one of several
+            dataset = self.eval_dataset[dataset]
         if dataset is None:
             raise ValueError("there is no eval_dataset: pass one to VJEPATrainer, or to evaluate()")
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"the eval_dataset is a {type(dataset).__name__}, which has no end; evaluate on a VideoClipDataset"
+            )
         batch_size, num_processes = self.args.eval_batch_size, self.args.world_size
         num_clips = math.ceil(len(dataset) / (batch_size * num_processes)) * batch_size * num_processes
         order = ClipOrder(len(dataset), clips_per_step=num_clips, seed=self.args.data_draw_seed, is_shuffled=False)
@@ -222,16 +230,8 @@ class VJEPATrainer(Trainer):
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs of the model, on its device: uint8 clips are resized, flipped and normalised there."""
-        inputs = dict(inputs)
-        missing = [name for name in MODEL_INPUTS if name not in inputs]
-        if missing:
-            raise ValueError(f"the batch has {', '.join(inputs)}, but pretraining needs {', '.join(missing)} too")
-        prepared = {name: _to_device(inputs[name], self.args.device) for name in MODEL_INPUTS}
-        clips = prepared["pixel_values_videos"]
-        if isinstance(clips, list) or clips.dtype == torch.uint8:
-            is_flipped = _to_device(inputs["is_flipped"], self.args.device)
-            prepared["pixel_values_videos"] = finish_clips(clips, is_flipped, crop_size=self.model.config.crop_size)
-        return prepared
+        here = {name: _to_device(inputs[name], self.args.device) for name in inputs if name in KNOWN_KEYS}
+        return model_inputs(here, crop_size=self.model.config.crop_size)
 
     # ------------------------------------------------------------------------------------------------ step
 
@@ -275,6 +275,17 @@ class VJEPATrainer(Trainer):
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach().mean(), None, None
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not here: there are no labels to predict.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "VJEPATrainer predicts no labels; evaluate(dataset) gives the loss of a data set, extract_features its "
+            "features, and the model's predict() those of hidden tokens"
+        )
+
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """FLOPs of a batch, forward and backward pass, by the count of `--estimate`; transformers logs their sum.
 
@@ -288,13 +299,14 @@ class VJEPATrainer(Trainer):
             is_checkpointed=bool(getattr(self.args, CHECKPOINTING)),
             predicts_pixels=self.args.targets == "pixels",
         )
-        return int(len(inputs["pixel_values_videos"]) * flops.total)
+        return int(len(inputs.get("frames", inputs.get("pixel_values_videos"))) * flops.total)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, or the optimiser of the arguments, over the recipe's four groups."""
         if self.optimizer is None:
             groups = parameter_groups(self.model if model is None else model)
-            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, settings = chosen
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
@@ -303,9 +315,10 @@ class VJEPATrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The recipe's curves; the target encoder follows from here on too, since only now the steps are known."""
         self.schedules = self.args.schedules(num_training_steps)
-        optimizer = self.create_optimizer() if optimizer is None else optimizer
-        self.lr_scheduler: Any = RecipeScheduler(optimizer, self.schedules)
-        self._created_lr_scheduler = True
+        if self.lr_scheduler is None:
+            optimizer = self.create_optimizer() if optimizer is None else optimizer
+            self.lr_scheduler = RecipeScheduler(optimizer, self.schedules)
+            self._created_lr_scheduler = True
         self.remove_callback(TargetEncoderCallback)
         self.add_callback(TargetEncoderCallback(self.accelerator.unwrap_model(self.model), self.schedules))
         return self.lr_scheduler
@@ -350,7 +363,8 @@ class VJEPATrainer(Trainer):
         if "loss" in logs and "learning_rate" in logs:
             self.require_finite()
             step = self.state.global_step - 1
-            logs["weight_decay"] = self.schedules.weight_decay_at(step)
+            if self._created_lr_scheduler:
+                logs["weight_decay"] = self.schedules.weight_decay_at(step)
             logs["momentum"] = self.schedules.momentum_at(step)
             logs |= {f"{part}_grad_norm": norm.item() for part, norm in self._norms.items()}
             if self._failures.num_failures:
