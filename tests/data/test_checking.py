@@ -3,26 +3,22 @@
 import json
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from vjepa_hub.data import checking
+from tests.data.odd_video import odd_record
 from vjepa_hub.data.checking import check_videos, write_check_lists
 from vjepa_hub.data.manifests import read_manifest_entries
 from vjepa_hub.data.sources import open_source
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.data.video import available_backends
-
-SIXTY = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +30,6 @@ def good_video(write_video):
 def copies(good_video, tmp_path):
     """Four good videos."""
     return [Path(shutil.copy(good_video, tmp_path / f"{name}.mp4")) for name in "abcd"]
-
-
-def child_code(expression: str) -> str:
-    """Code of a child process that evaluates an expression before it opens `odd.mp4`."""
-    return checking._START_CHILD.replace(
-        "serve()",
-        "import time, vjepa_hub.data.records as records\n"
-        "open_video = records.open_video\n"
-        f"odd = lambda path: {expression} if str(path).endswith('odd.mp4') else None\n"
-        "records.open_video = lambda path, **options: odd(path) or open_video(path, **options)\n"
-        "serve()",
-    )
-
-
-@pytest.fixture
-def hanging_file(good_video, tmp_path, monkeypatch):
-    """A file on which the decoder hangs."""
-    monkeypatch.setattr(checking, "_START_CHILD", child_code("time.sleep(600)"))
-    return Path(shutil.copy(good_video, tmp_path / "odd.mp4"))
 
 
 def children_of(process_id: int) -> list[int]:
@@ -233,8 +210,8 @@ def test_damage_that_decord_conceals_is_found_by_the_default_decoder(tmp_path):
 # --- decoders that hang or die ---
 
 
-def test_a_file_on_which_the_decoder_hangs_is_bad_and_the_check_goes_on(copies, hanging_file, tmp_path):
-    files = [copies[0], hanging_file, *copies[1:]]
+def test_a_file_on_which_the_decoder_hangs_is_bad_and_the_check_goes_on(copies, tmp_path):
+    files = [copies[0], odd_record("time.sleep(600)"), *copies[1:]]
     summary = check_videos(files, tmp_path / "report.jsonl", item_timeout=3, processes=1)
     assert [video.ok for video in summary.videos] == [True, False, True, True, True]
     assert summary.bad[0].cause == "the decoder hangs (no new frame for 3 s)"
@@ -243,58 +220,46 @@ def test_a_file_on_which_the_decoder_hangs_is_bad_and_the_check_goes_on(copies, 
 
 
 @pytest.mark.parametrize(
-    ("number", "cause"),
-    [(signal.SIGSEGV, "the decoder crashed (SIGSEGV)"), (signal.SIGKILL, "the decoder was killed (SIGKILL")],
+    ("code", "cause"),
+    [
+        ("os.kill(os.getpid(), 11)", "the decoder crashed (SIGSEGV)"),
+        ("os.kill(os.getpid(), 9)", "the decoder was killed (SIGKILL"),
+        ("{}['it']", "it cannot be read (KeyError: 'it')"),
+    ],
+    ids=["crash", "kill", "error"],
 )
-def test_a_file_on_which_the_decoder_dies_is_bad_and_the_check_goes_on(copies, hanging_file, tmp_path, number, cause):
-    def kill_the_child_at_the_pipe():
-        wait_until(lambda: (tmp_path / "report.jsonl").exists() and (tmp_path / "report.jsonl").read_text())
-        wait_until(lambda: len(children_of(os.getpid())) == 1)
-        time.sleep(0.2)  # from its answer about the first file to the opening of the second
-        os.kill(children_of(os.getpid())[0], number)
-
-    killer = threading.Thread(target=kill_the_child_at_the_pipe)
-    killer.start()
-    files = [copies[0], hanging_file, copies[1]]
-    summary = check_videos(files, tmp_path / "report.jsonl", item_timeout=SIXTY, processes=1)
-    killer.join()
+def test_a_file_on_which_the_decoder_dies_is_bad_and_the_check_goes_on(copies, tmp_path, code, cause):
+    files = [copies[0], odd_record(code), copies[1]]
+    summary = check_videos(files, tmp_path / "report.jsonl", processes=1)
     assert [video.ok for video in summary.videos] == [True, False, True]
     assert summary.bad[0].cause.startswith(cause)
 
 
-def test_an_error_that_nobody_expected_is_the_files_own(copies, monkeypatch):
-    monkeypatch.setattr(checking, "_START_CHILD", child_code("{}['it']"))
-    odd = copies[0].rename(copies[0].with_name("odd.mp4"))
-    summary = check_videos([odd, copies[1]], copies[0].with_name("report.jsonl"), processes=1)
-    assert [result.ok for result in summary.videos] == [False, True]
-    assert summary.videos[0].cause == "it cannot be read (KeyError: 'it')"
-
-
 def test_a_child_that_cannot_start_is_an_error_and_no_verdict_on_files(copies, tmp_path, monkeypatch):
-    monkeypatch.setattr(checking, "_START_CHILD", "raise SystemExit('no such module')")
-    with pytest.raises(RuntimeError, match=r"can be started: .* exit code 1 \(no such module\)"):
+    (tmp_path / "python").write_text("#!/bin/sh\necho no such module >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(RuntimeError, match=r"exit code 1 \(no such module\)"):
         check_videos(copies, tmp_path / "report.jsonl")
     assert (tmp_path / "report.jsonl").read_text() == ""
 
 
-def test_children_import_neither_torch_nor_transformers():
-    code = checking._START_CHILD.replace("serve()", "print(sorted({'torch', 'transformers'} & set(sys.modules)))")
-    arguments = [sys.executable, "-c", code, str(Path(checking.__file__).parents[1]), *sys.path]
-    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout == "[]\n"
+def test_children_import_neither_torch_nor_transformers(tmp_path):
+    record = odd_record("raise VideoDecodingError('', str({'torch', 'transformers', 'numpy'} & set(sys.modules)), '')")
+    (video,) = check_videos([record], tmp_path / "report.jsonl").videos
+    assert video.cause == "{'numpy'}"
 
 
-def test_children_end_with_a_parent_that_is_killed_even_if_they_hang(hanging_file):
-    parent_code = checking._START_CHILD.split("from vjepa_hub")[0] + (
-        "from vjepa_hub.data import checking\n"
-        f"checking._START_CHILD = {checking._START_CHILD!r}\n"
-        f"report = {str(hanging_file.with_name('report.jsonl'))!r}\n"
-        f"checking.check_videos([{str(hanging_file)!r}], report, item_timeout=600)"
+def test_children_end_with_a_parent_that_is_killed_even_if_they_hang(tmp_path):
+    record = odd_record(f"Path({str(tmp_path / 'opened')!r}).touch(); time.sleep(600)")
+    code = (
+        "from vjepa_hub.data.checking import check_videos\nfrom vjepa_hub.data.records import VideoRecord\n"
+        f"from tests.data.odd_video import OddVideo\ncheck_videos([{record!r}], 'report.jsonl', item_timeout=600)"
     )
-    package = str(Path(checking.__file__).parents[1])
-    parent = subprocess.Popen([sys.executable, "-c", parent_code, package, *sys.path])
-    wait_until(lambda: children_of(parent.pid))
+    path = os.pathsep.join(sys.path)
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
+    wait_until(lambda: (tmp_path / "opened").exists())
     (child,) = children_of(parent.pid)
-    time.sleep(1)
     parent.kill()
     parent.wait()
     wait_until(lambda: not Path(f"/proc/{child}").exists())
@@ -385,16 +350,15 @@ MANIFESTS = {
 }
 
 
-@pytest.fixture
-def verdicts(good_video, tmp_path):
+@pytest.fixture(scope="module")
+def verdicts(good_video, tmp_path_factory):
     """A folder with the good videos `a.mp4` and `c d.mp4` and the bad `b.mp4`, and the summary of their check."""
-    data = tmp_path / "data"
-    data.mkdir()
+    data = tmp_path_factory.mktemp("data")
     for name in ("a", "c d"):
         shutil.copy(good_video, data / f"{name}.mp4")
     (data / "b.mp4").write_bytes(b"")
     files = [data / f"{name}.mp4" for name in ("a", "b", "c d")]
-    return data, check_videos(files, tmp_path / "report.jsonl")
+    return data, check_videos(files, data / "report.jsonl")
 
 
 def filled(name: str, folder: str = "") -> str:
