@@ -1,9 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +7,10 @@ from PIL import Image
 from transformers import AutoModelForVideoClassification, pipeline
 
 from tests.conftest import FEW_VIDEOS
+from tests.forked import call_in_pair
 from tests.other_run import HOST, at_work_in
 from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
+from vjepa_hub.core.distributed import join_processes
 from vjepa_hub.core.folder_lock import FolderInUseError
 from vjepa_hub.core.run_files import read_run
 from vjepa_hub.data.video import open_video
@@ -25,7 +23,6 @@ from vjepa_hub.evaluation.results import read_results
 from vjepa_hub.heads.pooling import HeadSettings
 from vjepa_hub.publishing.verification import verify_folder
 
-ROOT = Path(__file__).parents[2]
 HEADS = (
     HeadSettings(pooling="attentive", learning_rate=1e-3, weight_decay=0.01),
     HeadSettings(pooling="average", learning_rate=1e-2, weight_decay=0.01),
@@ -201,15 +198,18 @@ def test_several_encoders_make_one_table_at_one_protocol(labelled_folder, tmp_pa
     assert json.loads((tmp_path / "summary.json").read_text())[1]["encoder"] == encoders[1]
 
 
+def run_in_group(folder):
+    """Work of one of two processes."""
+    run_in(folder, folder / "two")
+    processes = join_processes()
+    (folder / f"process-{processes.rank}-of-{processes.count}").touch()
+
+
 def test_two_processes_find_what_one_finds(labelled_folder, tmp_path):
     for name in ("model", "train", "test"):
         (tmp_path / name).symlink_to(labelled_folder / name)
     rows = run_in(tmp_path, tmp_path / "one")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, str(Path(__file__).with_name("probe_process.py")), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert call_in_pair(run_in_group, tmp_path) == [0, 0]
     names = sorted(path.name for path in tmp_path.glob("process-*"))
     assert names == ["process-0-of-2", "process-1-of-2"]  # not two that are alone
     one, two = (read_results(tmp_path / name) for name in ("one", "two"))

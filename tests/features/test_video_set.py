@@ -1,7 +1,7 @@
 import json
 import os
+import resource
 import signal
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.features.test_extraction import BrokenModel, moving_gradient, open_tiny, write_video
+from tests.forked import call_in_process
 from tests.other_run import HOST, at_work_in
 from vjepa_hub.core.distributed import Processes
 from vjepa_hub.core.folder_lock import LOCK_FILE, FolderInUseError
@@ -24,7 +25,6 @@ from vjepa_hub.features.video_set import OutputMismatchError, extract_video_set
 from vjepa_hub.hub.loading import OpenedModel
 from vjepa_hub.model import VJEPAVideoProcessor
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = ExtractionSettings(window=8)
 
 
@@ -184,37 +184,24 @@ def test_pictures_that_are_missing_or_broken_are_drawn_again(opened, videos, tmp
     assert contents(tmp_path / "out") == whole
 
 
-CHILD = """
-import os, sys, time
-from pathlib import Path
-from tests.features.test_extraction import open_tiny
-from tests.features.test_video_set import draw_pictures, run
+def run_until(moment: str, videos: Path, output: Path) -> None:
+    """A run that is killed before it gives an output its name."""
+    rename, opened = os.replace, open_tiny()
 
-opened = open_tiny()
-videos, output, moment = sys.argv[1:]
+    def rename_or_die(source, target):
+        if Path(target).match(moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
 
-rename = os.replace
-
-def rename_or_wait(source, target):
-    if Path(target).match(moment):
-        print("now", flush=True)
-        time.sleep(600)
-    rename(source, target)
-
-os.replace = rename_or_wait
-run(Path(videos), Path(output), opened, after_each=draw_pictures(opened))
-"""
+    os.replace = rename_or_die
+    run(videos, output, opened, after_each=draw_pictures(opened))
 
 
 @pytest.mark.parametrize("moment", ["a/y.png", "b/x.safetensors"])
 def test_killed_run_that_starts_again_equals_an_uninterrupted_one(opened, videos, tmp_path, moment):
     run(videos, tmp_path / "whole", opened, after_each=draw_pictures(opened))
     output = tmp_path / "out"
-    command = [sys.executable, "-c", CHILD, str(videos), str(output), moment]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline() == "now\n"
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
+    assert call_in_process(run_until, moment, videos, output) == -signal.SIGKILL
     killed, before = contents(output), times(output)
     whole = contents(tmp_path / "whole")
     finished = [name for name in killed if ".partial/" not in name and name != LOCK_FILE]
@@ -304,35 +291,25 @@ def write_long_video(path: Path, seconds: int) -> Path:
     return path
 
 
-MEASURE = """
-import resource, sys
-from tests.features.test_extraction import open_tiny
-from vjepa_hub.features.extraction import ExtractionSettings
-from vjepa_hub.features.video_set import extract_video_set
-
-opened, output, *videos = open_tiny(), *sys.argv[1:]
-for video in videos:
-    report, = extract_video_set([video], output, opened, ExtractionSettings(window=4))
-    assert report.error is None
-    sys.stdout.write(f"{report.num_clips} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}\\n")
-"""
+def write_peaks(output: Path, videos: list[Path]) -> None:
+    """Number of clips of each video, and the highest memory of this process so far in megabytes."""
+    opened, peaks, unit = open_tiny(), {}, 1 if sys.platform == "darwin" else 1024
+    for video in videos:
+        (report,) = extract_video_set([video], output, opened, ExtractionSettings(window=4))
+        peaks[report.num_clips] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    (output / "peaks.json").write_text(json.dumps(list(peaks.items())))
 
 
 def peak_megabytes(output: Path, videos: list[Path]) -> dict[int, float]:
-    """Highest memory of a process so far, after each video, by its number of clips."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    command = [sys.executable, "-c", MEASURE, str(output), *map(str, videos)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
-    rows = [line.split() for line in result.stdout.splitlines()]
-    return {int(clips): int(peak) * unit / 1e6 for clips, peak in rows}
+    assert call_in_process(write_peaks, output, videos) == 0
+    return dict(json.loads((output / "peaks.json").read_text()))
 
 
 def test_memory_never_grows_with_the_length_of_the_video(tmp_path):
-    videos = [write_long_video(tmp_path / f"{seconds}.mp4", seconds) for seconds in (20, 200)]
+    videos = [write_long_video(tmp_path / f"{seconds}.mp4", seconds) for seconds in (8, 120)]
     peaks = peak_megabytes(tmp_path / "out", videos)
-    assert list(peaks) == [25, 250]
-    assert peaks[250] - peaks[25] < 60  # the pixels of the longer one are 230 MB
+    assert list(peaks) == [10, 150]
+    assert peaks[150] - peaks[10] < 60  # the pixels of the longer one are 138 MB
 
 
 @pytest.mark.slow

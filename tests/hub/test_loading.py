@@ -1,7 +1,5 @@
 import os
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from safetensors.torch import load_file
 
 import vjepa_hub
 from tests.conftest import REFERENCE
+from tests.forked import call_in_processes
 from tests.hub.test_download import FileServer
 from vjepa_hub import VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.evaluation.encoders.opening import build_untrained
@@ -391,45 +390,26 @@ def test_untrained_model_follows_the_global_generator_and_downloads_nothing(serv
     assert not cache.exists()
 
 
-# Loads the reference model by its name in a process of its own, once the file of the other process is there
-CHILD = f"""
-import pathlib, sys, time
-import torch, vjepa_hub
-from vjepa_hub.hub.registry import MODELS, ModelEntry
-MODELS[{TINY!r}] = ModelEntry(
-    name={TINY!r}, description="", fields={TINY_FIELDS!r}, checkpoint={TINY_ENTRY.checkpoint!r}
-)
-own, other, out = map(pathlib.Path, sys.argv[1:])
-own.touch()
-for _ in range(6000):
-    if other.exists():
-        break
-    time.sleep(0.01)
-torch.save(vjepa_hub.load({TINY!r}).state_dict(), out)
-"""
+def load_together(folder: Path) -> None:
+    """Loads the reference model by its name in one of two processes, once the other is there."""
+    MODELS[TINY] = TINY_ENTRY
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(folder / "hub"), False
+    own, other = (folder / name for name in os.environ["NAMES"].split())
+    own.touch()
+    for _ in range(6000):
+        if other.exists():
+            break
+        time.sleep(0.01)
+    torch.save(vjepa_hub.load(TINY).state_dict(), own.with_suffix(".pt"))
 
 
-def _start(tmp_path: Path, own: str, other: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", CHILD, *(tmp_path / name for name in (own, other, f"{own}.pt"))]
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    environment = inherited | {"HF_HOME": str(tmp_path / "home")}
-    root = Path(vjepa_hub.__file__).parents[1]
-    return subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def _finish(*children: subprocess.Popen) -> None:
-    for child in children:
-        _, errors = child.communicate(timeout=120)
-        assert child.returncode == 0, errors
-
-
-def test_two_processes_at_once_download_once_and_a_third_needs_no_network(server, tmp_path, monkeypatch):
-    _finish(_start(tmp_path, "first", "second"), _start(tmp_path, "second", "first"))
+def test_two_processes_at_once_download_once_and_a_third_needs_no_network(server, tmp_path):
+    environments = [{"NAMES": "first second"}, {"NAMES": "second first"}]
+    assert call_in_processes(load_together, tmp_path, environments=environments) == [0, 0]
     assert _gets(server) == [TINY_FILE]
-    hub = tmp_path / "home" / "hub"  # HF_HOME was honoured
-    assert {path.name for path in (hub / f"models--vjepa_hub--{TINY}").iterdir()} == {"blobs", "refs", "snapshots"}
+    folder = tmp_path / "hub" / f"models--vjepa_hub--{TINY}"
+    assert {path.name for path in folder.iterdir()} == {"blobs", "refs", "snapshots"}
     server.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     third = vjepa_hub.load(TINY).state_dict()
     assert server.requests == []
     for name in ("first", "second"):

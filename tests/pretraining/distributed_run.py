@@ -1,7 +1,6 @@
-"""What the processes of the distributed tests run: `torchrun ... distributed_run.py MODE FOLDER`."""
+"""Runs of the distributed tests."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -131,15 +130,9 @@ def save(folder: Path, state: dict, log: list) -> None:
 RUNS = {"plain": train, "accumulated": train_accumulated, "sharded": train_sharded}
 
 
-def main() -> None:
-    mode, folder = sys.argv[1], Path(sys.argv[2])
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+def run_in_group(mode: str, folder: Path) -> None:
+    """Work of one of several processes."""
     distributed.init_process_group("gloo")
     RUNS[mode](folder, distributed.get_world_size())
     distributed.barrier()  # none leaves while another still talks to it
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,5 @@
-"""A run over real video files that kills itself while it saves: `resumed_run.py VIDEOS FOLDER [--kill-at STEP]`."""
+"""A run over real video files that kills itself while it saves."""
 
-import argparse
 import os
 import signal
 from pathlib import Path
@@ -30,7 +29,7 @@ class KilledTrainer(VJEPATrainer):
         super()._save_optimizer_and_scheduler(output_dir)
 
 
-def train(videos: Path, folder: Path, *, kill_at: int | None = None, resume: bool = False) -> None:
+def train(videos: Path, folder: Path, kill_at: int | None = None, resume: bool = False) -> None:
     torch.manual_seed(0)
     model = VJEPAForPreTraining(VJEPAConfig(**CONFIG, drop_path_rate=0.2))  # draws from torch's own generator
     dataset = VideoClipDataset(open_source(videos), ClipSpec(frames_per_clip=4, frame_step=2), seed=0)
@@ -54,17 +53,3 @@ def train(videos: Path, folder: Path, *, kill_at: int | None = None, resume: boo
     trainer = KilledTrainer(model, args, dataset, mask_kinds=SMALL_KINDS)
     trainer.kill_at = kill_at
     trainer.train(resume_from_checkpoint=resume)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("videos", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--kill-at", type=int)
-    parser.add_argument("--resume", action="store_true")
-    torch.set_num_threads(1)
-    train(**vars(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

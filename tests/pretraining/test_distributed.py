@@ -1,35 +1,22 @@
 """Two processes equal one: DDP through the Trainer and accelerate, FSDP2 through torch, accumulated batches."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.pretraining.distributed_run import RUNS, build_model
-
-SCRIPT = Path(__file__).parent / "distributed_run.py"
-ROOT = Path(__file__).parents[2]
+from tests.forked import call_in_pair
+from tests.pretraining.distributed_run import RUNS, build_model, run_in_group
 
 
 def _run(mode: str, folder: Path, num_processes: int) -> dict:
     if num_processes == 1:
         RUNS[mode](folder, 1)
     else:
-        _launch(mode, folder, num_processes)
+        assert call_in_pair(run_in_group, mode, folder) == [0, 0]
     weights = torch.load(folder / "weights.pt", weights_only=True)
     return {"weights": weights, "log": json.loads((folder / "log.json").read_text())}
-
-
-def _launch(mode: str, folder: Path, num_processes: int) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    command = [sys.executable, *launcher, str(SCRIPT), mode, str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.forked import call_in_process
 from tests.pretraining.conftest import SMALL_KINDS
 from vjepa_hub import VJEPAForPreTraining
 from vjepa_hub.data.masking import LONG_RANGE, SHORT_RANGE, TokenGrid, sample_masks_at
@@ -81,37 +81,32 @@ def test_tokens_are_those_that_the_release_leaves():
     torch.testing.assert_close(draws.mean(0), expected, rtol=0.06, atol=0)
 
 
-STEP = r"""
-import re, sys, torch
-from vjepa_hub import VJEPAForPreTraining
-from vjepa_hub.data.masking import sample_masks_at
-from vjepa_hub.pretraining.pixel_prediction import VJEPAForPixelPrediction
-from vjepa_hub.pretraining.recipe import load_recipe
+def resident(name: str) -> int:
+    """Bytes of this process in memory."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
 
-def resident(name):
-    return 1024 * int(re.search(rf"{name}:\s+(\d+)", open("/proc/self/status").read()).group(1))
 
-recipe, batch_size = load_recipe("tiny"), int(sys.argv[1])
-pairs = [sample_masks_at(kind, recipe.grid(), range(batch_size), seed=0, step=0) for kind in recipe.masks]
-masks = [pair.context_mask for pair in pairs], [pair.target_mask for pair in pairs]
-torch.nn.functional.linear(torch.ones(64, 64, requires_grad=True), torch.ones(64, 64)).sum().backward()
-before = resident("VmRSS")
-model = VJEPAForPreTraining(recipe.config()).train()
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-model(torch.randn(batch_size, 8, 3, 64, 64), *masks).loss.backward()
-optimizer.step()
-print(resident("VmHWM") - before)
-"""
+def write_peak_of_step(file: Path, batch_size: int) -> None:
+    recipe = load_recipe("tiny")
+    pairs = [sample_masks_at(kind, recipe.grid(), range(batch_size), seed=0, step=0) for kind in recipe.masks]
+    masks = [pair.context_mask for pair in pairs], [pair.target_mask for pair in pairs]
+    torch.nn.functional.linear(torch.ones(64, 64, requires_grad=True), torch.ones(64, 64)).sum().backward()
+    before = resident("VmRSS")
+    model = VJEPAForPreTraining(recipe.config()).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    model(torch.randn(batch_size, 8, 3, 64, 64), *masks).loss.backward()
+    optimizer.step()
+    file.write_text(str(resident("VmHWM") - before))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
-def test_memory_is_that_of_a_step_within_a_third():
+def test_memory_is_that_of_a_step_within_a_third(tmp_path):
     batch_size = 24
-    done = subprocess.run([sys.executable, "-c", STEP, str(batch_size)], capture_output=True, text=True, check=True)
+    assert call_in_process(write_peak_of_step, tmp_path / "peak", batch_size) == 0
     recipe = load_recipe("tiny").with_overrides({"global_batch_size": batch_size})
     recipe = recipe.with_overrides({"per_device_train_batch_size": batch_size})
     memory = estimate_recipe(recipe, device="cpu").memory.total
-    assert 0.75 < memory / int(done.stdout) < 1.33
+    assert 0.75 < memory / int((tmp_path / "peak").read_text()) < 1.33
 
 
 def test_half_precision_and_checkpointing_need_less_memory(small_config):

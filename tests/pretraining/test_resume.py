@@ -1,8 +1,5 @@
 """A run that was killed while it saved, and was resumed, equals one that was not, to the bit."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,19 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerState
 
+from tests.forked import call_in_process
 from tests.pretraining.resumed_run import train
 
-SCRIPT = Path(__file__).parent / "resumed_run.py"
-ROOT = Path(__file__).parents[2]
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
-
-
-def _run(*arguments: str | Path) -> int:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
-    assert done.returncode in (0, -9), done.stderr[-3000:]
-    return done.returncode
 
 
 def _history(checkpoint: Path) -> list[dict]:
@@ -53,9 +41,9 @@ def videos(tmp_path, write_video) -> Path:
 def test_run_killed_in_a_checkpoint_and_resumed_equals_an_uninterrupted_run(tmp_path, videos):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(videos, whole)
-    assert _run(videos, broken, "--kill-at", "15") == -9
+    assert call_in_process(train, videos, broken, 15) == -9
     assert sorted(path.name for path in broken.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-5"]
-    assert _run(videos, broken, "--resume") == 0
+    assert call_in_process(train, videos, broken, None, True) == 0
     expected, ours = (load_file(folder / "checkpoint-20" / "model.safetensors") for folder in (whole, broken))
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())

@@ -1,6 +1,5 @@
-"""What the processes of the distributed test run: `torchrun ... finetuning_distributed.py FOLDER`, with every mode."""
+"""Runs of the distributed test."""
 
-import sys
 from pathlib import Path
 
 from tests.evaluation.finetuning_sets import drifting_stripes, plain_settings
@@ -20,11 +19,7 @@ def tune(folder: Path, features: str, mode: str, num_processes: int) -> Path:
     return finetune(features, *sets, folder, settings, training_arguments=arguments)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    for mode in sys.argv[2:]:
+def tune_all(folder: Path, modes: list[str]) -> None:
+    """Work of one of two processes."""
+    for mode in modes:
         tune(folder / mode, str(folder / "features"), mode, 2)
-
-
-if __name__ == "__main__":
-    main()

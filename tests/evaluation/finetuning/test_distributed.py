@@ -2,17 +2,14 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.evaluation.finetuning.finetuning_distributed import MODES, tune
+from tests.evaluation.finetuning.finetuning_distributed import MODES, tune, tune_all
 from tests.evaluation.finetuning_sets import save_features_model
+from tests.forked import call_in_pair
 
-ROOT = Path(__file__).parents[3]
 IS_PEFT_THERE = importlib.util.find_spec("peft") is not None
 TESTED = [mode for mode in MODES if mode != "lora" or IS_PEFT_THERE]
 
@@ -22,12 +19,7 @@ def folder(tmp_path_factory) -> Path:
     """The runs of two processes."""
     folder = tmp_path_factory.mktemp("distributed")
     save_features_model(folder / "features")
-    script = Path(__file__).parent / "finetuning_distributed.py"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, *launcher, str(script), str(folder), *TESTED]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert call_in_pair(tune_all, folder, TESTED) == [0, 0]
     return folder
 
 
