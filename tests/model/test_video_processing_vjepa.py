@@ -584,6 +584,16 @@ def test_container_without_an_index_raises_without_pyav(write_clip, name, monkey
             VJEPAVideoProcessor()(source)
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_picture_file_is_one_frame(frames, ending, tmp_path):
+    path = tmp_path / f"frame.{ending}"
+    Image.fromarray(frames[0]).save(path, quality=100)
+    for source in (path, path.read_bytes()):
+        pixels = _pixels(VJEPAVideoProcessor(crop_size=48, num_frames=16), source)
+        assert pixels.shape[1] == 1
+        assert (pixels - _pixels(VJEPAVideoProcessor(crop_size=48), frames[0])).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize("num_frames", [1, 3, 16, 17])
 def test_a_short_file_fills_its_clip_with_a_warning(num_frames, write_clip):
     path = write_clip(f"short{num_frames}.mp4", num_frames)

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -245,6 +246,25 @@ def require_model(name_or_path: str | Path) -> None:
             f"'{name}' is neither a folder, nor a file, nor a Hub name (owner/name), nor a registered model; "
             f"registered: {', '.join(MODELS)}; the nearest is '{nearest(name, MODELS)}'"
         )
+
+
+def refuse_names_in_transformers() -> None:
+    """Make transformers say how a model of this table is loaded, where it would ask the Hub for one of that name."""
+    from transformers.utils import hub
+
+    find_files = hub.cached_files  # through which all of its `from_pretrained` find their files
+
+    @wraps(find_files)
+    def find_files_of_others(path_or_repo_id: Any, *args: Any, **kwargs: Any) -> Any:
+        name = str(path_or_repo_id)
+        if name in MODELS and not os.path.isdir(name):
+            raise OSError(
+                f"'{name}' is a model of vjepa_hub, not a repository on the Hub: load it by vjepa_hub.load('{name}') "
+                f"and vjepa_hub.load_processor('{name}')"
+            )
+        return find_files(path_or_repo_id, *args, **kwargs)
+
+    hub.cached_files = find_files_of_others
 
 
 def find_bundled(name: str) -> Path | None:
