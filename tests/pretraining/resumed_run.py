@@ -15,7 +15,7 @@ from vjepa_hub.data.sources import open_source
 from vjepa_hub.pretraining.arguments import VJEPATrainingArguments
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 
-NUM_STEPS, SAVE_STEPS = 20, 5
+NUM_STEPS, SAVE_STEPS = 12, 3
 
 
 class KilledTrainer(VJEPATrainer):
@@ -47,7 +47,7 @@ def train(videos: Path, folder: Path, kill_at: int | None = None, resume: bool =
         save_steps=SAVE_STEPS,
         report_to="none",
         disable_tqdm=True,
-        health_steps=10,
+        health_steps=5,
         health_batch_size=4,
     )
     trainer = KilledTrainer(model, args, dataset, mask_kinds=SMALL_KINDS)
