@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .hub_server import HubServer
 
+NUM_SLOW = 20  # times as many changed files with -m slow
 REFERENCE = Path(__file__).parent / "reference_cases"
 FEW_VIDEOS = {"train": 40, "test": 24}
 
@@ -183,3 +184,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
     total = sum(seconds.values()) or 1.0
     shares = ", ".join(f"{room} {100 * part / total:.0f} %" for room, part in seconds.most_common())
     terminalreporter.write_line(f"{total:.0f} s of tests: {shares}")
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "many"])
+def seeds(request) -> Callable[[int], range]:
+    """The seeds of a test of changed files that has `num` cases in the default run."""
+    return lambda num: range(num, num * NUM_SLOW) if request.param else range(num)

@@ -54,6 +54,19 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
     return Path(path)
 
 
+def read_utf8(path: str | os.PathLike) -> str:
+    """The text of a file, its line ends as they are.
+
+    Raises:
+        ValueError: It is not in UTF-8.
+        OSError: It cannot be read.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}): save it as such, or write it anew") from error
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike, *, replace: bool = True) -> Iterator[Path]:
     """A file to write to, which replaces the one at `path` when the block ends without an error.

@@ -43,6 +43,24 @@ def import_datasets() -> Any:
         ) from error
 
 
+def read_parquet(path: str | Path) -> Any:
+    """Open a parquet file as a `datasets.Dataset`.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+        ValueError: The file is damaged, or no parquet.
+        OSError: There is no room for the cache of the `datasets` library.
+    """
+    datasets = import_datasets()
+    try:
+        return datasets.Dataset.from_parquet(os.fspath(path))
+    except (datasets.exceptions.DatasetsError, importlib.import_module("pyarrow").ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        cause = str(error.__cause__ or error).split("\n")[0]
+        raise ValueError(f"{path} is damaged or no parquet file ({cause}): write it again") from error
+
+
 class HuggingFaceSource(ClipSource):
     """The videos of a `datasets.Dataset`, by number.
 

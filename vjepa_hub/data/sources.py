@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .hugging_face import HuggingFaceSource, import_datasets
+from .hugging_face import HuggingFaceSource, read_parquet
 from .manifests import (
     MANIFEST_ENDINGS,
     VIDEO_ENDINGS,
@@ -303,7 +303,7 @@ def _open_path(path: str, options: _Options) -> ClipSource:
         return _source_of_entries(read_manifest_entries(path), path, options.with_labels)
     if ending == ".parquet" and not is_address(path):
         path = os.path.abspath(path)
-        return options.of_rows(import_datasets().Dataset.from_parquet(path), name=path, root=os.path.dirname(path))
+        return options.of_rows(read_parquet(path), name=path, root=os.path.dirname(path))
     known = ", ".join([*MANIFEST_ENDINGS, ".parquet", *SHARD_ENDINGS])
     raise ValueError(
         f"{path} ends in '{ending}'; known are lists of videos and tar files ({known}), a folder, and a video; "

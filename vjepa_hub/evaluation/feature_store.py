@@ -71,7 +71,7 @@ class FeatureStore:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Features of some rows, `(num_rows, ...)`; of items that could not be read they mean nothing."""
-        return np.load(self.folder / _FEATURE_FILE, mmap_mode="r")[rows]
+        return self._load(_FEATURE_FILE)[rows]
 
     def write(self, items: np.ndarray, features: np.ndarray, is_readable: np.ndarray) -> None:
         """Write the features of some items, all their rows.
@@ -119,9 +119,29 @@ class FeatureStore:
         file = self.folder / _KEY_FILE
         if not file.exists():
             return None
-        if json.loads(file.read_text()) != self.key:
+        try:
+            key = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is damaged ({error}); delete {self.folder}, which is filled again") from error
+        if key != self.key:
             raise ValueError(f"the cache {self.folder} belongs to something else than its name says; delete it")
-        return np.load(self.folder / _STATE_FILE, mmap_mode="r")
+        return self._load(_STATE_FILE)
+
+    def _load(self, name: str) -> np.ndarray:
+        """A `.npy` file of the store, mapped."""
+        dtype, num_rows = (np.uint8, len(self)) if name == _STATE_FILE else (np.float16, int(self._first_rows[-1]))
+        try:
+            stored = np.load(self.folder / name, mmap_mode="r")
+        except (ValueError, TypeError, EOFError, SyntaxError, OSError) as error:
+            raise self._damaged(name, str(error)) from error
+        if stored.dtype != dtype or stored.shape[:1] != (num_rows,):
+            raise self._damaged(name, f"{stored.dtype} of shape {stored.shape}")
+        return stored
+
+    def _damaged(self, name: str, cause: str) -> ValueError:
+        return ValueError(
+            f"{self.folder / name} is damaged ({cause}); delete {self.folder}, which is filled again from the videos"
+        )
 
 
 def _write_rows(file: Path, rows: np.ndarray, values: np.ndarray) -> None:

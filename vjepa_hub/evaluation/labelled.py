@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..core.files import read_utf8
 from ..core.run_files import DataFacts, without_credentials
 from ..data.hugging_face import LABEL_COLUMNS as VIDEO_LABEL_COLUMNS
-from ..data.hugging_face import import_datasets
+from ..data.hugging_face import import_datasets, read_parquet
 from ..data.images import read_image
 from ..data.items import ITEM_TIMEOUT
 from ..data.manifests import (
@@ -305,7 +306,7 @@ def read_class_names(file: str | Path) -> list[str]:
     Raises:
         ValueError: Nothing in it, no such JSON, numbers are missing, or a name stands twice.
     """
-    text = Path(file).read_text(encoding="utf-8-sig")
+    text = read_utf8(file)
     if Path(file).suffix.lower() == ".json":
         names = _names_of_json(text, file)
     else:
@@ -321,7 +322,7 @@ def read_class_names(file: str | Path) -> list[str]:
 def _names_of_json(text: str, file: str | Path) -> list[str]:
     try:
         loaded = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} is no JSON ({error}); write a list of names, or a .txt with one on each line"
         ) from error
@@ -425,7 +426,7 @@ def _open_images(spec: Any) -> Opened:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}; check the path")
     if path.suffix.lower() == ".parquet":
-        return _open_image_rows(import_datasets().Dataset.from_parquet(os.fspath(path)))
+        return _open_image_rows(read_parquet(path))
     if path.suffix.lower() not in MANIFEST_ENDINGS:
         raise ValueError(
             f"{path} ends in '{path.suffix}', but images come from a folder with a folder for each class, a manifest "

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from .. import __version__
 from ..core.files import written_whole
@@ -336,14 +336,17 @@ def load_features(path: str | Path) -> VideoFeatures:
     Raises:
         ValueError: a safetensors file that is none of ours, or of a newer format.
     """
-    with safe_open(str(path), framework="pt") as file:
-        metadata = dict(sorted((file.metadata() or {}).items()))  # safetensors gives them in random order
-        if metadata.get("format") != FORMAT:
-            found = metadata.get("format", "none")
-            raise ValueError(
-                f"{path} has the format '{found}', not '{FORMAT}': was it written by `vjepa-hub features`?"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(sorted((file.metadata() or {}).items()))  # safetensors gives them in random order
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and extract the features again") from error
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "none")
+        raise ValueError(f"{path} has the format '{found}', not '{FORMAT}': was it written by `vjepa-hub features`?")
+    if missing := {"frame_indices", "timestamps"} - tensors.keys():
+        raise ValueError(f"{path} has no {' or '.join(sorted(missing))}: delete it and extract the features again")
     return VideoFeatures(
         tensors.get("pooled"), tensors.get("dense"), tensors["frame_indices"], tensors["timestamps"], metadata=metadata
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..core.files import write_whole, writing
+from ..core.files import read_utf8, write_whole, writing
 
 Value = int | float | str
 FIRST_COLUMNS = ("step", "epoch")
@@ -84,9 +84,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Value]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It has no column "step", so that it is another file.
+        ValueError: It is no text, has no column "step", or a row with more values than columns.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = read_utf8(path)
     complete = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(complete))
     names = reader.fieldnames or ()
@@ -95,7 +95,12 @@ def read_metrics(path: str | Path) -> list[dict[str, Value]]:
             f"{path} has the columns {', '.join(names) or '(none)'}, but a file of logged metrics has 'step' among "
             "them; give the file that MetricsCSVCallback wrote"
         )
-    return [{name: _parse(value) for name, value in row.items() if value} for row in reader]
+    rows = []
+    for row in reader:
+        if None in row:
+            raise ValueError(f"line {reader.line_num} of {path} has more values than columns: delete the line")
+        rows.append({name: _parse(value) for name, value in row.items() if value})
+    return rows
 
 
 def _parse(text: str) -> Value:

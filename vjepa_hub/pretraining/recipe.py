@@ -34,6 +34,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..core.files import read_utf8
 from ..core.names import nearest
 from ..core.settings import Settings, SettingsError, UnknownSettingError, read_yaml, write_yaml
 from ..data.clip_sampling import ClipSpec, FrameSampling
@@ -338,10 +339,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             f"'{name_or_path}' is neither a recipe nor a file; recipes: {', '.join(known)}; the nearest is "
             f"'{nearest(str(name_or_path), known)}'"
         )
-    tree = read_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    tree = read_yaml(read_utf8(path), source=str(path))
     if not isinstance(tree, Mapping):
         raise SettingsError(f"{path} is no recipe: it must have keys and values")
-    return Recipe.from_tree({"name": path.stem, **tree})
+    try:
+        return Recipe.from_tree({"name": path.stem, **tree})
+    except SettingsError as error:
+        raise type(error)(f"{error} (in {path})") from error
 
 
 def accumulation_steps(global_batch_size: int, *, batch_size: int, num_processes: int) -> int:

@@ -144,7 +144,7 @@ def write_card(folder: str | Path, name: str) -> Path:
     """
     run = find_run(folder)
     path = run.model / CARD_FILE
-    if path.exists() and not is_ours(path.read_text(encoding="utf-8")):
+    if path.exists() and not is_ours(path.read_text(encoding="utf-8", errors="replace")):
         logger.warning("%s was written or changed by a person, and stays as it is", path)
         return path
     facts = gather_facts(run, name, read_config(run.model / CONFIG_FILE), CardOptions())

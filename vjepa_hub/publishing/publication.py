@@ -88,9 +88,16 @@ class PublishedFile:
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
     def read_text(self) -> str:
-        """Its content, as UTF-8."""
+        """Its content.
+
+        Raises:
+            ValueError: It is not in UTF-8.
+        """
         content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-        return content.decode("utf-8")
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is not text in UTF-8 ({error}): write it anew, or take it out") from error
 
     def is_same_as(self, remote: Any) -> bool:
         """Return whether the repository has it already, to the letter.
@@ -284,7 +291,7 @@ def _evaluation_files(evaluations: Sequence[RunRecord]) -> Iterator[PublishedFil
 def _present_card(run: RunFolder) -> str:
     """The card in the folder; empty where there is none."""
     found = [folder / CARD_FILE for folder in (run.model, run.records) if (folder / CARD_FILE).is_file()]
-    return found[0].read_text(encoding="utf-8") if found else ""
+    return PublishedFile(CARD_FILE, found[0]).read_text() if found else ""
 
 
 def _extra_files(given: Sequence[str | Path], present: Mapping[str, PublishedFile]) -> Iterator[PublishedFile]:

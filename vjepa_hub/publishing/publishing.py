@@ -233,9 +233,9 @@ class _Repository:
             return publication
         with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as cache, hub_errors(f"read the card of {self.repo_id}"):
             file = self.api.hf_hub_download(self.repo_id, CARD_FILE, revision=self.commit, cache_dir=cache)
-            present = Path(file).read_text(encoding="utf-8")
+            present = PublishedFile(CARD_FILE, Path(file).read_bytes())
         try:
-            merged = complete_card(present, publication.card)
+            merged = complete_card(present.read_text(), publication.card)
         except ValueError as error:
             raise UnpublishableError(self.repo_id, [f"{CARD_FILE} of the repository: {error}"]) from error
         if merged == publication.card:
