@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from tests.other_run import leave_lock
+from vjepa_hub.core.files import WriteError
 from vjepa_hub.core.folder_lock import LOCK_FILE, SECONDS_UNTIL_STALE, FolderInUseError, FolderLock, require_unlocked
 
 HOLDS = """
@@ -108,6 +110,18 @@ def test_half_a_lock_is_not_taken_for_a_stale_one(tmp_path):
     (tmp_path / LOCK_FILE).write_text('{"host": "fa')
     with pytest.raises(FolderInUseError):
         FolderLock(tmp_path).acquire()
+
+
+def test_lock_that_cannot_be_written_is_not_left_by_half(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(WriteError, match=str(tmp_path)):
+            FolderLock(tmp_path / "out").acquire()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with FolderLock(tmp_path / "out"):
+        pass
 
 
 def test_locks_of_one_process_nest(tmp_path):

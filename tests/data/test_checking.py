@@ -160,7 +160,9 @@ def test_causes_are_counted_without_their_details(copies, tmp_path):
         path.write_bytes(path.read_bytes()[: -300 - number])
     summary = check_videos(copies, tmp_path / "report.jsonl", processes=1)
     assert summary.bad[0].cause != summary.bad[1].cause
-    assert list(summary.count_causes().values()) == [2]
+    ((cause, count),) = summary.count_causes().items()
+    assert count == 2
+    assert summary.bad[0].cause.startswith(cause)  # the numbers of the first, and no placeholder
     assert [video.path for video in summary.good] == [str(path) for path in copies[2:]]
 
 

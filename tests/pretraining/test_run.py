@@ -1,5 +1,6 @@
 import io
 import os
+import resource
 import shutil
 import signal
 import tarfile
@@ -15,6 +16,7 @@ from transformers import AutoModel, AutoVideoProcessor, TrainerCallback
 from tests.other_run import HOST, at_work_in
 from vjepa_hub import VJEPAForPreTraining
 from vjepa_hub.core.checkpoints import CheckpointError
+from vjepa_hub.core.files import WriteError
 from vjepa_hub.core.folder_lock import FolderInUseError
 from vjepa_hub.data.sources import open_source
 from vjepa_hub.data.streaming import ClipStream
@@ -215,6 +217,19 @@ def test_stored_recipe_has_no_credentials_and_the_same_run_is_gone_on_with(small
     assert "secret" not in stored + prepared.trainer.data_description
     assert "key=1" not in stored + prepared.trainer.data_description
     prepare_run(recipe, **quiet)
+
+
+def test_recipe_that_cannot_be_written_leaves_the_one_that_is_there(finished, small_recipe, tmp_path):
+    recipe = small_recipe.with_inputs(data=finished[0] / "videos")
+    prepared = prepare_run(recipe, output_dir=tmp_path, console=Shown().console)
+    stored, before = (tmp_path / "recipe.yaml").read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(WriteError, match=r"recipe\.yaml.*File too large"):
+            prepare_run(recipe, output_dir=tmp_path, console=Shown().console)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (prepared.folder / "recipe.yaml").read_text() == stored
 
 
 def test_checkpoints_without_their_recipe_are_left(small_recipe, tmp_path):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.names import counted
 from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
 from .options import Backend, ItemTimeout, Manifests, existing, output_folder
@@ -59,8 +60,9 @@ def check_data(
         manifests += [Path(file) for file, is_list in zip(files or [], is_manifest, strict=True) if is_list]
         sources = [file for file, is_list in zip(files or [], is_manifest, strict=True) if not is_list]
         require_own_names(manifests)
-        videos = [video.record or video.path for video in input_videos(sources, manifests, sample=False)]
-        named = input_videos(sources, [], sample=False) if sources else []
+        named = input_videos(sources, [], sample=False) if sources or not manifests else []
+        listed = input_videos([], manifests, sample=False) if manifests else []
+        videos = [video.record or video.path for video in (*named, *listed)]
         others = [video.path for video in named if video.record is None]
         with FolderLock(output_dir), ProgressBar() as progress:
             summary = check_videos(
@@ -88,12 +90,12 @@ def _show_check(summary: CheckSummary) -> None:
         console.print(f"... and {len(summary.bad) - MAX_ROWS} more, all in bad.jsonl")
     if summary.bad or summary.count_warnings():
         console.print(_cause_table(summary))
-    counts = f"{len(summary.videos)} videos: {len(summary.good)} good, {len(summary.bad)} bad"
+    counts = f"{counted(len(summary.videos), 'video')}: {len(summary.good)} good, {len(summary.bad)} bad"
     console.print(Text(f"{counts}; {summary.num_done_before} of them checked before"))
 
 
 def _cause_table(summary: CheckSummary) -> Table:
-    table = Table("videos", "verdict", "cause", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table("videos", "verdict", "cause (of the first)", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.columns[0].justify = "right"
     for cause, count in summary.count_causes().most_common():
         table.add_row(str(count), Text("bad", style="red"), Text(cause, overflow="fold"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..core.files import describe_output_error
+from ..core.names import counted
 from ..core.progress import is_first_process
 
 if TYPE_CHECKING:
@@ -105,5 +106,5 @@ def exit_for_unreadable(number: int, consequence: str = "they count as wrong, an
         typer.Exit: There are some; in the first process, since torchrun ends all as soon as one exits with 1.
     """
     if number and is_first_process():
-        typer.echo(f"{number} video{'s' if number > 1 else ''} could not be read: {consequence}", err=True)
+        typer.echo(f"{counted(number, 'video')} could not be read: {consequence}", err=True)
         raise typer.Exit(1)

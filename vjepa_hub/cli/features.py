@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.names import counted
 from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
 from .options import Backend, ConfigFile, Device, ItemTimeout, Manifests, ModelName, existing, output_folder
@@ -150,6 +151,6 @@ def _show_reports(reports: list[VideoReport], opened: OpenedModel) -> None:
 def _describe_counts(reports: list[VideoReport]) -> str:
     failed = sum(report.error is not None for report in reports)
     before = sum(report.error is None and report.is_done_before for report in reports)
-    total = f"{len(reports)} video{'s' if len(reports) > 1 else ''}"
+    total = counted(len(reports), "video")
     counts = f"{total}: {len(reports) - failed - before} done, {before} done before, {failed} failed"
     return counts + (", listed in failed.jsonl in the output folder" if failed else "")

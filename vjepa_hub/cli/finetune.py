@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ..core.names import counted
 from ..core.progress import is_first_process
 from .common import exit_for_unreadable, read_names, stopped_runs, usage_errors
 from .options import ClassNames, ItemTimeout, complete_models, existing, known_model, output_folder, set_values
@@ -123,12 +124,13 @@ def finetune(
     run.trainer.remove_callback(PrinterCallback)
     tuned: Any = run.trainer.model
     counts = f"{tuned.num_parameters(only_trainable=True):,} of {tuned.num_parameters():,} parameters are trained"
-    console.print(Text(f"{model}: {counts}, on {len(training_set):,} videos of {training_set.num_classes} classes"))
+    videos = f"{counted(len(training_set), 'video')} of {counted(training_set.num_classes, 'class', 'classes')}"
+    console.print(Text(f"{model}: {counts}, on {videos}"))
     with stopped_runs():
         measured = run.train()
     if measured:
         top1, top5 = 100 * measured["eval_top1"], 100 * measured["eval_top5"]
-        line = f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, on {measured['eval_num_videos']:,} videos, one view"
+        line = f"top-1 {top1:.2f} %, top-5 {top5:.2f} %, on {counted(measured['eval_num_videos'], 'video')}, one view"
         console.print(Text(line), soft_wrap=True)
     console.print(Text(f"wrote {run.folder}"), soft_wrap=True)
     exit_for_unreadable(measured["eval_num_unreadable"] if measured else 0)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from ..core.names import counted
 from ..core.progress import ProgressBar, is_first_process
 from .common import compute_dtype, exit_for_unreadable, read_names, stopped_runs, usage_errors
 from .options import (
@@ -224,7 +225,7 @@ def _show_metrics(metrics: ClassificationMetrics, output_dir: Path) -> None:
     low, high = metrics.top1_interval
     line = (
         f"top-1 {100 * metrics.top1:.2f} % ({100 * low:.2f} to {100 * high:.2f}), top-5 {100 * metrics.top5:.2f} %, "
-        f"mean of classes {100 * metrics.mean_class_accuracy:.2f} %, on {metrics.num_videos:,} videos"
+        f"mean of classes {100 * metrics.mean_class_accuracy:.2f} %, on {counted(metrics.num_videos, 'video')}"
     )
     Console().print(Text(line), soft_wrap=True)
     typer.echo(f"wrote {output_dir / 'results.json'}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.names import counted
 from .common import usage_errors
 from .options import complete_models, existing, known_model
 
@@ -144,7 +145,7 @@ def _show_publication(result: PublishResult, *, is_dry_run: bool) -> None:
 
 def _show_card_checks(result: PublishResult, console: Console) -> None:
     problems = list(result.publication.problems)
-    console.print(Text("checks: " + (f"{len(problems)} problems" if problems else "no problems")))
+    console.print(Text("checks: " + (counted(len(problems), "problem") if problems else "no problems")))
     _show_problems(problems)
 
 

@@ -120,11 +120,17 @@ class FolderLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             while True:
                 try:
-                    with self.file.open("x", encoding="utf-8") as file:
-                        file.write(self._holder.model_dump_json())
-                    return
+                    file = self.file.open("x", encoding="utf-8")
                 except FileExistsError:
                     _take_stale_away(self.file)
+                    continue
+                try:
+                    with file:
+                        file.write(self._holder.model_dump_json())
+                except OSError:  # half a lock would be taken for another run's
+                    self.file.unlink()
+                    raise
+                return
 
     def _give_signs(self) -> None:
         while not self._released.wait(SECONDS_BETWEEN_SIGNS):

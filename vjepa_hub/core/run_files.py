@@ -366,7 +366,7 @@ class RunFile:
                 cause = f"{type(error).__name__}: {error}".strip(": ")
                 self.update(state="stopped" if is_stop else "failed", cause=cause, ended=_now())
             except OSError as unwritten:  # the run's own error must come through
-                logger.warning("%s could not be written: %s", self.folder / RUN_FILE, unwritten)
+                logger.warning("%s", unwritten)
             raise
         self.update(state="complete", cause=None, ended=_now())
 

@@ -93,11 +93,6 @@ class CheckedVideo:
     duration: float | None = None
     seconds: float
 
-    @property
-    def kind(self) -> str | None:
-        """The cause without the numbers and details of this video, to count by."""
-        return None if self.cause is None else _without_details(self.cause)
-
 
 @dataclass(frozen=True)
 class CheckSummary:
@@ -122,16 +117,22 @@ class CheckSummary:
         return [video for video in self.videos if not video.ok]
 
     def count_causes(self) -> Counter[str]:
-        """Number of bad videos of each kind of cause."""
-        return Counter(video.kind for video in self.bad if video.kind is not None)
+        """Number of bad videos of each kind of cause, in the words of the first."""
+        return _count_alike(video.cause or "" for video in self.bad)
 
     def count_warnings(self) -> Counter[str]:
-        """Number of good videos with each kind of warning."""
-        return Counter(_without_details(warning) for video in self.good for warning in video.warnings)
+        """Number of good videos with each kind of warning, in the words of the first."""
+        return _count_alike(warning for video in self.good for warning in video.warnings)
 
 
-def _without_details(sentence: str) -> str:
-    return re.sub(r"\d+(\.\d+)?", "N", re.split(r" *[(:]", sentence)[0])
+def _count_alike(sentences: Iterable[str]) -> Counter[str]:
+    """Count sentences that differ in numbers and details alone, by the first of each kind."""
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for sentence in sentences:
+        begin = re.split(r" *[(:]", sentence)[0]
+        counts[first.setdefault(re.sub(r"\d+(\.\d+)?", "", begin), begin)] += 1
+    return counts
 
 
 def check_videos(

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from ..core.files import writing, written_whole
+from ..core.names import counted
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import (
     VJEPAForPreTraining,
@@ -441,7 +442,7 @@ def _check_parts(file: Path, parts: dict[str, Tensors], templates: dict[str, Ten
     shown = "".join(f"\n  {problem}" for problem in problems[:_NUM_PROBLEMS_SHOWN])
     more = len(problems) - _NUM_PROBLEMS_SHOWN
     raise ConversionError(
-        f"{file} does not fit the configuration, {len(problems)} problem{'s' if len(problems) > 1 else ''}:{shown}"
+        f"{file} does not fit the configuration, {counted(len(problems), 'problem')}:{shown}"
         + (f"\n  and {more} more" if more > 0 else "")
         + "\nEvery key of the file must be used and have its shape: pass the configuration that it was trained with"
     )

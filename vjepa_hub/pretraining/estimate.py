@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core.names import counted
 from ..data.masking import MaskKind, TokenGrid, sample_masks_at
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining
@@ -503,4 +504,4 @@ def device_name(device: torch.device) -> str:
     """Name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else str(device)
+    return counted(torch.get_num_threads(), "CPU thread") if device.type == "cpu" else str(device)

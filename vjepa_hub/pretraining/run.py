@@ -31,6 +31,7 @@ from transformers.trainer_callback import TrainerState
 from ..core.checkpoints import newest_checkpoint, require_readable
 from ..core.distributed import join_processes
 from ..core.files import write_whole
+from ..core.names import counted
 from ..core.progress import ProgressBar
 from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, without_credentials
 from ..data.quarantine import Quarantine
@@ -185,7 +186,7 @@ class PretrainingRun:
         if state.global_step < count_steps(trainer.args, trainer.train_dataset):
             return False
         require_readable(self.checkpoint)
-        self.console.print(Text(f"the run is complete, after {state.global_step:,} steps"))
+        self.console.print(Text(f"the run is complete, after {counted(state.global_step, 'step')}"))
         trainer.state = state
         trainer.model.load_state_dict(type(trainer.model).from_pretrained(self.checkpoint).state_dict())
         return True
@@ -446,9 +447,10 @@ def describe_run(recipe: Recipe, trainer: VJEPATrainer) -> list[Fact]:
         f"starts from {trainer.model.config.weights_origin}",
         f"data: {trainer.data_description}{_describe_memory(trainer.train_dataset)}",
         f"a clip: {config.frames_per_clip} frames of {config.crop_size} pixels, {grid.depth} x {grid.rows} x "
-        f"{grid.columns} = {grid.num_tokens} tokens; {len(recipe.masks)} kinds of masks",
-        f"{total_steps:,} steps of {args.clips_per_step:,} clips ({args.train_batch_size} a batch x {args.world_size} "
-        f"processes x {accumulated} accumulated), {total_steps * args.clips_per_step:,} clips in all",
+        f"{grid.columns} = {grid.num_tokens} tokens; {counted(len(recipe.masks), 'kind')} of masks",
+        f"{counted(total_steps, 'step')} of {counted(args.clips_per_step, 'clip')} ({args.train_batch_size} a batch x "
+        f"{counted(args.world_size, 'process', 'processes')} x {accumulated} accumulated), "
+        f"{counted(total_steps * args.clips_per_step, 'clip')} in all",
     ]
     facts = [*map(Fact, lines), *describe_time(recipe, args, total_steps)]
     return [*facts, *describe_bfloat16(args), *describe_momentum(args, total_steps)]
@@ -478,7 +480,7 @@ def describe_time(recipe: Recipe, args: VJEPATrainingArguments, total_steps: int
         estimate_recipe(recipe, num_processes=args.world_size, device=args.device), total_steps=total_steps
     )
     seconds = found.seconds or 0.0
-    devices = f"{found.num_processes} x {found.device}"
+    devices = found.device if found.num_processes == 1 else f"{found.num_processes} x {found.device}"
     fact = Fact(f"time: about {time_text(seconds)} on {devices}, without decoding (`--estimate` has more)")
     if seconds <= LONGEST_SECONDS:
         return [fact]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..core.names import counted
 from ..core.progress import Progress, no_progress
 from ..core.run_files import DataFacts, without_credentials
 from ..data.dataset import VideoClipDataset
@@ -100,7 +101,7 @@ def _open_given(recipe: Recipe, args: VJEPATrainingArguments, folder: Path, prog
         weights=weights or None if len(paths) > 1 else None,
         with_labels=with_labels,
     )
-    description = f"{len(source):,} videos of {names}"
+    description = f"{counted(len(source), 'video')} of {names}"
     probe = None
     if args.probe != "none":
         probe = _probe_of_labels(recipe, args, source, progress)
@@ -197,8 +198,8 @@ def _make_synthetic(
         )
         probe = OnlineProbe(args.probe, train, validation)
     description = (
-        f"{settings.num_videos:,} videos that vjepa_hub made itself ({_describe_made(settings)}, {settings.size} "
-        f"pixels, seed {settings.seed})"
+        f"{counted(settings.num_videos, 'video')} that vjepa_hub made itself ({_describe_made(settings)}, "
+        f"{settings.size} pixels, seed {settings.seed})"
     )
     dataset = _open_clips(recipe, args, folder, open_source(manifest))
     facts = DataFacts(role="videos", source="synthetic", description=description, num_videos=settings.num_videos)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.names import counted
 from ..core.run_files import (
     CLASSIFIER_FOLDER,
     RECIPE_FILE,
@@ -298,8 +299,8 @@ def _setting_rows(tree: Mapping[str, Any]) -> dict[str, str]:
 
 def _describe_data(fact: DataFacts) -> str:
     name = fact.description if not fact.is_local else fact.placeholder
-    count = f"{fact.num_videos:,} videos" if fact.num_videos is not None and fact.is_local else ""
-    classes = f"{fact.num_classes:,} classes" if fact.num_classes is not None else ""
+    count = counted(fact.num_videos, "video") if fact.num_videos is not None and fact.is_local else ""
+    classes = counted(fact.num_classes, "class", "classes") if fact.num_classes is not None else ""
     share = f"{100 * fact.share:g} % of the labels" if fact.share != 1 else ""
     return _identified(", ".join(filter(None, (name or fact.source, count, classes, share))), fact.sha256)
 

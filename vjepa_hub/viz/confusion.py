@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.names import counted
 from .style import BLUE, DPI, FAINT, GREY, INK, PAPER, style, write_png
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def draw_confusion(
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set_title(f"of {num_videos:,} videos{missing}\n{reading}", size=8, color=GREY)
+    axes.set_title(f"of {counted(num_videos, 'video')}{missing}\n{reading}", size=8, color=GREY)
     axes.text(0, 1 + 0.5 / side, f"Top-1 {share}", transform=axes.transAxes, size=13, weight="bold")
     return figure
 

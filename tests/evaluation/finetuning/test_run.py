@@ -2,6 +2,7 @@
 
 import json
 import math
+import stat
 
 import numpy as np
 import pytest
@@ -190,6 +191,8 @@ def test_kept_adapter_is_the_merged_model_on_its_base(features, few_videos, tmp_
     settings = plain_settings(mode="lora", learning_rate=1e-2, keep_adapter=True)
     folder = finetune(features, *few_videos, tmp_path / "tuned", settings, training_arguments=QUIET)
     assert peft.PeftConfig.from_pretrained(folder / "adapter").base_model_name_or_path == features
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.rglob("*") if file.is_file()}
+    assert modes == {stat.S_IMODE((folder / "run.json").stat().st_mode)}  # safetensors makes its files private
     base = VJEPAForVideoClassification.from_pretrained(features, num_labels=2)
     adapted = peft.PeftModel.from_pretrained(base, folder / "adapter")
     merged = VJEPAForVideoClassification.from_pretrained(folder)

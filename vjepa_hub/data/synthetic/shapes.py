@@ -29,6 +29,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from ...core.files import write_whole, written_whole
+from ...core.names import counted
 from ...core.progress import Progress, no_progress
 from ...core.settings import Settings
 
@@ -519,7 +520,7 @@ def write_labelled_videos(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _claim_folder(folder, record)
-    title = f"making {settings.num_videos:,} videos in {folder}"
+    title = f"making {counted(settings.num_videos, 'video')} in {folder}"
     progress(title, 0, settings.num_videos)
     for index in range(settings.num_videos):
         path = folder / _video_name(index)

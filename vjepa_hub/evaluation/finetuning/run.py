@@ -39,7 +39,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ...core.checkpoints import newest_checkpoint, require_readable
 from ...core.distributed import join_processes
-from ...core.files import write_whole
+from ...core.files import folder_written_whole, write_whole
 from ...core.invocation import command_words
 from ...core.run_files import METRICS_FILE, RUN_FILE, ModelFacts, Result, RunFile, RunRecord, read_run
 from ...core.settings import Settings, Share, parse_assignment
@@ -438,7 +438,8 @@ def save_classifier(trainer: Trainer, folder: Path, settings: FineTuneSettings) 
     model: Any = trainer.accelerator.unwrap_model(cast(nn.Module, trainer.model))
     if settings.mode == "lora":
         if settings.keep_adapter:
-            model.save_pretrained(folder / ADAPTER_FOLDER)
+            with folder_written_whole(folder / ADAPTER_FOLDER, folder / f"_{ADAPTER_FOLDER}") as adapter:
+                model.save_pretrained(adapter)
         model = model.merge_and_unload()
     model.save_pretrained(folder)
     cast(VJEPAVideoProcessor, trainer.processing_class).save_pretrained(folder)
