@@ -37,6 +37,15 @@ def test_each_key_has_a_folder_of_its_own_and_none_is_read_before_it_is_filled(t
         first.is_readable(np.array([0, 1]))
 
 
+def test_features_that_are_not_finite_are_refused_with_what_to_delete(tmp_path):
+    store = FeatureStore(tmp_path, {"encoder": "a"}, ROWS, "a set")
+    store.write(np.array([0]), features_of(0), np.array([True]))
+    file = store.folder / "features.npy"
+    file.write_bytes(file.read_bytes()[:-48] + b"\xff" * 48)  # all rows of the items are NaN
+    with pytest.raises(ValueError, match=f"features.npy is damaged.*delete {store.folder}"):
+        store.read(np.arange(6))
+
+
 def test_features_of_another_shape_are_refused(tmp_path):
     store = FeatureStore(tmp_path, {}, ROWS, "a set")
     store.write(np.array([0]), features_of(0), np.array([True]))

@@ -114,10 +114,9 @@ class Quarantine:
         ):
             try:
                 entry = QuarantinedVideo(**json.loads(line))
-            except (json.JSONDecodeError, TypeError):
+                entries.setdefault(entry.video, entry)
+            except (ValueError, TypeError, RecursionError):
                 logger.warning("line %d of %s is no entry, and passed over: %s", number, self.path, line[:200])
-                continue
-            entries.setdefault(entry.video, entry)
         return list(entries.values())
 
 

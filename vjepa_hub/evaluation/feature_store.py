@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,15 @@ class FeatureStore:
         return state[items] == _READABLE
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Features of some rows, `(num_rows, ...)`; of items that could not be read they mean nothing."""
-        return self._load(_FEATURE_FILE)[rows]
+        """Features of some rows, `(num_rows, ...)`; of items that could not be read they mean nothing.
+
+        Raises:
+            ValueError: They are damaged.
+        """
+        features = self._load(_FEATURE_FILE)[rows]
+        if not np.isfinite(features).all():
+            raise self._damaged(_FEATURE_FILE, "numbers in it are not finite")
+        return features
 
     def write(self, items: np.ndarray, features: np.ndarray, is_readable: np.ndarray) -> None:
         """Write the features of some items, all their rows.
@@ -87,8 +95,8 @@ class FeatureStore:
         """
         self._create(features.shape[1:])
         # Features first, so that an item is only marked as there when it is
-        _write_rows(self.folder / _FEATURE_FILE, self.rows(items), features)
-        _write_rows(self.folder / _STATE_FILE, items, np.where(is_readable, _READABLE, _UNREADABLE).astype(np.uint8))
+        self._write_rows(_FEATURE_FILE, self.rows(items), features)
+        self._write_rows(_STATE_FILE, items, np.where(is_readable, _READABLE, _UNREADABLE).astype(np.uint8))
 
     def _create(self, shape: Sequence[int]) -> None:
         """Make the files if they are not there; several processes may come here at once."""
@@ -132,7 +140,7 @@ class FeatureStore:
         dtype, num_rows = (np.uint8, len(self)) if name == _STATE_FILE else (np.float16, int(self._first_rows[-1]))
         try:
             stored = np.load(self.folder / name, mmap_mode="r")
-        except (ValueError, TypeError, EOFError, SyntaxError, OSError) as error:
+        except (ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError, OSError) as error:
             raise self._damaged(name, str(error)) from error
         if stored.dtype != dtype or stored.shape[:1] != (num_rows,):
             raise self._damaged(name, f"{stored.dtype} of shape {stored.shape}")
@@ -143,22 +151,21 @@ class FeatureStore:
             f"{self.folder / name} is damaged ({cause}); delete {self.folder}, which is filled again from the videos"
         )
 
+    def _write_rows(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        """Write some rows of a `.npy` file, and nothing else.
 
-def _write_rows(file: Path, rows: np.ndarray, values: np.ndarray) -> None:
-    """Write some rows of a `.npy` file, and nothing else.
-
-    Not by mapping it into memory: a map writes whole pages, in which other machines may have rows of their own, and a
-    full disk ends the process without a word.
-    """
-    stored = np.load(file, mmap_mode="r")
-    if stored.shape[1:] != values.shape[1:] or stored.dtype != values.dtype:
-        raise ValueError(
-            f"{file} holds {stored.dtype} of shape {stored.shape[1:]} for each row, but {values.dtype} of shape "
-            f"{values.shape[1:]} are to be kept in it; delete {file.parent}"
-        )
-    with writing(file), open(file, "r+b") as opened:
-        for row, value in zip(rows.tolist(), values, strict=True):
-            opened.seek(stored.offset + row * stored.strides[0])
-            opened.write(value.tobytes())
-        opened.flush()
-        os.fsync(opened.fileno())
+        Not by mapping it into memory: a map writes whole pages, in which other machines may have rows of their own,
+        and a full disk ends the process without a word.
+        """
+        file, stored = self.folder / name, self._load(name)
+        if stored.shape[1:] != values.shape[1:] or stored.dtype != values.dtype:
+            raise ValueError(
+                f"{file} holds {stored.dtype} of shape {stored.shape[1:]} for each row, but {values.dtype} of shape "
+                f"{values.shape[1:]} are to be kept in it; delete {file.parent}"
+            )
+        with writing(file), open(file, "r+b") as opened:
+            for row, value in zip(rows.tolist(), values, strict=True):
+                opened.seek(stored.offset + row * stored.strides[0])
+                opened.write(value.tobytes())
+            opened.flush()
+            os.fsync(opened.fileno())

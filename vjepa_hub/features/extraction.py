@@ -501,12 +501,10 @@ def read_header(path: str | Path) -> dict[str, dict] | None:
             return None
         try:
             header = json.loads(file.read(length))
-        except ValueError:  # no JSON, or no UTF-8
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return header if num_bytes == 8 + length + max(ends, default=0) else None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # damaged, or another file
             return None
-    if not isinstance(header, dict):
-        return None
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return header if num_bytes == 8 + length + max(ends, default=0) else None
 
 
 def _iterate_batches(

@@ -280,7 +280,8 @@ def _own_share(tasks: list[_Task], processes: Processes) -> list[int]:
 def _list_failures(reports: list[VideoReport], folder: Path) -> None:
     """Write `failed.jsonl`: the videos that failed now, and those of earlier runs that were not among these."""
     file, tried = folder / FAILED_VIDEOS, {str(report.source) for report in reports}
-    earlier = file.read_text().split("\n")[:-1] if file.exists() else []
+    text = file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else ""
+    earlier = text.split("\n")[:-1]
     lines = [line for line in earlier if _failed_video(line) not in tried]
     failures = [{"video": str(report.source), "error": report.error} for report in reports if report.error is not None]
     lines += [json.dumps(failure) for failure in failures]
@@ -294,5 +295,5 @@ def _failed_video(line: str) -> str | None:
     """The video of a line, or None of one that somebody else has written: it stays."""
     try:
         return json.loads(line)["video"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

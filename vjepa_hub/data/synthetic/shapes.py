@@ -543,9 +543,9 @@ def _claim_folder(folder: Path, record: FolderRecord) -> None:
         write_whole(file, json.dumps(record.settings, indent=2) + "\n")
         return
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}): name another folder, or delete this one") from error
+        found = dict(json.loads(file.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} holds no settings ({error}): name another folder, or delete this one") from error
     differing = [
         f"{name} is {found.get(name)} there and {value} now"
         for name, value in record.settings.items()
