@@ -147,6 +147,7 @@ def test_run_without_stop_gradient_collapses_while_its_loss_falls():
     assert history[-1]["health/fixed_loss"] < history[0]["health/fixed_loss"] / 2
 
 
+@pytest.mark.filterwarnings("ignore:a step has trained the encoder")
 def test_target_encoder_that_is_never_moved_is_named():
     history = train(8, learning_rate=1e-3, momentum=None, every=2)
     assert "frozen-target" in names_of(history, warmup_steps=8)

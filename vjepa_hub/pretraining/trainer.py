@@ -29,7 +29,7 @@ from ..core.distributed import join_processes
 from ..core.files import folder_written_whole
 from ..core.run_files import RunFile
 from ..data.clip_order import ClipOrder, ClipRequest
-from ..data.collation import KNOWN_KEYS, MaskCollator, model_inputs
+from ..data.collation import CLIP_KEYS, MASK_KEYS, MaskCollator, model_inputs
 from ..data.loader import ProcessBatches, require_place, with_positions
 from ..data.masking import LONG_RANGE, SHORT_RANGE, MaskKind, TokenGrid
 from ..data.quarantine import FailureShare, KilledWorkerError
@@ -230,7 +230,8 @@ class VJEPATrainer(Trainer):
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs of the model, on its device: uint8 clips are resized, flipped and normalised there."""
-        here = {name: _to_device(inputs[name], self.args.device) for name in inputs if name in KNOWN_KEYS}
+        needed = {*CLIP_KEYS, "is_flipped", *MASK_KEYS}
+        here = {name: _to_device(value, self.args.device) for name, value in inputs.items() if name in needed}
         return model_inputs(here, crop_size=self.model.config.crop_size)
 
     # ------------------------------------------------------------------------------------------------ step
