@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .features.extraction import load_features as load_features
     from .hub.conversion import convert_original_checkpoint as convert_original_checkpoint
     from .hub.conversion import convert_original_probe as convert_original_probe
+    from .hub.inferred_config import infer_config as infer_config
     from .hub.loading import load as load
     from .hub.loading import load_classifier as load_classifier
     from .hub.loading import load_processor as load_processor
@@ -50,6 +51,7 @@ _HOMES = {
     "convert_original_probe": "hub.conversion",
     "extract_features": "features.extraction",
     "finetune": "evaluation.finetuning.run",
+    "infer_config": "hub.inferred_config",
     "load": "hub.loading",
     "load_classifier": "hub.loading",
     "load_features": "features.extraction",

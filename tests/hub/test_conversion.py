@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.reference_family import DISTILLED, distilled_checkpoint, reference_file, tiny_config
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.hub.conversion import (
     ConversionError,
+    attach_original_probe,
     convert_file,
     convert_original_checkpoint,
     convert_original_features,
@@ -284,7 +286,7 @@ def test_failed_conversion_writes_nothing(tmp_path, reference_config):
 
 def test_output_folder_that_is_a_file_is_refused(tmp_path, reference_config):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(OSError, match="out could not be written"):
         convert_file(CHECKPOINT, tmp_path / "out", reference_config)
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -346,6 +348,114 @@ def test_configuration_is_found_among_candidates(reference_config):
     wrong = [_changed(reference_config, num_hidden_layers=3), _changed(reference_config, uniform_power=False)]
     assert find_config(CHECKPOINT, [*wrong, reference_config]) is reference_config
     assert find_config(CHECKPOINT, wrong) is None
+
+
+# --- V-JEPA 2 and 2.1 (their numbers: test_reference_family.py) ---
+
+
+def _without_unread_tables(tensors: dict) -> dict:
+    return {key: tensor for key, tensor in tensors.items() if not key.endswith("pos_embed")}
+
+
+@pytest.mark.parametrize("generation", ["v2", "v2.1"])
+def test_export_of_the_family_equals_the_released_file(tmp_path, generation):
+    config, file = tiny_config(generation), tmp_path / "export.pt"
+    model = convert_original_checkpoint(reference_file(generation), config)
+    export_original_checkpoint(model, file, epoch=40)
+    exported = torch.load(file, weights_only=True)
+    released = torch.load(reference_file(generation), weights_only=True)
+    assert exported.keys() == released.keys()
+    for part in PARTS:
+        _assert_equal_states(exported[part], _without_unread_tables(released[part]))
+    _assert_equal_states(_state(convert_original_checkpoint(file, config)), _state(model))
+
+
+def test_export_of_the_distilled_form_equals_the_released_file(tmp_path, saved):
+    config, released = tiny_config("v2.1", **DISTILLED), distilled_checkpoint()
+    model = convert_original_checkpoint(saved(released), config)
+    export_original_checkpoint(model, tmp_path / "export.pt")
+    exported = torch.load(tmp_path / "export.pt", weights_only=True)
+    assert exported.keys() == released.keys()
+    for part in ("encoder", "predictor", "ema_encoder"):
+        _assert_equal_states(exported[part], released[part])
+
+
+@pytest.mark.parametrize("generation", ["v2", "v2.1"])
+def test_probe_of_the_family_survives_export_bit_equal(tmp_path, generation):
+    config, file, probe_file = tiny_config(generation), tmp_path / "export.pt", "official_tiny_probe.pt"
+    model = convert_original_probe(reference_file(generation), reference_file(generation, probe_file), config)
+    export_original_probe(model, file, epoch=20)
+    exported = torch.load(file, weights_only=True)
+    released = torch.load(reference_file(generation, probe_file), weights_only=True)
+    assert exported.keys() == released.keys()
+    (head,), (released_head,) = exported["classifiers"], released["classifiers"]
+    _assert_equal_states(head, released_head)
+    _assert_equal_states(_state(convert_original_probe(reference_file(generation), file, config)), _state(model))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
+def test_wrappers_prefix_of_a_distilled_file_does_not_matter(saved, prefix):
+    config, checkpoint = tiny_config("v2.1", **DISTILLED), distilled_checkpoint()
+    expected = _state(convert_original_checkpoint(saved(checkpoint), config))
+    parts = {part: _with_prefix(checkpoint[part], prefix) for part in ("encoder", "predictor", "ema_encoder")}
+    _assert_equal_states(_state(convert_original_checkpoint(saved(checkpoint | parts), config)), expected)
+
+
+def test_file_without_encoder_fills_both_from_its_ema_encoder_and_warns(saved):
+    config, checkpoint = tiny_config("v2.1", **DISTILLED), distilled_checkpoint()
+    expected = _state(convert_original_checkpoint(saved(checkpoint), config).target_encoder)
+    del checkpoint["encoder"]
+    file = saved(checkpoint)
+    with pytest.warns(UserWarning, match=r"no 'encoder'.*'ema_encoder' fills both"):
+        model = convert_original_checkpoint(file, config)
+    for encoder in (model.encoder, model.target_encoder):
+        _assert_equal_states(_state(encoder), expected)
+    assert model.encoder.layernorm.weight.data_ptr() != model.target_encoder.layernorm.weight.data_ptr()
+    _assert_equal_states(_state(convert_original_features(file, config).encoder), expected)
+
+
+def test_file_with_two_names_of_the_target_encoder_is_refused(saved):
+    checkpoint = distilled_checkpoint()
+    checkpoint["target_encoder"] = checkpoint["ema_encoder"]
+    _assert_refused(saved(checkpoint), tiny_config("v2.1", **DISTILLED), "'ema_encoder'", "top level")
+
+
+def test_sincos_tables_of_v_jepa_2_have_no_effect(saved):
+    checkpoint, config = torch.load(reference_file("v2"), weights_only=True), tiny_config("v2")
+    for part in PARTS:
+        for key in [key for key in checkpoint[part] if key.endswith("pos_embed")]:
+            checkpoint[part][key] = sincos_positions((4, 4, 4), checkpoint[part][key].shape[-1])
+    expected = _state(convert_original_checkpoint(reference_file("v2"), config))
+    _assert_equal_states(_state(convert_original_checkpoint(saved(checkpoint), config)), expected)
+
+
+def test_unread_tables_are_known_in_v_jepa_2_alone(saved):
+    checkpoint = torch.load(reference_file("v2"), weights_only=True)
+    checkpoint["encoder"][PREFIX + "norms_block.0.weight"] = torch.ones(48)
+    _assert_refused(saved(checkpoint), tiny_config("v2"), "norms_block.0.weight' is left over", "1 problem:")
+
+
+def test_one_of_several_heads_is_chosen(saved):
+    probe = torch.load(reference_file("v2", "official_tiny_probe.pt"), weights_only=True)
+    (other,) = torch.load(reference_file("v2", "official_tiny_probe_4_heads.pt"), weights_only=True)["classifiers"]
+    probe["classifiers"].append(other)
+    file, config = saved(probe), tiny_config("v2")
+    model = convert_original_probe(reference_file("v2"), file, config, index=1)
+    assert torch.equal(model.classifier.weight, other["module.linear.weight"])
+    features = convert_original_features(reference_file("v2"), config)
+    attached = attach_original_probe(features, file, index=1, num_pooler_heads=4, pooler_feature_layers=[0, 2])
+    assert (attached.config.num_pooler_heads, attached.config.pooler_feature_layers) == (4, [0, 2])
+    assert torch.equal(attached.classifier.weight, model.classifier.weight)
+    with pytest.raises(ConversionError, match=r"2 heads.*index=0"):
+        convert_original_probe(reference_file("v2"), file, config)
+    with pytest.raises(ConversionError, match=r"index is 2.*0 to 1"):
+        convert_original_probe(reference_file("v2"), file, config, index=2)
+
+
+@pytest.mark.parametrize("heads", [[], {}, [3]])
+def test_list_without_heads_is_refused(saved, heads):
+    with pytest.raises(ConversionError, match="classifier"):
+        convert_original_probe(reference_file("v2"), saved({"classifiers": heads}), tiny_config("v2"))
 
 
 # --- Which are refused: keys and values ---

@@ -1,14 +1,17 @@
-"""Checkpoints in the released V-JEPA format, to models of this package and back.
+"""Checkpoints in the released formats of V-JEPA, V-JEPA 2 and 2.1, to models of this package and back.
 
-A released file is a torch archive of `encoder`, `predictor` and `target_encoder` (a probe's file: `classifier`), each
-a dictionary of tensors, beside the state of the training run. Conversion is strict: every key is used, or is listed
-here as without effect. Files are mapped, not read: only the tensors that end up in a model take memory.
+A released file is a torch archive of `encoder`, `predictor` and `target_encoder`, each a dictionary of tensors, beside
+the state of the training run. The distilled models of 2.1 have an `ema_encoder` in place of the target encoder; a
+probe's file has a `classifier`, or `classifiers`, a list of heads that were trained side by side. Conversion is
+strict: every key is used, or is listed here as without effect. Files are mapped, not read: only the tensors that end
+up in a model take memory.
 """
 
 import copy
 import math
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,9 +39,13 @@ Tensors = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
 
 PRETRAINING_PARTS = ("encoder", "predictor", "target_encoder")
+# The target encoder's name in the files of the distilled models
+EMA_ENCODER = "ema_encoder"
 PROBE_PARTS = ("classifier",)
+# Heads of V-JEPA 2 and 2.1, each as one `classifier`
+PROBE_LIST = "classifiers"
 TOP_LEVEL_KEYS_WITHOUT_EFFECT = ("opt", "scaler", "epoch", "loss", "batch_size", "world_size", "lr")
-# The released probe carries an output projection that its forward pass never applies
+# V-JEPA's released probe carries an output projection that its forward pass never applies
 PROBE_KEYS_WITHOUT_EFFECT = tuple(f"pooler.cross_attention_block.xattn.proj.{name}" for name in ("weight", "bias"))
 
 # Our names to the released ones, rule after rule. Both directions read this table: see `_to_released`.
@@ -100,22 +107,30 @@ def convert_original_checkpoint(file: str | os.PathLike, config: VJEPAConfig) ->
 
     Args:
         file: A file such as the release's `vitl16.pth.tar`.
-        config: The architecture of the file's model; see `find_config`.
+        config: The architecture of the file's model; see `find_config` and `infer_config`.
 
     Returns:
-        The model, with the file's own position tables.
+        The model, with the file's own position tables. Where a distilled file has no `encoder`, its `ema_encoder`
+        fills both encoders, with a warning.
 
     Raises:
         ConversionError: The file is damaged or no checkpoint, would run code, lacks a part, or does not fit `config`:
             a key is missing, left over or mis-shaped, or a position table is not that of `config`.
         FileNotFoundError: There is no such file.
     """
-    parts = _read_parts(Path(file), PRETRAINING_PARTS)
+    parts = read_parts(file)
     model = _build_empty(VJEPAForPreTraining, config)
     templates = {part: model.get_submodule(part).state_dict() for part in PRETRAINING_PARTS}
-    _check_parts(Path(file), parts, templates, config)
+    check_parts(file, parts, config)
+    if "encoder" not in parts:
+        warnings.warn(
+            f"{file} has no 'encoder': its '{EMA_ENCODER}' fills both encoders, so that predictions are made from the "
+            "features of another encoder than the predictor was trained on",
+            stacklevel=2,
+        )
+    sources = {part: parts.get(part, parts["target_encoder"]) for part in PRETRAINING_PARTS}
     return _fill(
-        model, {part: _from_released(part, parts[part], templates[part], config) for part in PRETRAINING_PARTS}
+        model, {part: _from_released(part, sources[part], templates[part], config) for part in PRETRAINING_PARTS}
     )
 
 
@@ -133,14 +148,16 @@ def convert_original_features(file: str | os.PathLike, config: VJEPAConfig) -> V
         ConversionError: As `convert_original_checkpoint`.
         FileNotFoundError: There is no such file.
     """
-    parts = _read_parts(Path(file), PRETRAINING_PARTS)
+    parts = read_parts(file)
+    check_parts(file, parts, config)
     model = _build_empty(VJEPAModel, config)
-    encoder, predictor = (model.get_submodule(name).state_dict() for name in ("encoder", "predictor"))
-    templates = {"encoder": encoder, "predictor": predictor, "target_encoder": encoder}
-    _check_parts(Path(file), parts, templates, config)
     sources = {"encoder": "target_encoder", "predictor": "predictor"}
     return _fill(
-        model, {name: _from_released(part, parts[part], templates[part], config) for name, part in sources.items()}
+        model,
+        {
+            name: _from_released(part, parts[part], model.get_submodule(name).state_dict(), config)
+            for name, part in sources.items()
+        },
     )
 
 
@@ -149,14 +166,19 @@ def convert_original_probe(
     probe_file: str | os.PathLike,
     config: VJEPAConfig,
     id2label: dict[int, str] | None = None,
+    *,
+    index: int | None = None,
 ) -> VJEPAForVideoClassification:
     """Read a released attentive probe, and the target encoder that it was trained on, as one classifier.
 
     Args:
         encoder_file: The checkpoint, such as `vitl16.pth.tar`; only its target encoder is used.
         probe_file: The probe, such as `k400-probe.pth.tar`.
-        config: The architecture of the encoder. The number of labels is taken from the probe.
+        config: The architecture of the encoder. The probe tells the number of labels and of pooler blocks; not its
+            heads (`num_pooler_heads`: 16 in those of V-JEPA 2 and 2.1) nor the blocks whose tokens it takes
+            (`pooler_feature_layers`).
         id2label: Names of the classes 0 ... num_labels - 1. By default those of `config` where their number fits.
+        index: Which head of a file with several, from 0.
 
     Returns:
         The classifier, in eval mode.
@@ -166,15 +188,21 @@ def convert_original_probe(
         ValueError: `id2label` does not name the probe's classes.
         FileNotFoundError: There is no such file.
     """
-    parts = _read_parts(Path(encoder_file), ("target_encoder",), unused=("encoder", "predictor"))
+    parts = read_parts(encoder_file, ("target_encoder",))
+    check_parts(encoder_file, parts, config)
     template = _build_empty(VJEPAModel, config).encoder.state_dict()
-    _check_parts(Path(encoder_file), parts, {"target_encoder": template}, config)
     encoder = _from_released("target_encoder", parts["target_encoder"], template, config)
-    return _attach_probe(encoder, Path(probe_file), config, id2label)
+    return _attach_probe(encoder, Path(probe_file), config, id2label, index)
 
 
 def attach_original_probe(
-    model: VJEPAModel, probe_file: str | os.PathLike, id2label: dict[int, str] | None = None
+    model: VJEPAModel,
+    probe_file: str | os.PathLike,
+    id2label: dict[int, str] | None = None,
+    *,
+    index: int | None = None,
+    num_pooler_heads: int | None = None,
+    pooler_feature_layers: list[int] | None = None,
 ) -> VJEPAForVideoClassification:
     """Put a released attentive probe on the encoder that it was trained on, which has been converted before.
 
@@ -182,22 +210,28 @@ def attach_original_probe(
         model: The features model; the classifier shares its encoder's memory.
         probe_file: The probe, such as `k400-probe.pth.tar`.
         id2label: Names of the classes, as for `convert_original_probe`.
+        index: Which head of a file with several, from 0.
+        num_pooler_heads: Heads of the probe's attention, as in `VJEPAConfig`.
+        pooler_feature_layers: Blocks whose tokens the probe takes, as in `VJEPAConfig`.
 
     Raises:
         ConversionError: As `convert_original_checkpoint`, for the probe.
         ValueError: `id2label` does not name the probe's classes.
         FileNotFoundError: There is no such file.
     """
-    return _attach_probe(dict(model.encoder.state_dict()), Path(probe_file), model.config, id2label)
+    fields = {"num_pooler_heads": num_pooler_heads, "pooler_feature_layers": pooler_feature_layers}
+    config = VJEPAConfig.from_dict(model.config.to_dict() | fields)
+    return _attach_probe(dict(model.encoder.state_dict()), Path(probe_file), config, id2label, index)
 
 
 def _attach_probe(
-    encoder: Tensors, probe_file: Path, config: VJEPAConfig, id2label: dict[int, str] | None
+    encoder: Tensors, probe_file: Path, config: VJEPAConfig, id2label: dict[int, str] | None, index: int | None
 ) -> VJEPAForVideoClassification:
-    classifier = _read_parts(probe_file, PROBE_PARTS)["classifier"]
-    model = _build_empty(VJEPAForVideoClassification, _with_labels(config, classifier, id2label))
+    classifier = _read_probe(probe_file, index)
+    config = _with_probe(config, classifier, id2label)
+    check_parts(probe_file, {"classifier": classifier}, config)
+    model = _build_empty(VJEPAForVideoClassification, config)
     template = _without_encoder(model)
-    _check_parts(probe_file, {"classifier": classifier}, {"classifier": template}, config)
     return _fill(model, {"encoder": encoder, "": _from_released("classifier", classifier, template, config)})
 
 
@@ -208,6 +242,7 @@ def convert_file(
     *,
     probe_file: str | os.PathLike | None = None,
     id2label: dict[int, str] | None = None,
+    index: int | None = None,
 ) -> VJEPAModel | VJEPAForVideoClassification:
     """Write the folder of a released model: weights, configuration and video processor, for `from_pretrained`.
 
@@ -219,13 +254,14 @@ def convert_file(
         probe_file: A released probe on that checkpoint. With it the folder holds a classifier, without it a features
             model: target encoder and predictor.
         id2label: Names of the probe's classes.
+        index: Which head of a probe's file with several, from 0.
 
     Returns:
         The model that was written.
 
     Raises:
         ConversionError: As `convert_original_checkpoint`.
-        FileExistsError: `output_dir` is a file.
+        WriteError: `output_dir` is a file, or cannot be written to; an OSError.
         ValueError: `id2label` does not name the probe's classes, or comes without a probe.
     """
     if probe_file is None and id2label is not None:
@@ -236,7 +272,7 @@ def convert_file(
     if probe_file is None:
         model = convert_original_features(file, config)
     else:
-        model = convert_original_probe(file, probe_file, config, id2label)
+        model = convert_original_probe(file, probe_file, config, id2label, index=index)
     write_folder(model, output_dir)
     return model
 
@@ -269,13 +305,8 @@ def find_config(file: str | os.PathLike, candidates: Iterable[VJEPAConfig]) -> V
     Raises:
         ConversionError: The file is damaged or no checkpoint, would run code, or lacks a part.
     """
-    parts = _read_parts(Path(file), PRETRAINING_PARTS)
-    for config in candidates:
-        model = _build_empty(VJEPAForPreTraining, config)
-        templates = {part: model.get_submodule(part).state_dict() for part in PRETRAINING_PARTS}
-        if not any(_find_problems(part, parts[part], templates[part], config) for part in PRETRAINING_PARTS):
-            return config
-    return None
+    parts = read_parts(file)
+    return next((config for config in candidates if not _find_problems(parts, config)), None)
 
 
 def _build_empty(model_class: type[Model], config: VJEPAConfig) -> Model:
@@ -296,10 +327,11 @@ def _without_encoder(model: VJEPAForVideoClassification) -> Tensors:
     return {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("encoder.")}
 
 
-def _with_labels(config: VJEPAConfig, classifier: Tensors, id2label: dict[int, str] | None) -> VJEPAConfig:
-    """A copy of the configuration with as many labels as the probe has, and their names."""
+def _with_probe(config: VJEPAConfig, classifier: Tensors, id2label: dict[int, str] | None) -> VJEPAConfig:
+    """A copy of the configuration with the probe's number of blocks and of labels, and their names."""
     config = copy.deepcopy(config)
-    head = classifier.get(_common_prefix(classifier) + "linear.weight")
+    config.num_pooler_layers = 1 + count_blocks(classifier, "pooler.blocks")
+    head = classifier.get(common_prefix(classifier) + "linear.weight")
     num_labels = len(config.id2label or {}) if head is None or head.ndim != 2 else len(head)
     if num_labels != config.num_labels:
         config.num_labels = num_labels
@@ -328,12 +360,17 @@ def to_original_state(model: VJEPAForPreTraining) -> dict[str, Tensors]:
         model: Encoder, predictor and target encoder.
 
     Returns:
-        `encoder`, `predictor` and `target_encoder`; most of their tensors share the model's memory.
+        `encoder`, `predictor` and `target_encoder`, which for the distilled form of V-JEPA 2.1 is `ema_encoder`; most
+        of their tensors share the model's memory. The position tables that V-JEPA 2's files carry and nothing reads
+        are not among them.
     """
-    parts = {part: model.get_submodule(part).state_dict() for part in PRETRAINING_PARTS}
+    is_distilled = model.config.pred_output_size is not None
+    names = {"target_encoder": EMA_ENCODER} if is_distilled else {}
     return {
-        part: _with_prefix(_EXPORTED_PREFIX, _to_released(part, tensors, model.config))
-        for part, tensors in parts.items()
+        names.get(part, part): _with_prefix(
+            _EXPORTED_PREFIX, _to_released(part, model.get_submodule(part).state_dict(), model.config)
+        )
+        for part in PRETRAINING_PARTS
     }
 
 
@@ -355,17 +392,22 @@ def export_original_checkpoint(model: VJEPAForPreTraining, file: str | os.PathLi
 def export_original_probe(model: VJEPAForVideoClassification, file: str | os.PathLike, *, epoch: int = 0) -> None:
     """Write a classifier's pooler and head in the released format; the encoder is not part of it.
 
-    The projection that the release carries and never applies is written as the identity.
+    The projection that V-JEPA's release carries and never applies is written as the identity. Of a model with rotary
+    positions the file holds `classifiers`, a list with this head, as those of V-JEPA 2 and 2.1.
 
     Args:
         model: The classifier.
         file: Where to write; an existing file is replaced, but only once the new one is complete.
         epoch: Epochs that the probe was trained for.
     """
+    run = {key: None for key in TOP_LEVEL_KEYS_WITHOUT_EFFECT if key != "loss"} | {"epoch": epoch}
     classifier = _to_released("classifier", _without_encoder(model), model.config)
+    if model.config.has_rotary_positions:
+        del run["lr"]
+        _save({PROBE_LIST: [_with_prefix(_EXPORTED_PROBE_PREFIX, classifier)], **run}, Path(file))
+        return
     weight, bias = PROBE_KEYS_WITHOUT_EFFECT
     classifier |= {weight: torch.eye(model.config.hidden_size), bias: torch.zeros(model.config.hidden_size)}
-    run = {key: None for key in TOP_LEVEL_KEYS_WITHOUT_EFFECT if key != "loss"} | {"epoch": epoch}
     _save({"classifier": _with_prefix(_EXPORTED_PROBE_PREFIX, classifier), **run}, Path(file))
 
 
@@ -410,7 +452,7 @@ def _to_released(part: str, tensors: Tensors, config: VJEPAConfig) -> Tensors:
 
 def _from_released(part: str, released: Tensors, template: Tensors, config: VJEPAConfig) -> Tensors:
     """A checked part under our names, in the template's shapes; float32 copies, so that the file can be let go."""
-    prefix = _common_prefix(released)
+    prefix = common_prefix(released)
     tensors = {}
     for name, expected in template.items():
         key = prefix + _released_key(part, name, config)
@@ -423,10 +465,16 @@ def _from_released(part: str, released: Tensors, template: Tensors, config: VJEP
     return tensors
 
 
-def _common_prefix(released: Tensors) -> str:
-    """The wrappers' prefix of most keys; a key with another one is then reported as left over."""
+def common_prefix(released: Tensors) -> str:
+    """The wrappers' prefix of most keys of a part; a key with another one is then reported as left over."""
     prefixes = Counter(_PREFIX.match(key).group() for key in released)  # type: ignore[union-attr]  # it matches ""
     return prefixes.most_common(1)[0][0] if prefixes else ""
+
+
+def count_blocks(released: Tensors, blocks: str) -> int:
+    """Number of blocks, such as `predictor_blocks`, that a part has keys of."""
+    pattern = re.compile(re.escape(f"{common_prefix(released)}{blocks}.") + r"(\d+)\.")
+    return len({match[1] for match in map(pattern.match, released) if match})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -434,9 +482,18 @@ def _common_prefix(released: Tensors) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _check_parts(file: Path, parts: dict[str, Tensors], templates: dict[str, Tensors], config: VJEPAConfig) -> None:
-    """Raise one error that names every key of the parts that does not fit the configuration."""
-    problems = [text for part in parts for text in _find_problems(part, parts[part], templates[part], config)]
+def check_parts(file: str | os.PathLike, parts: dict[str, Tensors], config: VJEPAConfig) -> None:
+    """Raise one error that names every key of the parts that does not fit the configuration.
+
+    Args:
+        file: Where the parts come from, for the message.
+        parts: Some of `PRETRAINING_PARTS`, or a probe's `classifier`, under the released names.
+        config: The architecture.
+
+    Raises:
+        ConversionError: A key is missing, left over or mis-shaped, or a position table is another one.
+    """
+    problems = _find_problems(parts, config)
     if not problems:
         return
     shown = "".join(f"\n  {problem}" for problem in problems[:_NUM_PROBLEMS_SHOWN])
@@ -448,8 +505,21 @@ def _check_parts(file: Path, parts: dict[str, Tensors], templates: dict[str, Ten
     )
 
 
-def _find_problems(part: str, found: Tensors, template: Tensors, config: VJEPAConfig) -> list[str]:
-    prefix = _common_prefix(found)
+def _find_problems(parts: dict[str, Tensors], config: VJEPAConfig) -> list[str]:
+    templates = {}
+    if "classifier" in parts:
+        templates["classifier"] = _without_encoder(_build_empty(VJEPAForVideoClassification, config))
+    else:
+        model = _build_empty(VJEPAModel, config)
+        encoder, predictor = (model.get_submodule(name).state_dict() for name in ("encoder", "predictor"))
+        templates = {"encoder": encoder, "predictor": predictor, "target_encoder": encoder}
+    return [
+        problem for part, found in parts.items() for problem in _find_misfits(part, found, templates[part], config)
+    ]
+
+
+def _find_misfits(part: str, found: Tensors, template: Tensors, config: VJEPAConfig) -> list[str]:
+    prefix = common_prefix(found)
     expected = {prefix + key: tensor for key, tensor in _to_released(part, template, config).items()}
     ignored = {prefix + key for key in _keys_without_effect(part, config)}
     problems = [f"{part}: key '{key}' is missing" for key in expected if key not in found]
@@ -498,14 +568,60 @@ def _deviation(table: torch.Tensor, config: VJEPAConfig, uniform_power: bool) ->
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read_parts(file: Path, needed: tuple[str, ...], unused: tuple[str, ...] = ()) -> dict[str, Tensors]:
-    """The needed parts of a released file; every other key of it must be known."""
+def read_parts(file: str | os.PathLike, needed: tuple[str, ...] = PRETRAINING_PARTS) -> dict[str, Tensors]:
+    """The parts of a released checkpoint under the released keys; everything else at its top level must be known.
+
+    Args:
+        file: The checkpoint.
+        needed: Some of `PRETRAINING_PARTS`.
+
+    Returns:
+        A mapped state dictionary for each part. A distilled file's `ema_encoder` is the `target_encoder`; where it has
+        no `encoder`, there is none here either.
+
+    Raises:
+        ConversionError: The file is damaged or no checkpoint, would run code, or lacks a part.
+        FileNotFoundError: There is no such file.
+    """
+    checkpoint = _read_dictionary(Path(file), needed)
+    if EMA_ENCODER in checkpoint and "target_encoder" not in checkpoint:
+        checkpoint["target_encoder"] = checkpoint.pop(EMA_ENCODER)
+        needed = tuple(part for part in needed if part != "encoder" or part in checkpoint)
+    return _take_parts(Path(file), checkpoint, needed, unused=PRETRAINING_PARTS)
+
+
+def _read_probe(file: Path, index: int | None) -> Tensors:
+    """The only head of a probe's file, or the one with this index."""
+    checkpoint = _read_dictionary(file, PROBE_PARTS)
+    heads = checkpoint.pop(PROBE_LIST, None)
+    if heads is None:
+        heads = [_take_parts(file, checkpoint, PROBE_PARTS)["classifier"]]
+    if not isinstance(heads, list) or not heads:
+        raise ConversionError(f"'{PROBE_LIST}' of {file} must be a list of heads; pass a probe in the released format")
+    if index is None and len(heads) > 1:
+        raise ConversionError(
+            f"{file} holds {len(heads)} heads that were trained side by side, and does not say which is the best; "
+            f"pass index=0 to index={len(heads) - 1}"
+        )
+    if not 0 <= (index or 0) < len(heads):
+        raise ConversionError(f"index is {index}, but {file} has the heads 0 to {len(heads) - 1}; pass one of them")
+    checkpoint["classifier"] = heads[index or 0]
+    return _take_parts(file, checkpoint, PROBE_PARTS)["classifier"]
+
+
+def _read_dictionary(file: Path, needed: tuple[str, ...]) -> dict:
     checkpoint = read_released_file(file)
     if not isinstance(checkpoint, dict):
         raise ConversionError(
             f"{file} holds a {type(checkpoint).__name__}, but must hold a dictionary with {_quoted(needed)}; "
             "pass a checkpoint in the released format"
         )
+    return checkpoint
+
+
+def _take_parts(
+    file: Path, checkpoint: dict, needed: tuple[str, ...], unused: tuple[str, ...] = ()
+) -> dict[str, Tensors]:
     names = _quoted(checkpoint)
     if missing := [part for part in needed if part not in checkpoint]:
         raise ConversionError(f"{file} has no {_quoted(missing)}, only {names}; {_remedy(needed, checkpoint)}")
@@ -537,7 +653,7 @@ def _quoted(names: Iterable) -> str:
 
 
 def _remedy(needed: tuple[str, ...], checkpoint: dict) -> str:
-    if "classifier" in checkpoint:
+    if "classifier" in checkpoint or PROBE_LIST in checkpoint:
         return "this is a probe's file: pass it as probe_file, beside the checkpoint of its encoder"
     if needed == PROBE_PARTS:
         return "pass a probe's file, such as k400-probe.pth.tar"
