@@ -2,9 +2,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.conftest import REFERENCE
+from tests.reference_family import GIVEN, forward_case, reference_file
 from vjepa_hub.cli import app
 from vjepa_hub.model import VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 
@@ -36,6 +38,47 @@ def test_converted_probe_is_a_classifier_with_its_class_names(reference_config, 
     model = VJEPAForVideoClassification.from_pretrained(tmp_path / "out")
     assert model.config.id2label[6] == "class 6"
     assert model.classifier.weight.shape == (7, 64)
+
+
+def _fork_options(generation: str) -> list[object]:
+    return [part for name, value in GIVEN[generation].items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+def test_configuration_of_a_fork_is_inferred(tmp_path):
+    case = forward_case("v2.1")
+    result = run_convert(reference_file("v2.1"), tmp_path / "out", *_fork_options("v2.1"))
+    assert result.exit_code == 0, result.output
+    features = VJEPAModel.from_pretrained(tmp_path / "out").get_vision_features(case["pixel_values_videos"])
+    torch.testing.assert_close(features, case["target_encoder.features"], rtol=0, atol=1e-5)
+
+
+def test_one_head_of_a_forks_probe_becomes_a_classifier(tmp_path):
+    probe = torch.load(reference_file("v2", "official_tiny_probe_4_heads.pt"), weights_only=True)
+    torch.save(probe | {"classifiers": [{}, *probe["classifiers"]]}, tmp_path / "probe.pt")
+    options = ["--probe", tmp_path / "probe.pt", "--index", 1, "--set", "num_pooler_heads=4"]
+    options += ["--set", "pooler_feature_layers=[0, 2]", "--set", "position_embedding=rotary_tiled"]
+    result = run_convert(reference_file("v2"), tmp_path / "out", *_fork_options("v2"), *options)
+    assert result.exit_code == 0, result.output
+    model = VJEPAForVideoClassification.from_pretrained(tmp_path / "out")
+    logits = model(forward_case("v2")["pixel_values_videos"]).logits
+    recorded = load_file(reference_file("v2", "probe.safetensors"))["four_heads.joined_blocks.logits"]
+    torch.testing.assert_close(logits, recorded, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-attention-heads", 4], "--pred-num-attention-heads, --crop-size, --frames-per-clip must be given too"),
+        (["--crop-size", 64, "--model", "vjepa-vitl16"], "beside --model"),
+        ([*_fork_options("v2"), "--set", "num_pooler_head=4"], "num_pooler_heads"),
+        ([*_fork_options("v2"), "--set", "hidden_size=64"], "hidden_size is 64, but the file has 48"),
+    ],
+)
+def test_numbers_of_a_fork_that_do_not_fit_are_refused(options, message, tmp_path):
+    result = run_convert(reference_file("v2"), tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,7 @@ def test_mlp_ratio_gives_the_width_of_the_file(tmp_path):
     ("depth", "levels"), [(12, [2, 5, 8, 11]), (24, [5, 11, 17, 23]), (40, [9, 19, 29, 39]), (48, [11, 23, 37, 47])]
 )
 def test_levels_of_the_released_depths_are_known(tmp_path, depth, levels):
-    config = tiny_config(
-        "v2.1", num_hidden_layers=depth, feature_levels=levels, hidden_size=12, pred_hidden_size=12
-    )
+    config = tiny_config("v2.1", num_hidden_layers=depth, feature_levels=levels, hidden_size=12, pred_hidden_size=12)
     export_original_checkpoint(VJEPAForPreTraining(config), tmp_path / "file.pt")
     assert infer_config(tmp_path / "file.pt", **GIVEN["v2.1"]).feature_levels == levels
 
@@ -168,9 +166,7 @@ def test_levels_of_other_depths_are_asked_for(tmp_path):
 
 
 def test_reference_grid_of_other_patches(tmp_path):
-    config = tiny_config(
-        "v2.1", patch_size=14, crop_size=56, rotary_reference_grid=18, pred_rotary_reference_grid=18
-    )
+    config = tiny_config("v2.1", patch_size=14, crop_size=56, rotary_reference_grid=18, pred_rotary_reference_grid=18)
     export_original_checkpoint(VJEPAForPreTraining(config), tmp_path / "file.pt")
     found = infer_config(tmp_path / "file.pt", **GIVEN["v2.1"] | {"crop_size": 56})
     assert (found.rotary_reference_grid, found.pred_rotary_reference_grid) == (18, 18)
