@@ -312,6 +312,11 @@ def test_a_damaged_model_is_refused_before_anything_is_made(features, hub_server
     (features / "model.safetensors").write_bytes(weights[:-100])
     with pytest.raises(UnpublishableError, match="incomplete"):
         send(features)
+    (features / "model.safetensors").write_bytes(weights)
+    config = json.loads((features / "config.json").read_text())
+    (features / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(UnpublishableError, match=r"encoder\.layer\.1\S+ is left over"):
+        send(features)
     assert not hub_server.repositories
 
 

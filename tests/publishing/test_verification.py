@@ -156,6 +156,7 @@ def replace_text(name, old, new):
         (add_tensor, "weights", "'spare' is left over"),
         (replace_text("config.json", '"hidden_size": 48', '"hidden_size": 96'), "weights", "do not fit"),
         (replace_text("config.json", '"num_hidden_layers": 2', '"num_hidden_layers": 999999'), "weights", "layers"),
+        (replace_text("config.json", '"num_hidden_layers": 2', '"num_hidden_layers": 1'), "weights", "left over"),
         (replace_text("config.json", '"VJEPAModel"', '"Other"'), "weights", "names the class"),
         (lambda folder: (folder / "modeling_vjepa.py").unlink(), "remote code", "modeling_vjepa.py missing"),
         (lambda folder: (folder / "video_preprocessor_config.json").unlink(), "processor", "there is no"),
