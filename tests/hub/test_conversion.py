@@ -266,6 +266,7 @@ def test_features_folder_is_read_by_from_pretrained(tmp_path, reference_config):
     _assert_equal_states(_state(model), _state(convert_original_features(CHECKPOINT, reference_config)))
     processor = VJEPAVideoProcessor.from_pretrained(tmp_path / "new" / "folder")
     assert processor.crop_size["height"] == reference_config.crop_size
+    assert processor.num_frames == reference_config.frames_per_clip
 
 
 def test_classifier_folder_is_read_by_from_pretrained(tmp_path, reference_config):

@@ -105,7 +105,8 @@ def test_released_file_of_no_registered_architecture_asks_for_its_configuration(
 
 def test_folder_opens_with_its_own_processor(small_config, tmp_path, caplog):
     VJEPAModel(small_config).save_pretrained(tmp_path)
-    assert open_model(tmp_path).processor.size["shortest_edge"] == 36
+    processor = open_model(tmp_path).processor
+    assert (processor.size["shortest_edge"], processor.num_frames) == (36, small_config.frames_per_clip)
     assert "has no video_preprocessor_config.json" in caplog.text
     VJEPAVideoProcessor(crop_size=32, size={"shortest_edge": 40}).save_pretrained(tmp_path)
     opened = open_model(str(tmp_path), dtype="bfloat16")

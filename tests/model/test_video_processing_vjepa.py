@@ -215,6 +215,15 @@ def test_grey_and_transparent_pil_images_become_rgb(frames):
     assert torch.equal(_pixels(processor, transparent), _pixels(processor, frames))
 
 
+def test_whole_frames_never_become_floats():
+    clip = np.zeros((16, 360, 640, 3), dtype=np.uint8)
+    processor = VJEPAVideoProcessor(crop_size=224)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        processor(clip, return_tensors="pt")
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiled.key_averages())
+    assert 0 < allocated < 2 * clip.nbytes  # the clip in floats has 4
+
+
 UNIT = np.linspace(0, 1, 4 * 60 * 80 * 3, dtype=np.float32).reshape(4, 60, 80, 3)
 BYTES = (UNIT * 255).astype(np.uint8)
 
@@ -338,7 +347,9 @@ def test_decoded_frames_are_used_as_they_are_unless_a_sampling_option_is_given(l
     assert _numbers(stored(long_clip, do_sample_frames=False, return_tensors="pt")).shape == (1, 100)
 
 
-@pytest.mark.parametrize("stored", [{"num_frames": 16}, {"frame_step": 4}, {"num_frames": 16, "clip_duration": 2.0}])
+@pytest.mark.parametrize(
+    "stored", [{"num_frames": 16, "frame_step": 4}, {"num_frames": 16}, {"frame_step": 4}, {"clip_duration": 2.0}]
+)
 @pytest.mark.parametrize("options", [{}, {"num_frames": 16, "do_sample_frames": True}])  # the latter is pipeline's
 @pytest.mark.parametrize("make", [lambda f: f, torch.from_numpy, list], ids=["numpy", "torch", "list"])
 def test_as_many_frames_as_a_clip_has_are_used_as_they_are(long_clip, stored, options, make):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file
+from vjepa_hub.hub.default_processor import default_processor
 
 from tests.hub_server import OWNER_TOKEN, READ_ONLY_TOKEN, READER_TOKEN, StoredFile
 from vjepa_hub import VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
@@ -212,7 +213,7 @@ def test_results_of_an_evaluation_are_stated_for_features_and_sent(features, hub
 def test_a_model_gives_what_its_folder_gives(small_config, hub_server, send, tmp_path):
     model = VJEPAForPreTraining(small_config)
     model.save_pretrained(tmp_path / "saved")
-    VJEPAVideoProcessor(crop_size=small_config.crop_size).save_pretrained(tmp_path / "saved")
+    default_processor(small_config).save_pretrained(tmp_path / "saved")
     send(model, "tester/one")
     send(tmp_path / "saved", "tester/two")
     one, two = tree(hub_server, "tester/one"), tree(hub_server, "tester/two")

@@ -34,9 +34,9 @@ from ..data.loader import ProcessBatches, require_place, with_positions
 from ..data.masking import LONG_RANGE, SHORT_RANGE, MaskKind, TokenGrid
 from ..data.quarantine import FailureShare, KilledWorkerError
 from ..data.streaming import ClipStream
+from ..hub.default_processor import default_processor
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining, as_mask_list
-from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from ..publishing.card import CardOptions, write_card
 from ..publishing.publishing import publish
 from .arguments import CHECKPOINTING, VJEPATrainingArguments
@@ -109,7 +109,7 @@ class VJEPATrainer(Trainer):
             if name in _NOT_TAKEN and kwargs[name] is not None:
                 raise ValueError(f"{name} was given, but VJEPATrainer has no use for it; {_NOT_TAKEN[name]}")
         self.mask_kinds, self.probe, self.data_description = tuple(mask_kinds), probe, data_description
-        kwargs.setdefault("processing_class", VJEPAVideoProcessor(crop_size=model.config.crop_size))
+        kwargs.setdefault("processing_class", default_processor(model.config))
         self._has_own_collator = data_collator is None
         if data_collator is None:
             data_collator = self._mask_collator(model.config, args, args.clips_per_step)

@@ -31,10 +31,11 @@ from ..core.run_files import (
     read_run,
     without_credentials,
 )
+from ..hub.default_processor import default_processor
 from ..hub.loading import UNTRAINED, open_model
 from ..hub.safety import CONFIG_FILE, RefusedModelError, check_folder, read_config
 from ..model.configuration_vjepa import VJEPAConfig
-from ..model.modeling_vjepa import AUTO_CLASSES, VJEPAPreTrainedModel
+from ..model.modeling_vjepa import AUTO_CLASSES, VJEPAForVideoClassification, VJEPAPreTrainedModel
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .card import check_card, complete_card, render_card
 from .facts import EVALUATION_RECORD, CardOptions, RunFolder, find_run, gather_facts, public_record
@@ -173,7 +174,7 @@ def folder_of(
     if isinstance(source, VJEPAPreTrainedModel):
         with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as written:
             source.save_pretrained(written)
-            (processor or VJEPAVideoProcessor(crop_size=source.config.crop_size)).save_pretrained(written)
+            (processor or _default_processor(source.config)).save_pretrained(written)
             yield Path(written)
         return
     yield Path(source)
@@ -238,7 +239,9 @@ def _model_files(folder: Path) -> Iterator[PublishedFile]:
     if (folder / PROCESSOR_FILE).is_file():
         yield _shortened(PublishedFile(PROCESSOR_FILE, folder / PROCESSOR_FILE))
     else:
-        yield _default_processor(read_config(folder / CONFIG_FILE).crop_size)
+        with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as written:
+            _default_processor(read_config(folder / CONFIG_FILE)).save_pretrained(written)
+            yield PublishedFile(PROCESSOR_FILE, Path(written, PROCESSOR_FILE).read_bytes())
     for name in MODEL_CODE:
         yield PublishedFile(name, folder / name if (folder / name).is_file() else package_code(name))
 
@@ -253,10 +256,9 @@ def _with_code_named(config: PublishedFile) -> PublishedFile:
     return PublishedFile(CONFIG_FILE, (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _default_processor(crop_size: int) -> PublishedFile:
-    with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as written:
-        VJEPAVideoProcessor(crop_size=crop_size).save_pretrained(written)
-        return PublishedFile(PROCESSOR_FILE, Path(written, PROCESSOR_FILE).read_bytes())
+def _default_processor(config: VJEPAConfig) -> VJEPAVideoProcessor:
+    is_classifier = VJEPAForVideoClassification.__name__ in (config.architectures or ())
+    return default_processor(config, is_classifier=is_classifier)
 
 
 def _published_config(file: PublishedFile) -> VJEPAConfig:

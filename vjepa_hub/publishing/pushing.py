@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..model.modeling_vjepa import VJEPAPreTrainedModel
-from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from ..hub.default_processor import default_processor
+from ..model.modeling_vjepa import VJEPAForVideoClassification, VJEPAPreTrainedModel
 
 if TYPE_CHECKING:
     from .publishing import PublishResult
@@ -64,7 +64,8 @@ def push_to_hub(
     options = CardOptions(tags=tuple(tags or ()), requires_license=False)
     with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        VJEPAVideoProcessor(crop_size=model.config.crop_size).save_pretrained(folder)
+        is_classifier = isinstance(model, VJEPAForVideoClassification)
+        default_processor(model.config, is_classifier=is_classifier).save_pretrained(folder)
         result = publish(
             folder,
             repo_id,

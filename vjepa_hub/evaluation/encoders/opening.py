@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ...hub.default_processor import default_processor
 from ...hub.loading import OpenedModel, open_model, resolve_config
 from ...hub.registry import MODELS, find_model
 from ...hub.safety import check_folder, fetch_repository
@@ -207,6 +208,6 @@ def build_untrained(name: str, seed: int) -> OpenedModel:
     else:
         config = check_folder(Path(name) if Path(name).is_dir() else fetch_repository(name))
     model = build_with_seed(seed, lambda: VJEPAModel(config))
-    processor = VJEPAVideoProcessor(crop_size=config.crop_size, num_frames=config.frames_per_clip)
+    processor = default_processor(config)
     weights = f"{describe_untrained(seed)}, architecture of {name}"
     return OpenedModel(name, model, processor, weights, is_trained=False)
