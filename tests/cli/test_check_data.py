@@ -74,6 +74,23 @@ def test_causes_and_warnings_are_counted(with_bad, tmp_path):
     assert [row[0] for row in rows if row[:1].isdigit() and "videos" not in row] == ["2", "1", "1"]
 
 
+def test_lists_that_others_have_written_or_that_are_read_are_never_replaced(videos, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "good.txt").write_text("mine")
+    result = run_check(videos, "--output-dir", output)
+    assert result.exit_code == 2
+    assert "vjepa_hub did not write it" in " ".join(result.output.replace("│", " ").split())
+    assert [path.name for path in output.iterdir()] == ["good.txt"]
+    (output / "good.txt").unlink()
+    assert run_check(videos, "--output-dir", output).exit_code == 0
+    assert run_check(videos, "--output-dir", output).exit_code == 0
+    (output / "bad.jsonl").write_text('{"path": "a.mp4"}\n')
+    result = run_check(output / "bad.jsonl", "--output-dir", output)
+    assert result.exit_code == 2
+    assert "is read by the same command" in " ".join(result.output.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,6 +11,7 @@ from vjepa_hub.core.run_files import (
     RunRecord,
     changed_settings,
     read_run,
+    require_own_folder,
     without_credentials,
 )
 
@@ -171,3 +172,18 @@ def test_differences_name_settings_data_weights_and_seeds(record):
 )
 def test_placeholder_stands_for_a_local_path_alone(facts, name):
     assert DataFacts(**facts).placeholder == name
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "results.json", "classifier"])
+def test_folder_with_files_that_no_run_of_the_kind_has_written_is_refused(record, tmp_path, name):
+    require_own_folder(tmp_path / "absent", "probe")
+    (tmp_path / "notes.txt").write_text("mine")
+    require_own_folder(tmp_path, "probe")
+    (tmp_path / name).write_text("mine")
+    for kind in ("probe", "pretrain"):
+        with pytest.raises(FileExistsError, match=rf"{name}' would be replaced, but vjepa_hub did not write it"):
+            require_own_folder(tmp_path, kind)
+    RunFile(tmp_path, record).update()
+    require_own_folder(tmp_path, "probe")
+    with pytest.raises(FileExistsError, match=name):
+        require_own_folder(tmp_path, "pretrain")

@@ -178,7 +178,7 @@ def test_pictures_that_are_missing_or_broken_are_drawn_again(opened, videos, tmp
     run(videos / "a", tmp_path / "out", opened, after_each=draw_pictures(opened))
     whole = contents(tmp_path / "out")
     (tmp_path / "out" / "x.png").unlink()
-    (tmp_path / "out" / "y.png").write_bytes(b"no picture")
+    (tmp_path / "out" / "y.png").write_bytes(b"")
     reports = run(videos / "a", tmp_path / "out", opened, after_each=draw_pictures(opened))
     assert [path.name for report in reports for path in report.outputs] == ["x.png", "y.png"]
     assert contents(tmp_path / "out") == whole
@@ -211,6 +211,27 @@ def test_killed_run_that_starts_again_equals_an_uninterrupted_one(opened, videos
     run(videos, output, opened, after_each=draw_pictures(opened))
     assert contents(output) == whole
     assert {name: times(output)[name] for name in finished} == {name: before[name] for name in finished}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["x.safetensors", "x.png", "failed.jsonl"])
+def test_files_that_others_have_written_are_never_replaced(opened, videos, tmp_path, name, overwrite):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=rf"{name}' would be replaced, but vjepa_hub did not write it; move it"):
+        run(videos / "a", tmp_path / "out", opened, after_each=draw_pictures(opened), overwrite=overwrite)
+    assert contents(tmp_path / "out") == {name: b"mine"}
+
+
+def test_picture_is_never_replaced_by_its_own_feature_maps(opened, tmp_path):
+    image = Image.fromarray(moving_gradient(1)[0])
+    image.save(tmp_path / "photo.png")
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r"photo\.png' would be replaced, but is read by the same command"):
+        run(tmp_path / "photo.png", tmp_path, opened, after_each=draw_pictures(opened))
+    assert contents(tmp_path) == before
+    (report,) = run(tmp_path / "photo.png", tmp_path, opened)  # without pictures nothing is in the way
+    assert report.error is None
 
 
 def test_bad_files_are_reported_with_their_cause_and_the_others_go_on(opened, videos, tmp_path):

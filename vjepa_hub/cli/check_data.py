@@ -50,7 +50,7 @@ def check_data(
     manifest (in its own form, with labels) and good.txt for the videos of files and folders.
     """
     from ..core.folder_lock import FolderLock
-    from ..data.checking import REPORT, check_videos, require_own_names, write_check_lists
+    from ..data.checking import REPORT, check_videos, require_own_lists, write_check_lists
     from ..data.manifests import MANIFEST_ENDINGS
 
     manifests = list(manifest or [])
@@ -59,7 +59,7 @@ def check_data(
         is_manifest = [file.lower().endswith(MANIFEST_ENDINGS) for file in files or []]
         manifests += [Path(file) for file, is_list in zip(files or [], is_manifest, strict=True) if is_list]
         sources = [file for file, is_list in zip(files or [], is_manifest, strict=True) if not is_list]
-        require_own_names(manifests)
+        require_own_lists(output_dir, manifests=manifests, has_others=bool(sources))
         named = input_videos(sources, [], sample=False) if sources or not manifests else []
         listed = input_videos([], manifests, sample=False) if manifests else []
         videos = [video.record or video.path for video in (*named, *listed)]

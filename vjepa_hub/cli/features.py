@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.files import require_replaceable
 from ..core.names import counted
 from ..core.progress import ProgressBar
 from .common import MAX_ROWS, input_videos, usage_errors
@@ -81,6 +82,7 @@ def features(
     """
     with usage_errors():
         videos = input_videos(files, manifest, sample)
+        require_replaceable([output_dir / "failed.jsonl"], inputs=[*(files or []), *(manifest or [])])
     if picture and not dense:
         raise typer.BadParameter("a picture is drawn from dense features: leave out --no-dense or --picture")
     if not (pooled or dense):
@@ -112,7 +114,8 @@ def features(
             opened = open_model(model, config=config, device=processes.choose_device(device), dtype=dtype)
     has_picture = dense if picture is None else picture
     picture_of = partial(draw_video_picture, opened=opened, backend=backend, item_timeout=item_timeout)
-    with usage_errors(SettingsError, OutputMismatchError, FolderInUseError), ProgressBar() as progress:
+    refusals = (SettingsError, OutputMismatchError, FolderInUseError, FileExistsError)
+    with usage_errors(*refusals), ProgressBar() as progress:
         reports = extract_video_set(
             videos,
             output_dir,

@@ -15,13 +15,14 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 _NUMBERS = itertools.count()
+_OTHER_FOLDER = "name another output folder"
 _TEMPORARY = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+\.partial", re.DOTALL)
 _SECONDS_OF_A_DAY = 86_400
 _OF_ANY_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -34,6 +35,42 @@ _REMEDIES = {
 
 class WriteError(OSError):
     """A file cannot be written. The message has the path, the cause and the remedy."""
+
+
+def require_replaceable(
+    outputs: Iterable[Path],
+    *,
+    inputs: Iterable[str | os.PathLike] = (),
+    is_own: Callable[[Path], bool] = lambda path: True,
+) -> None:
+    """Refuse outputs that would replace an input, or what this package did not write. To be called before any work.
+
+    Args:
+        outputs: Files that will be written; those that are not there are passed over.
+        inputs: Files that the same command reads.
+        is_own: Returns whether this package wrote a file that is there.
+
+    Raises:
+        FileExistsError: With the first such file.
+    """
+    there = [path for path in outputs if os.path.lexists(path)]
+    read = {_identity(path) for path in inputs} - {None} if there else set()
+    for path in there:
+        if _identity(path) in read:
+            raise FileExistsError(f"'{path}' would be replaced, but is read by the same command; {_OTHER_FOLDER}")
+        if not is_own(path):
+            raise FileExistsError(
+                f"'{path}' would be replaced, but vjepa_hub did not write it; move it, or {_OTHER_FOLDER}"
+            )
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Device and number of a file, whatever its path; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # the last for a null character
+        return None
+    return status.st_dev, status.st_ino
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .. import __version__
-from .files import write_whole, writing
+from .files import require_replaceable, write_whole, writing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,6 +31,23 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE, RESULTS_FILE, RECIPE_FILE, METRICS_TABLE = "run.json", "results.json", "recipe.yaml", "metrics.csv"
 CLASSES_TABLE, CLASSIFIER_FOLDER, METRICS_FILE = "per_class.csv", "classifier", "metrics.json"
+# Of a training or an evaluation, beside its record and its recipe
+_WRITTEN_BY_RUNS = (
+    RESULTS_FILE,
+    METRICS_FILE,
+    METRICS_TABLE,
+    CLASSES_TABLE,
+    CLASSIFIER_FOLDER,
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "head.safetensors",
+    "heads.pt",
+    "confusion.png",
+    "report.html",
+    "report.png",
+    "detections.csv",
+)
 REPRODUCTION_FILE, EVALUATION_FILE = "reproduction.json", "evaluation.json"
 PLOTS = ("report.png", "confusion.png")
 
@@ -375,6 +392,24 @@ class RunFile:
             return None
         found = read_run(self.folder)  # a file that is no record is somebody's own, and is not replaced
         return found if found.kind == self.record.kind else None
+
+
+def require_own_folder(folder: str | Path, kind: Kind) -> None:
+    """Refuse a folder whose files a run would replace, though no run of its kind has written them.
+
+    Args:
+        folder: Of the run; need not be there.
+        kind: The command.
+
+    Raises:
+        FileExistsError: It has a file of a name that runs write, and no record of a run of this kind.
+        ValueError: Its `run.json` is no record.
+    """
+    folder = Path(folder)
+    earlier = read_run(folder) if (folder / RUN_FILE).exists() else None
+    require_replaceable(
+        [folder / name for name in _WRITTEN_BY_RUNS], is_own=lambda _: earlier is not None and earlier.kind == kind
+    )
 
 
 def read_run(folder: str | Path) -> RunRecord:

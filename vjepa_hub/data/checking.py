@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import write_whole, writing
+from ..core.files import require_replaceable, write_whole, writing
 from ..core.progress import Progress, no_progress
 from .items import ITEM_TIMEOUT
 from .manifests import path_line, select_entries
@@ -474,7 +474,7 @@ def write_check_lists(
         ValueError: two manifests of one name, or one that has changed so that it cannot be read any more.
     """
     folder = Path(folder)
-    require_own_names(manifests)
+    _require_own_names(manifests)
     folder.mkdir(parents=True, exist_ok=True)
     good = {video.path for video in summary.good}
     written = [
@@ -487,7 +487,27 @@ def write_check_lists(
     return [*written, _write_lines(folder / BAD_VIDEOS, [json.dumps(entry) for entry in bad])]
 
 
-def require_own_names(manifests: Sequence[str | Path]) -> None:
+def require_own_lists(folder: str | Path, *, manifests: Sequence[str | Path] = (), has_others: bool = False) -> None:
+    """Refuse lists that would replace each other, one that is read, or one that no check has written.
+
+    Args:
+        folder: For the report and the lists.
+        manifests: Lists of videos to check.
+        has_others: Whether there are videos to check besides.
+
+    Raises:
+        ValueError: Two manifests have one name, and so would their lists of good videos.
+        FileExistsError: A file of a list's name is read, or stands in the folder without a report.
+    """
+    _require_own_names(manifests)
+    folder = Path(folder)
+    names = [f"good-{Path(manifest).name}" for manifest in manifests] + [GOOD_VIDEOS] * has_others + [BAD_VIDEOS]
+    has_report = (folder / REPORT).exists()
+    require_replaceable([folder / REPORT], inputs=manifests)
+    require_replaceable([folder / name for name in names], inputs=manifests, is_own=lambda _: has_report)
+
+
+def _require_own_names(manifests: Sequence[str | Path]) -> None:
     """Raise ValueError if two manifests have one name, so that their lists of good videos would be one file."""
     for name, count in Counter(Path(manifest).name for manifest in manifests).items():
         if count > 1:

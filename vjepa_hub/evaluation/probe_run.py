@@ -29,7 +29,7 @@ from pydantic_core import to_json
 from safetensors.torch import save
 
 from ..core.distributed import join_processes
-from ..core.files import write_whole
+from ..core.files import require_replaceable, write_whole
 from ..core.invocation import command_words
 from ..core.progress import Progress, no_progress
 from ..core.run_files import (
@@ -42,6 +42,7 @@ from ..core.run_files import (
     RunFile,
     RunRecord,
     read_run,
+    require_own_folder,
 )
 from ..core.settings import Settings, Share
 from ..data.items import ITEM_TIMEOUT
@@ -226,6 +227,7 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progres
     train, validation = _open_sets(settings)
     outcomes = []
     with join_processes().locking(output_dir):
+        _require_own_outputs(settings, output_dir)
         for encoder_name in settings.encoders:
             evaluation = _EncoderEvaluation(settings, encoder_name, train, validation, progress)
             for job in _jobs(settings, encoder_name, output_dir):
@@ -234,6 +236,15 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progres
         if join_processes().is_first:
             write_whole(output_dir / SUMMARY_NAME, to_json(rows, indent=1))
     return rows
+
+
+def _require_own_outputs(settings: ProbeSettings, output_dir: Path) -> None:
+    """Refuse folders with files that no probe has written, before any work."""
+    folders = [job.folder for encoder in settings.encoders for job in _jobs(settings, encoder, output_dir)]
+    for folder in folders:
+        require_own_folder(folder, "probe")
+    has_run = any((folder / RUN_FILE).exists() for folder in folders)
+    require_replaceable([output_dir / SUMMARY_NAME], is_own=lambda _: has_run)
 
 
 def evaluate_classifier(
@@ -280,6 +291,7 @@ def evaluate_classifier(
     clips = EvaluationClips(validation, settings.protocol, clip_format_of(encoder))
     record = _record_of(settings, encoder, [validation.facts("validation")], Path(output_dir), job=None)
     run = RunFile(output_dir, record, is_writer=join_processes().is_first)
+    require_own_folder(output_dir, "probe")
     with join_processes().locking(output_dir), run.recording(), naming_killed_workers([clips]):
         predictions = predict(
             EncodedClips(encoder, clips, settings.encoding),

@@ -436,7 +436,8 @@ def _plan(video: Any, source: VideoSource, model_metadata: dict[str, str], setti
     )
     indices = np.stack(windows).astype(np.int64)
     metadata = {"fps": repr(float(video.average_fps or 0)), "video_frames": str(video.num_frames)}
-    metadata = {**describe_source(source), **metadata, **chosen, **model_metadata}
+    # The format first, by which a damaged file is known to be ours.
+    metadata = {"format": FORMAT, **describe_source(source), **metadata, **chosen, **model_metadata}
     times = np.asarray(video.timestamps, dtype=np.float64)[indices]
     return _ClipPlan(windows, torch.from_numpy(indices), torch.from_numpy(times), metadata)
 

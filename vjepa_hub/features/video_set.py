@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.distributed import Processes, share_out
-from ..core.files import write_whole
+from ..core.files import require_replaceable, write_whole
 from ..core.invocation import command_words
 from ..core.progress import Progress, no_progress
-from ..core.run_files import DataFacts, ModelFacts, RunFile, RunRecord
+from ..core.run_files import RUN_FILE, DataFacts, ModelFacts, RunFile, RunRecord
 from ..data.video import VideoDecodingError
 from .extraction import (
+    FORMAT,
     ExtractionSettings,
     FeatureExtractionError,
     VideoSource,
@@ -43,6 +44,7 @@ FAILED_VIDEOS = "failed.jsonl"
 # Videos in the command of a run that no command line started
 MAX_NAMED = 100
 OUTPUT_ENDINGS = (".safetensors", ".png")
+_BYTES_OF_HEAD = 1 << 16
 # What of a header has to agree for a file to be what this run would write. Names may differ: the digest tells.
 _IDENTITY = (
     "format",
@@ -132,13 +134,15 @@ def extract_video_set(
 
     Raises:
         FolderInUseError: another run writes into the folder.
+        FileExistsError: an output would replace an input, or a file that is none of ours; nothing is computed then.
         OutputMismatchError: an output is there that was made in another way; nothing is computed then.
         ValueError: a window shorter than a clip.
     """
     settings.require_window_for(opened.model.config.frames_per_clip)
     processes, folder, model_metadata = processes or Processes(), Path(output_dir), describe_model(opened)
     wanted = {**model_metadata, **settings.describe(opened.model.config.frames_per_clip)}
-    tasks = processes.from_first(lambda: _plan_set(videos, folder, wanted, overwrite))
+    endings = OUTPUT_ENDINGS if after_each is not None else OUTPUT_ENDINGS[:1]
+    tasks = processes.from_first(lambda: _plan_set(videos, folder, wanted, overwrite, endings))
     described = settings.describe(opened.model.config.frames_per_clip)
     record = _record_of([task.source for task in tasks], folder, opened, described, model_metadata["encoder_sha256"])
 
@@ -201,11 +205,19 @@ def _record_of(
 
 
 def _plan_set(
-    videos: Sequence[str | Path | VideoFile], folder: Path, wanted: dict[str, str], overwrite: bool
+    videos: Sequence[str | Path | VideoFile],
+    folder: Path,
+    wanted: dict[str, str],
+    overwrite: bool,
+    endings: Sequence[str],
 ) -> list[_Task]:
     tasks, mismatches = [], []
     records = {video.path: video.record for video in videos if isinstance(video, VideoFile)}
-    for source, name in output_names(videos).items():
+    names = output_names(videos)
+    require_replaceable([folder / FAILED_VIDEOS], inputs=names, is_own=lambda _: (folder / RUN_FILE).exists())
+    outputs = [folder / f"{name}{ending}" for name in names.values() for ending in endings]
+    require_replaceable(outputs, inputs=names, is_own=_is_own_output)
+    for source, name in names.items():
         output, content = folder / f"{name}.safetensors", records.get(source) or source
         differing = _differences(content, output, wanted)
         num_bytes = (as_record(content).state or (0, 0))[0]
@@ -216,6 +228,15 @@ def _plan_set(
         raise OutputMismatchError(_mismatch_sentence(mismatches, len(tasks)))
     folder.mkdir(parents=True, exist_ok=True)
     return tasks
+
+
+def _is_own_output(path: Path) -> bool:
+    """Return whether a file states the format of features, as their pictures do too; so does a damaged one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(_BYTES_OF_HEAD)
+    return not head or FORMAT.partition("/")[0].encode() in head
 
 
 def _differences(source: VideoSource, output: Path, wanted: dict[str, str]) -> list[str] | None:

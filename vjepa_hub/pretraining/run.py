@@ -33,7 +33,7 @@ from ..core.distributed import join_processes
 from ..core.files import write_whole
 from ..core.names import counted
 from ..core.progress import ProgressBar
-from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, without_credentials
+from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, require_own_folder, without_credentials
 from ..data.quarantine import Quarantine
 from ..hub.conversion import convert_original_checkpoint
 from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
@@ -241,6 +241,7 @@ def prepare_run(
         lock.enter_context(join_processes().locking(folder))
         with args.main_process_first(local=False, desc="clearing the folder"):
             if args.process_index == 0:
+                require_own_folder(folder, "pretrain")
                 clear_folder(folder, recipe, overwrite=overwrite)
             else:
                 console = Console(quiet=True)

@@ -39,6 +39,7 @@ from ...core.run_files import (
     RunFile,
     RunRecord,
     read_run,
+    require_own_folder,
 )
 from ...core.settings import Settings
 from ...heads.pooling import HeadSettings
@@ -162,6 +163,7 @@ def run_localisation(
     opened = open_model(settings.model, device=processes.choose_device(settings.device))
     record = _record_of(settings, opened, output_dir)
     differing = read_run(output_dir).differences(record) if (output_dir / RUN_FILE).exists() else []
+    require_own_folder(output_dir, "localise")
     processes.wait()  # before the first process changes the folder
     if differing:
         raise ValueError(

@@ -41,7 +41,16 @@ from ...core.checkpoints import newest_checkpoint, require_readable
 from ...core.distributed import join_processes
 from ...core.files import folder_written_whole, write_whole
 from ...core.invocation import command_words
-from ...core.run_files import METRICS_FILE, RUN_FILE, ModelFacts, Result, RunFile, RunRecord, read_run
+from ...core.run_files import (
+    METRICS_FILE,
+    RUN_FILE,
+    ModelFacts,
+    Result,
+    RunFile,
+    RunRecord,
+    read_run,
+    require_own_folder,
+)
 from ...core.settings import Settings, Share, parse_assignment
 from ...data.clip_sampling import ClipSpec
 from ...data.items import ITEM_TIMEOUT
@@ -310,6 +319,7 @@ def prepare_finetuning(
     args = build_arguments(settings, folder, training_arguments)  # the Trainer's way to join processes comes first
     with ExitStack() as lock:
         lock.enter_context(join_processes().locking(folder))
+        require_own_folder(folder, "finetune")
         check_run_folder(folder, record)
         model, processor = build_classifier(model_name_or_folder, train, settings)
         trainer = build_finetuning_trainer(model, processor, train, validation, settings=settings, args=args)
