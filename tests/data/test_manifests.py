@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,28 @@ def test_videos_below_a_folder_come_in_order_without_what_is_hidden(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert videos_below(tmp_path) == [Path(tmp_path, name) for name in ("a.mkv", "b/10.webm", "b/2.MP4")]
+
+
+def test_whatever_a_folder_holds_and_is_not_taken_is_said(tmp_path, caplog):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("a/x.mp4", "a/b/y.gif", "a/notes.txt", "a/photo.webp", "a/.hidden.mp4", "a/raw"):
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "a" / "b")
+    assert videos_below(tmp_path) == [tmp_path / "a" / "b" / "y.gif", tmp_path / "a" / "x.mp4"]
+    for part in ("1 .txt", "1 .webp", "1 no ending", "links to folders are not followed; left out: link"):
+        assert part in caplog.text
+
+
+def test_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch, caplog):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.mp4").touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert videos_below(tmp_path) == [tmp_path / "a.mp4"]
+    assert f"the folder {tmp_path / 'closed'} is left out: it cannot be listed (Permission denied)" in caplog.text

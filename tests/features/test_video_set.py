@@ -244,6 +244,18 @@ def test_bad_files_are_reported_with_their_cause_and_the_others_go_on(opened, vi
     assert list(contents(tmp_path / "out")) == ["failed.jsonl", "x.safetensors"]
 
 
+def test_addresses_in_a_manifest_are_read_as_such_and_listed_so_that_they_can_be_tried_again(opened, videos, tmp_path):
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.pipe("/set/x.mp4", (videos / "a" / "x.mp4").read_bytes())
+    (tmp_path / "list.txt").write_text("memory://set/x.mp4\nmemory://set/absent.mp4\n")
+    reports = run(tmp_path / "list.txt", tmp_path / "out", opened)
+    assert [report.error is None for report in reports] == [True, False]
+    assert list(failures(tmp_path / "out")) == ["memory://set/absent.mp4"]
+    memory.pipe("/set/absent.mp4", (videos / "a" / "y.mp4").read_bytes())
+    (report,) = run(tmp_path / "out" / "failed.jsonl", tmp_path / "again", opened)
+    assert report.error is None
+
+
 def failures(output: Path) -> dict[str, str]:
     lines = map(json.loads, (output / "failed.jsonl").read_text().splitlines())
     return {line["video"]: line["error"] for line in lines}

@@ -12,24 +12,14 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_MPEG_ENDINGS = {
-    ".3g2",
-    ".3gp",
-    ".f4v",
-    ".m2ts",
-    ".m2v",
-    ".m4v",
-    ".mov",
-    ".mp4",
-    ".mpeg",
-    ".mpg",
-    ".mts",
-    ".ts",
-    ".vob",
-}
-VIDEO_ENDINGS = frozenset(
-    _MPEG_ENDINGS | {".asf", ".avi", ".divx", ".flv", ".gif", ".mkv", ".mxf", ".ogv", ".webm", ".wmv"}
+_MPEG_ENDINGS = (
+    ".264 .265 .3g2 .3gp .f4v .h264 .h265 .hevc .m1v .m2t .m2ts .m2v .m4v .mjpeg .mjpg .mov .mp4 .mpe .mpeg .mpg .mpv "
+    ".mts .qt .ts .vob"
 )
+_OTHER_ENDINGS = (
+    ".amv .apng .asf .avi .divx .dv .flv .gif .ivf .mkv .mxf .nut .ogm .ogv .rm .rmvb .webm .wmv .wtv .y4m"
+)
+VIDEO_ENDINGS = frozenset(f"{_MPEG_ENDINGS} {_OTHER_ENDINGS}".split())
 MANIFEST_ENDINGS = (".txt", ".csv", ".jsonl")
 _SPACES = " \t\r"  # not all that str.strip takes away, and str.splitlines breaks at: file names may have the rest
 
@@ -60,7 +50,7 @@ def videos_below(root: str | Path) -> list[Path]:
     """List the videos in a folder and all that is below it, in the order of names; those that begin with a dot not.
 
     Links to folders are not followed. The list may be empty; if not, a warning counts the other files by their
-    endings.
+    endings; others name such links, and folders that cannot be listed.
 
     Args:
         root: The folder. The paths begin with it, as it is given.
@@ -77,9 +67,19 @@ def videos_below(root: str | Path) -> list[Path]:
 
 
 def walk_folders(root: str | Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield `(folder, names of its files)` for a folder and all below it, without folders that begin with a dot."""
-    for folder, folders, names in os.walk(root):
+    """Yield `(folder, names of its files)` for a folder and all below it, without folders that begin with a dot.
+
+    Links to folders are not followed. These, and folders that cannot be listed, are warned of.
+    """
+
+    def warn(error: OSError) -> None:
+        logger.warning("the folder %s is left out: it cannot be listed (%s)", error.filename, error.strerror)
+
+    for folder, folders, names in os.walk(root, onerror=warn):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        if links:
+            logger.warning("%s: links to folders are not followed; left out: %s", folder, ", ".join(links))
         yield folder, names
 
 
@@ -130,6 +130,14 @@ def path_line(path: str) -> str:
     """Return the line of a `.txt` manifest that names a path, whatever characters it has."""
     is_plain = path.isprintable() and path == path.strip(_SPACES) and _path_and_label(path) == (path, None)
     return path if is_plain else json.dumps(path)
+
+
+def labelled_line(path: str, label: object) -> str:
+    """Return the line 'path label' of a `.csv` or `.txt` manifest, whatever characters the path has."""
+    is_header = "path" in (column.strip() for column in path.split(",")[:-1])  # of a table with commas
+    is_plain = path.isprintable() and path == path.strip(_SPACES).strip('"') and not is_header
+    quoted = json.dumps(path).replace(",", r"\u002c")
+    return f"{path if is_plain else quoted} {label}"
 
 
 def _read(manifest: Path) -> tuple[str, list[ManifestEntry]]:
@@ -268,7 +276,4 @@ def _with_path(entry: ManifestEntry, path: str, manifest: Path, header: str) -> 
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(row)  # a carriage return, too
         return text.getvalue()
-    if entry.label is None:
-        return path_line(path)
-    is_plain = path.isprintable() and path == path.strip(_SPACES).strip('"')
-    return f"{path if is_plain else json.dumps(path)} {entry.label}"
+    return path_line(path) if entry.label is None else labelled_line(path, entry.label)

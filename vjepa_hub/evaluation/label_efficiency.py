@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import write_whole, written_whole
-from ..data.manifests import parse_label, read_manifest_entries
+from ..core.files import write_whole
+from ..data.manifests import labelled_line, parse_label, read_manifest_entries
 from ..data.random_streams import draw_uniform
 from ..heads.metrics import shorten_list
 
@@ -122,7 +122,7 @@ def write_split(
     """Write a subset as a manifest, a line 'path label' for each video, and beside it what it is, as JSON.
 
     The file of the same name with the ending .json has the fraction, split and seed, the number of videos in the
-    subset and in the whole set, and the number of each class. The manifest is read back before it gets its name.
+    subset and in the whole set, and the number of each class.
 
     Args:
         path: The manifest, with the ending .csv. Its folder is made.
@@ -138,8 +138,7 @@ def write_split(
         The manifest.
 
     Raises:
-        ValueError: Another ending, numbers that do not fit, no video, or a name that does not read back from a
-            manifest, such as one with a line break.
+        ValueError: Another ending, numbers that do not fit, or no video.
     """
     path, labels, indices = Path(path), _as_labels(labels), np.asarray(indices)
     if path.suffix.lower() != ".csv":
@@ -147,7 +146,7 @@ def write_split(
     _check_indices(indices, names=names, labels=labels)
     chosen = [(str(names[index]), str(labels[index])) for index in indices]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_manifest(path, chosen)
+    write_whole(path, "".join(f"{labelled_line(name, label)}\n" for name, label in chosen))
     description = {
         "format": SPLIT_FORMAT,
         "fraction": float(fraction),
@@ -256,38 +255,6 @@ def _check_indices(indices: np.ndarray, *, names: Sequence[str], labels: np.ndar
 def _count_classes(labels: np.ndarray) -> dict[int, int]:
     classes, counts = np.unique(labels, return_counts=True)
     return dict(zip(classes.tolist(), counts.tolist(), strict=True))
-
-
-def _write_manifest(path: Path, chosen: Sequence[tuple[str, str]]) -> None:
-    """Write the lines, if they read back."""
-    for name, _ in chosen:
-        if not _is_plain(name):
-            raise ValueError(
-                f"the name {name!r} of a video cannot stand in a manifest: it is empty, has a line break, a character "
-                "that is not Unicode, or a space or quotation mark at one of its ends; rename the video"
-            )
-    with written_whole(path) as temporary:
-        temporary.write_bytes("".join(f"{name} {label}\n" for name, label in chosen).encode())
-        _check_reads_back(temporary, chosen)
-
-
-def _is_plain(name: str) -> bool:
-    has_surrogate = any("\ud800" <= character <= "\udfff" for character in name)
-    return name.splitlines() == [name] and name == name.strip().strip('"') and not has_surrogate
-
-
-def _check_reads_back(manifest: Path, chosen: Sequence[tuple[str, str]]) -> None:
-    try:
-        read = [(entry.path, entry.label) for entry in read_manifest_entries(manifest)]
-    except ValueError as error:
-        read, cause = [], str(error)
-    else:
-        cause = f"{len(read)} videos"
-    if read != list(chosen):
-        raise ValueError(
-            f"the manifest of {len(chosen)} videos reads back as {cause}: its first line is that of the video "
-            f"{chosen[0][0]!r}, and with a part 'path' between commas it passes for the head of a table; rename it"
-        )
 
 
 def _read_description(path: Path) -> dict[str, Any]:

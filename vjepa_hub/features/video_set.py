@@ -82,6 +82,7 @@ class VideoReport:
         num_clips: Clips, 0 where it failed.
         is_done_before: Whether its features were there from an earlier run.
         error: Why it failed, or None.
+        name: Of the video, as messages and lists have it: a path or an address.
     """
 
     source: Path
@@ -89,6 +90,7 @@ class VideoReport:
     num_clips: int = 0
     is_done_before: bool = False
     error: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def extract_video_set(
             except (VideoDecodingError, FeatureExtractionError) as failure:
                 logger.warning("skipped %s: %s", task.source, failure)
                 error = str(failure)
-            report = VideoReport(task.source, tuple(outputs), num_clips, is_done_before=task.is_done, error=error)
+            name = as_record(task.content).name
+            report = VideoReport(task.source, tuple(outputs), num_clips, task.is_done, error=error, name=name)
             reports.append((place, report))
         in_order = [report for _, report in sorted(processes.gather(reports), key=lambda numbered: numbered[0])]
         if processes.is_first:
@@ -279,11 +282,11 @@ def _own_share(tasks: list[_Task], processes: Processes) -> list[int]:
 
 def _list_failures(reports: list[VideoReport], folder: Path) -> None:
     """Write `failed.jsonl`: the videos that failed now, and those of earlier runs that were not among these."""
-    file, tried = folder / FAILED_VIDEOS, {str(report.source) for report in reports}
+    file, tried = folder / FAILED_VIDEOS, {report.name for report in reports}
     text = file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else ""
     earlier = text.split("\n")[:-1]
     lines = [line for line in earlier if _failed_video(line) not in tried]
-    failures = [{"video": str(report.source), "error": report.error} for report in reports if report.error is not None]
+    failures = [{"video": report.name, "error": report.error} for report in reports if report.error is not None]
     lines += [json.dumps(failure) for failure in failures]
     if not lines:
         file.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import pytest
 from vjepa_hub.evaluation.ava.boxes import (
     EVALUATED_CLASS_IDS,
     AvaFormatError,
+    KeyFrameBoxes,
     KeyFrameId,
     overlaps,
     read_annotations,
@@ -91,6 +92,19 @@ def test_label_map_with_a_number_twice_or_with_nothing_is_refused(write):
         read_label_map(write('name: "a"\nid: 1\nname: "b"\nid: 1\n'))
     with pytest.raises(AvaFormatError, match="no action"):
         read_label_map(write("a,b\n"))
+
+
+def test_names_of_actions_keep_their_characters(write):
+    names = read_label_map(write('name: "a\u2028b\x85c"\r\nid: 1\n', "map.pbtxt"))
+    assert names == {1: "a\u2028b\x85c"}
+
+
+@pytest.mark.parametrize("video_id", ["a,b", 'a"b', "a\nb", "a\u2028b", " a ", "a\x85"])
+def test_detections_of_any_file_name_are_read_back(tmp_path, video_id):
+    zero, box = np.zeros(1, np.int64), np.array([[0, 0, 1, 1.0]])
+    table = KeyFrameBoxes((KeyFrameId(video_id, 902),), zero, box, np.array([3]), np.array([0.5]))
+    write_detections(tmp_path / "written.csv", table)
+    assert read_detections(tmp_path / "written.csv").key_frames == table.key_frames
 
 
 def test_written_detections_are_read_back(write, tmp_path):

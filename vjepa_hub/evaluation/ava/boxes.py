@@ -164,7 +164,7 @@ def read_label_map(path: str | Path) -> dict[int, str]:
     """
     names: dict[int, str] = {}
     name, line = None, 0
-    for line, text in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+    for line, text in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
         match = _ITEM_LINE.match(text)
         if match and match[1]:
             name = match[2]
@@ -187,9 +187,10 @@ def write_detections(path: str | Path, detections: KeyFrameBoxes) -> None:
     """
     columns = (detections.frame_indices, detections.boxes, detections.class_ids, detections.scores)
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
         for index, box, class_id, score in zip(*(column.tolist() for column in columns), strict=True):
-            numbers = ",".join(f"{value:.6g}" for value in box)
-            file.write(f"{detections.key_frames[index]},{numbers},{class_id},{score:.6g}\n")
+            video_id, second = str(detections.key_frames[index]).rsplit(",", 1)
+            rows.writerow([video_id, second, *(f"{value:.6g}" for value in box), class_id, f"{score:.6g}"])
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -269,9 +270,9 @@ def _format_error(path: str | Path, line: int, cause: str) -> AvaFormatError:
 def _rows(path: str | Path, *, allowed: Sequence[int]) -> Iterator[_Row]:
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
         for line, cells in enumerate(csv.reader(file), 1):
-            row = _Row(path, line, [cell.strip() for cell in cells])
-            if not any(row.cells):
+            if not any(cell.strip() for cell in cells):
                 continue
+            row = _Row(path, line, [cells[0], *(cell.strip() for cell in cells[1:])])  # names keep their spaces
             if len(row) not in allowed:
                 counts = " or ".join(str(count) for count in allowed)
                 raise row.error(f"it has {len(row)} columns, '{','.join(cells)}', but must have {counts}")
