@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.other_run import HOST, leave_lock
 from vjepa_hub.core.distributed import Processes, join_processes, share_out
+from vjepa_hub.core.folder_lock import LOCK_FILE, FolderInUseError
 from vjepa_hub.core.progress import is_first_process
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +71,12 @@ def meet(folder: Path) -> None:
         order.write(str(rank))
     with pytest.raises(KeyError), processes.first_goes_first():
         raise KeyError
+    with processes.locking(folder / "own"):  # one run, one lock
+        processes.wait()
+        assert (folder / "own" / LOCK_FILE).exists()
+        processes.wait()
+    with pytest.raises(FolderInUseError, match=HOST), processes.locking(folder / "busy"):
+        raise AssertionError("another run is at work there")
     total = torch.tensor([rank + 1.0, 10.0])
     processes.add_up(total)
     seen = [processes.gather([f"{rank} {item}" for item in plan[rank:]]), total.tolist()]
@@ -77,7 +85,8 @@ def meet(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-def test_two_processes_share_plan_errors_and_results_and_the_first_goes_first(tmp_path, launcher):
+def test_two_processes_share_plan_errors_lock_and_results_and_the_first_goes_first(tmp_path, launcher):
+    leave_lock(tmp_path / "busy", machine="00000000", host=HOST)
     script = tmp_path / "meet.py"
     script.write_text(f"from pathlib import Path\nfrom {__name__} import meet\nmeet(Path({str(tmp_path)!r}))\n")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
@@ -86,7 +95,7 @@ def test_two_processes_share_plan_errors_and_results_and_the_first_goes_first(tm
         port = free.getsockname()[1]
     own_port = ["--main_process_port", str(port)] if launcher is ACCELERATE else []
     command = [sys.executable, "-m", *launcher, *own_port, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert seen == [[["0 made by 0", "0 b", "0 c", "1 b", "1 c"], [3.0, 20.0]]] * 2
