@@ -191,6 +191,7 @@ def small_files():
         lambda file: file.write_bytes(bytes(100_000)),
         lambda file: torch.save({"a": torch.zeros(100_000)}, file),
         lambda file: save_file({"a": torch.zeros(100_000)}, file),
+        lambda file: shutil.copy(torch.__file__, file),
     ],
 )
 def test_error_of_any_library_that_writes_is_named_with_the_path_and_a_remedy(tmp_path, small_files, write):

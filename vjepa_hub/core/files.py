@@ -277,7 +277,7 @@ def writing(path: str | os.PathLike, *, workplace: Path | None = None) -> Iterat
     except WriteError:
         raise
     except OSError as error:
-        named = None if error.filename is None else Path(os.fsdecode(error.filename))
+        named = _named_file(error)
         if error.errno in _OF_ANY_OUTPUT or (error.errno and named and _is_about(named, path, workplace)):
             raise _write_error(error.errno, path if named is None or workplace else named) from error
         raise
@@ -294,7 +294,13 @@ def describe_output_error(error: OSError) -> str | None:
         return str(error).rpartition(f"{WriteError.__name__}: ")[2]  # of a worker it comes with a traceback
     if error.errno not in _OF_ANY_OUTPUT:
         return None
-    return str(_write_error(error.errno, Path(os.fsdecode(error.filename)) if error.filename else None))
+    return str(_write_error(error.errno, _named_file(error)))
+
+
+def _named_file(error: OSError) -> Path | None:
+    """The file that an error names; of a copy or a move, its destination."""
+    name = error.filename if error.filename2 is None else error.filename2
+    return None if name is None else Path(os.fsdecode(name))
 
 
 def _number_in(error: Exception, path: Path) -> int | None:
