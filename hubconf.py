@@ -79,7 +79,120 @@ def vjepa_video_processor(pretrained=True, *, crop_size=224, num_frames=16, fram
     return VJEPAVideoProcessor(crop_size=crop_size, num_frames=num_frames, frame_step=frame_step)
 
 
+def vjepa2_vit_large(pretrained=True, *, num_frames=64, device=None, dtype=None):
+    """V-JEPA 2 ViT-L/16 at 256 pixels, called as by the release's torch.hub (weights: MIT).
+
+    Args:
+        pretrained: The released weights, downloaded and converted at the first call and cached from then on. False:
+            random weights, and no download.
+        num_frames: Of the clips whose masks the predictor takes.
+        device: Where the modules go; the CPU by default.
+        dtype: Number format of the weights, such as "bfloat16"; by default float32.
+
+    Returns:
+        A pair: `encoder(x)` gives features `(batch_size, num_tokens, hidden_size)` of clips `(batch_size, channels,
+        num_frames, height, width)`, `encoder(x, masks)` those of the tokens that a mask keeps; `predictor(tokens,
+        context_mask, target_mask)` gives the predicted features of the hidden tokens, of V-JEPA 2.1 a pair, with those
+        of the visible ones. Predictors of ViT-g and ViT-G of 2.1 take `encoder(x, masks, training=True)`.
+
+    Raises:
+        OSError: The released file is not in the cache and could not be downloaded.
+    """
+    return _load_pair("vjepa2-vitl16", pretrained, num_frames, device, dtype)
+
+
+def vjepa2_vit_huge(pretrained=True, *, num_frames=64, device=None, dtype=None):
+    """V-JEPA 2 ViT-H/16 at 256 pixels, called as by the release's torch.hub (weights: MIT).
+
+    Arguments, result and errors as for `vjepa2_vit_large`.
+    """
+    return _load_pair("vjepa2-vith16", pretrained, num_frames, device, dtype)
+
+
+def vjepa2_vit_giant(pretrained=True, *, num_frames=64, device=None, dtype=None):
+    """V-JEPA 2 ViT-g/16 at 256 pixels, called as by the release's torch.hub (weights: MIT).
+
+    Arguments, result and errors as for `vjepa2_vit_large`.
+    """
+    return _load_pair("vjepa2-vitg16", pretrained, num_frames, device, dtype)
+
+
+def vjepa2_vit_giant_384(pretrained=True, *, num_frames=64, device=None, dtype=None):
+    """V-JEPA 2 ViT-g/16 at 384 pixels, called as by the release's torch.hub (weights: MIT).
+
+    Arguments, result and errors as for `vjepa2_vit_large`.
+    """
+    return _load_pair("vjepa2-vitg16-384", pretrained, num_frames, device, dtype)
+
+
+def vjepa2_1_vit_base_384(pretrained=True, *, num_frames=64, device=None, dtype=None):
+    """V-JEPA 2.1 ViT-B/16 at 384 pixels, distilled from ViT-G, called as by the release's torch.hub (weights: MIT).
+
+    Arguments, result and errors as for `vjepa2_vit_large`.
+    """
+    return _load_pair("vjepa2.1-vitb16-384", pretrained, num_frames, device, dtype)
+
+
+def vjepa2_1_vit_large_384(pretrained=True, *, num_frames=64, device=None, dtype=None):
+    """V-JEPA 2.1 ViT-L/16 at 384 pixels, distilled from ViT-G, called as by the release's torch.hub (weights: MIT).
+
+    Arguments, result and errors as for `vjepa2_vit_large`.
+    """
+    return _load_pair("vjepa2.1-vitl16-384", pretrained, num_frames, device, dtype)
+
+
+def vjepa2_1_vit_giant_384(pretrained=True, *, num_frames=64, device=None, dtype=None):
+    """V-JEPA 2.1 ViT-g/16 at 384 pixels, called as by the release's torch.hub (weights: MIT).
+
+    Arguments, result and errors as for `vjepa2_vit_large`.
+    """
+    return _load_pair("vjepa2.1-vitg16-384", pretrained, num_frames, device, dtype)
+
+
+def vjepa2_1_vit_gigantic_384(pretrained=True, *, num_frames=64, device=None, dtype=None):
+    """V-JEPA 2.1 ViT-G/16 at 384 pixels, called as by the release's torch.hub (weights: MIT).
+
+    Arguments, result and errors as for `vjepa2_vit_large`.
+    """
+    return _load_pair("vjepa2.1-vitgg16-384", pretrained, num_frames, device, dtype)
+
+
+def vjepa2_ac_vit_giant(pretrained=True):
+    """V-JEPA 2-AC, which is not here: its predictor takes the actions of a robot.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        "V-JEPA 2-AC is not part of this package: its predictor takes the actions and states of a robot, and none of "
+        "its numbers could be compared here. Use `vjepa2_vit_giant` for features, and the release "
+        "(facebookresearch/vjepa2) for its predictor"
+    )
+
+
+def vjepa2_preprocessor(pretrained=True, *, crop_size=256):
+    """The evaluation preprocessing, called as by the release's torch.hub.
+
+    Args:
+        pretrained: Without effect, since there are no weights; taken so that every entry takes it.
+        crop_size: Side of the frames in pixels: 256, or 384.
+
+    Returns:
+        A callable: uint8 frames `(num_frames, height, width, 3)`, or a list of pictures, to a list of one tensor
+        `(3, num_frames, crop_size, crop_size)`.
+    """
+    from vjepa_hub.hub.release_interface import ReleasePreprocessor
+
+    return ReleasePreprocessor(crop_size)
+
+
 def _load(name, pretrained, device, dtype):
     from vjepa_hub.hub.loading import load, load_untrained
 
     return (load if pretrained else load_untrained)(name, device=device, dtype=dtype)
+
+
+def _load_pair(name, pretrained, num_frames, device, dtype):
+    from vjepa_hub.hub.release_interface import load_release_pair
+
+    return load_release_pair(name, pretrained, num_frames=num_frames, device=device, dtype=dtype)

@@ -22,6 +22,16 @@ ENTRIES = {
     "vjepa_vit_tiny": "vjepa-vit-tiny",
     "vjepa_video_processor": None,
 }
+PAIRS = {
+    "vjepa2_vit_large": "vjepa2-vitl16",
+    "vjepa2_vit_huge": "vjepa2-vith16",
+    "vjepa2_vit_giant": "vjepa2-vitg16",
+    "vjepa2_vit_giant_384": "vjepa2-vitg16-384",
+    "vjepa2_1_vit_base_384": "vjepa2.1-vitb16-384",
+    "vjepa2_1_vit_large_384": "vjepa2.1-vitl16-384",
+    "vjepa2_1_vit_giant_384": "vjepa2.1-vitg16-384",
+    "vjepa2_1_vit_gigantic_384": "vjepa2.1-vitgg16-384",
+}
 
 # Calls torch.hub.load for each row of (entry, device to build on, options), and says what came
 CHILD = """
@@ -35,7 +45,13 @@ for entry, built_on, options in json.loads(calls):
     with torch.device(built_on):
         found = torch.hub.load(repository, entry, source=source, trust_repo=True, verbose=False, **options)
     row = {"entry": entry, "class": type(found).__name__}
-    if isinstance(found, torch.nn.Module):
+    if isinstance(found, tuple):
+        config = found[0].encoder.config.to_dict()
+        row |= {"pair": [type(part).__name__ for part in found], "config": config, "training": found[0].training}
+    elif callable(found) and not isinstance(found, torch.nn.Module) and "2" in entry:
+        views = found(torch.zeros(4, 90, 160, 3, dtype=torch.uint8).numpy())
+        row |= {"shapes": [list(view.shape) for view in views]}
+    elif isinstance(found, torch.nn.Module):
         first = next(found.parameters())
         row |= {"config": found.config.to_dict(), "training": found.training, "dtype": str(first.dtype)}
         row["sum"] = None if first.is_meta else first.double().sum().item()
@@ -48,11 +64,13 @@ print(json.dumps({"package": vjepa_hub.__file__, "rows": rows}))
 MODEL_CALLS = [  # on the meta device, where ViT-H takes no memory
     (entry, "meta", {"pretrained": False, "dtype": "bfloat16"}) for entry, name in ENTRIES.items() if name
 ]
+PAIR_CALLS = [(entry, "meta", {"pretrained": False, "dtype": "bfloat16"}) for entry in PAIRS]
+PREPROCESSOR_CALL = ("vjepa2_preprocessor", "cpu", {"pretrained": True, "crop_size": 64})
 PROCESSOR_CALL = ("vjepa_video_processor", "cpu", {"pretrained": True, "crop_size": 112, "num_frames": 8})
 PRETRAINED_TINY_CALL = ("vjepa_vit_tiny", "cpu", {"pretrained": True})
 FORMS = {
     # "." is the README's form: it has to be found from the checkout, and not by an installation
-    "local": (".", "local", [*MODEL_CALLS, PROCESSOR_CALL]),
+    "local": (".", "local", [*MODEL_CALLS, *PAIR_CALLS, PROCESSOR_CALL, PREPROCESSOR_CALL]),
     "cached": ("owner/repo:branch", "github", [PROCESSOR_CALL, *MODEL_CALLS, PRETRAINED_TINY_CALL]),
 }
 
@@ -101,6 +119,28 @@ def test_entry_builds_its_architecture_without_installation_and_download(loaded,
     assert not found["training"]
 
 
+@pytest.mark.parametrize("loaded", ["local"], indirect=True)
+@pytest.mark.parametrize("entry", PAIRS)
+def test_entry_of_v_jepa_2_gives_the_pair_of_its_architecture(loaded, entry):
+    (found,) = loaded[0][entry]
+    assert found["pair"] == ["ReleaseEncoder", "ReleasePredictor"]
+    expected = find_model(PAIRS[entry]).config().to_dict()
+    for field in ("hidden_size", "num_hidden_layers", "crop_size", "frames_per_clip", "feature_levels"):
+        assert found["config"][field] == expected[field], field
+    assert not found["training"]
+
+
+@pytest.mark.parametrize("loaded", ["local"], indirect=True)
+def test_preprocessor_gives_a_list_of_one_clip(loaded):
+    (found,) = loaded[0]["vjepa2_preprocessor"]
+    assert found["shapes"] == [[3, 4, 64, 64]]
+
+
+def test_action_conditioned_model_is_refused_with_the_reason():
+    with pytest.raises(NotImplementedError, match=r"actions and states of a robot.*vjepa2_vit_giant"):
+        hubconf.vjepa2_ac_vit_giant()
+
+
 def test_processor_entry_has_the_size_and_the_clip_asked_for(loaded):
     (found,) = loaded[0]["vjepa_video_processor"]
     assert found["class"] == "VJEPAVideoProcessor"
@@ -122,11 +162,14 @@ def test_pretrained_is_the_default_and_asks_for_the_released_file(monkeypatch, t
     for entry, folder in {"large": "vitl16", "huge": "vith16", "huge_384": "vith16-384"}.items():
         with pytest.raises(OSError, match=rf"jepa/{folder}/{folder}\.pth\.tar"):
             getattr(hubconf, f"vjepa_vit_{entry}")()
+    for entry, name in PAIRS.items():
+        with pytest.raises(OSError, match=MODELS[name].checkpoint):
+            getattr(hubconf, entry)()
 
 
 def test_entries_are_those_of_the_contract_and_explain_themselves():
     entries = {name: value for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
-    assert set(entries) == set(ENTRIES)
+    assert set(entries) == {*ENTRIES, *PAIRS, "vjepa2_preprocessor", "vjepa2_ac_vit_giant"}
     for entry in entries.values():
         assert inspect.signature(entry).parameters["pretrained"].default is True
         assert all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(entry).parameters.values())
@@ -177,4 +220,4 @@ def test_dependencies_are_what_the_entries_import():
 
 def test_entries_are_those_of_the_registry():
     by_registry = {entry.torch_hub_entry: entry.name for entry in MODELS.values()}
-    assert by_registry == {entry: name for entry, name in ENTRIES.items() if name}
+    assert by_registry == {entry: name for entry, name in (ENTRIES | PAIRS).items() if name}

@@ -162,6 +162,11 @@ def test_released_name_is_downloaded_converted_and_described(server, cache, forw
     assert {"model.safetensors", "config.json", "video_preprocessor_config.json"} <= _files(find_cached(TINY))
 
 
+def test_probe_without_its_protocol_is_refused_with_the_reason_before_a_download():
+    with pytest.raises(ValueError, match=r"'vjepa2-vitl16' for 'ek100'.*anticipation.*Load another: ssv2, diving48"):
+        load_classifier("vjepa2-vitl16", "ek100")
+
+
 def test_second_load_asks_nothing_and_works_offline_with_the_licence_again(server, cache, monkeypatch, caplog):
     first = vjepa_hub.load(TINY)
     server.requests.clear()

@@ -9,14 +9,17 @@ from vjepa_hub.publishing.card import render_card
 from vjepa_hub.publishing.registry_cards import main, registered_facts
 
 
-@pytest.mark.parametrize("dataset", EVALUATION_SETS)
-def test_card_of_a_released_probe_says_why_its_labels_are_numbers(dataset):
-    text = render_card(registered_facts("vjepa-vitl16", dataset))
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [*(("vjepa-vitl16", dataset) for dataset in MODELS["vjepa-vitl16"].probes), ("vjepa2-vitl16", "diving48")],
+)
+def test_card_of_a_released_probe_says_why_its_labels_are_numbers(name, dataset):
+    text = render_card(registered_facts(name, dataset))
     assert ("## Labels" in text) == (dataset in UNCERTAIN)
     assert UNCERTAIN.get(dataset, "") in text
     assert f"| classes | {EVALUATION_SETS[dataset].num_classes:,} |" in text
     (result,) = ModelCard(text).data.eval_results
-    assert result.metric_value == MODELS["vjepa-vitl16"].results[dataset]
+    assert result.metric_value == MODELS[name].results[dataset]
 
 
 def test_probe_that_there_is_not_is_told_with_those_there_are():

@@ -14,6 +14,9 @@ UNCERTAIN: dict[str, str] = {
     "as the data set's labels.json does is not known here",
     "places205": "the released probe was trained on a copy of the data set whose folders are not known here",
     "inat21": "the ten thousand names are not part of this package; the order is that of the data set's folders",
+    "diving48": "the released probe was trained on a list of files that was not published; whether it numbers the "
+    "classes as the data set's vocabulary does is not known here",
+    "ek100": "the released probe is not loaded",
 }
 """By the name of the released probe: why labels stay LABEL_0, LABEL_1, ...; pass a file of names to have them."""
 

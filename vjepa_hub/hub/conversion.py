@@ -29,7 +29,7 @@ from ..model.modeling_vjepa import (
     VJEPAPreTrainedModel,
     sincos_positions,
 )
-from ..model.video_processing_vjepa import VJEPAVideoProcessor
+from .default_processor import default_processor
 from .released_file import ConversionError, read_released_file
 
 # Part of the name of every cached conversion: another number, and released files are converted again
@@ -278,7 +278,7 @@ def convert_file(
 
 
 def write_folder(model: VJEPAPreTrainedModel, output_dir: str | os.PathLike) -> None:
-    """Save a model with the video processor of its crop size.
+    """Save a model with the video processor of its kind.
 
     Args:
         model: Any model of the family.
@@ -287,7 +287,8 @@ def write_folder(model: VJEPAPreTrainedModel, output_dir: str | os.PathLike) -> 
     with writing(output_dir):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output_dir)
-        VJEPAVideoProcessor(crop_size=model.config.crop_size).save_pretrained(output_dir)
+        is_classifier = isinstance(model, VJEPAForVideoClassification)
+    default_processor(model.config, is_classifier=is_classifier).save_pretrained(output_dir)
 
 
 def find_config(file: str | os.PathLike, candidates: Iterable[VJEPAConfig]) -> VJEPAConfig | None:

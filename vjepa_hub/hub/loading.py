@@ -43,8 +43,18 @@ from .conversion import (
     find_config,
     write_folder,
 )
+from .default_processor import default_processor
 from .download import DownloadError, download_file
-from .registry import MODELS, RELEASE_LICENSE, ModelEntry, download_address, find_bundled, find_model, require_model
+from .registry import (
+    EVALUATION_SETS,
+    MODELS,
+    RELEASE_LICENSES,
+    ModelEntry,
+    download_address,
+    find_bundled,
+    find_model,
+    require_model,
+)
 from .safety import CONFIG_FILE, RefusedModelError, check_folder, check_size, fetch_repository, read_config
 
 logger = logging.getLogger(__name__)
@@ -160,11 +170,11 @@ def load_processor(name_or_path: str | Path) -> VJEPAVideoProcessor:
     require_model(name_or_path)
     name, path = str(name_or_path), Path(name_or_path)
     if path.is_file():
-        return VJEPAVideoProcessor(crop_size=resolve_config(path, None).crop_size)
+        return default_processor(resolve_config(path, None))
     if name in MODELS and not path.is_dir():
         folder = find_bundled(name) or find_cached(name)
         if folder is None:
-            return VJEPAVideoProcessor(crop_size=MODELS[name].config().crop_size)
+            return default_processor(MODELS[name].config())
     else:
         folder = path if path.is_dir() else fetch_repository(name)
     return _find_processor(folder, name, check_folder(folder))
@@ -185,7 +195,7 @@ def load_classifier(
 
     Args:
         name: A released model of the registry, such as `vjepa-vitl16`.
-        dataset: What the probe was trained on: k400, ssv2, in1k, places205 or inat21.
+        dataset: What the probe was trained on: k400, ssv2, in1k, places205 or inat21; with V-JEPA 2 ssv2 or diving48.
         device: Where the model goes; the CPU by default.
         dtype: Number format of the weights, such as "bfloat16"; by default as stored.
         keep_download: As for `open_model`, for the probe and, if it is fetched, for the encoder.
@@ -196,6 +206,7 @@ def load_classifier(
 
     Raises:
         KeyError: There is no such model, or no such probe of it.
+        ValueError: The probe cannot be used yet; the message says why.
         DownloadError: It is not in the cache and could not be downloaded; an OSError.
 
     Example:
@@ -206,8 +217,14 @@ def load_classifier(
     if dataset not in entry.probes:
         known = ", ".join(entry.probes) or "none"
         raise KeyError(f"'{name}' has no probe for '{dataset}'; there are: {known}")
+    if EVALUATION_SETS[dataset].refusal:
+        usable = ", ".join(probe for probe in entry.probes if not EVALUATION_SETS[probe].refusal) or "none"
+        raise ValueError(
+            f"the probe of '{name}' for '{dataset}' cannot be used: {EVALUATION_SETS[dataset].refusal}. Load another: "
+            f"{usable}"
+        )
     folder = _cache_classifier(entry, dataset, keep_download)
-    _log_license(name)
+    _log_license(name, entry)
     classifier = VJEPAForVideoClassification.from_pretrained(folder)
     _name_classes(classifier, dataset)
     return _place(classifier, device, dtype)
@@ -256,7 +273,7 @@ def _open_registered(entry: ModelEntry, keep_download: bool) -> OpenedModel:
     if entry.bundled_folder is not None:
         return _open_bundled(entry.name, entry.bundled_folder)
     folder = _cache_features(entry, keep_download)
-    _log_license(entry.name)
+    _log_license(entry.name, entry)
     address = str(entry.checkpoint)
     weights = f"{_describe_released(_file_name(address))} from {address}"
     processor = VJEPAVideoProcessor.from_pretrained(folder)
@@ -291,8 +308,8 @@ def _log_unnamed_classes(dataset: str) -> None:
     logger.warning("the classes of '%s' stay LABEL_0, LABEL_1, ...: %s", dataset, reason)
 
 
-def _log_license(name: str) -> None:
-    logger.warning("the weights of %s are under %s", name, RELEASE_LICENSE)
+def _log_license(name: str, entry: ModelEntry) -> None:
+    logger.warning("the weights of %s are under %s", name, RELEASE_LICENSES[entry.license])
 
 
 def _describe_released(file_name: str) -> str:
@@ -344,7 +361,7 @@ def open_classifier(
     """
     if dataset is not None:
         classifier = load_classifier(str(name), dataset)
-        return classifier, VJEPAVideoProcessor(crop_size=classifier.config.crop_size)
+        return classifier, default_processor(classifier.config, is_classifier=True)
     folder = Path(name) if Path(name).is_dir() else fetch_repository(str(name))
     config = check_folder(folder)
     if VJEPAForVideoClassification.__name__ not in (config.architectures or ()):
@@ -359,8 +376,9 @@ def open_classifier(
 def _find_processor(folder: Path, name: str, config: VJEPAConfig) -> VJEPAVideoProcessor:
     if (folder / PROCESSOR_FILE).is_file():
         return _open_processor(folder)
-    logger.warning("%s has no %s: the default of its crop size is used", name, PROCESSOR_FILE)
-    return VJEPAVideoProcessor(crop_size=config.crop_size)
+    logger.warning("%s has no %s: the default of its configuration is used", name, PROCESSOR_FILE)
+    is_classifier = VJEPAForVideoClassification.__name__ in (config.architectures or ())
+    return default_processor(config, is_classifier=is_classifier)
 
 
 def _load_checked(model_class: type[Model], folder: Path, config: VJEPAConfig) -> Model:
@@ -385,12 +403,13 @@ def _open_processor(folder: Path) -> VJEPAVideoProcessor:
 
 
 def _open_released_file(file: Path, config: VJEPAConfig | str | Path | None) -> OpenedModel:
-    is_registered = config is None  # otherwise it is refused here
+    if config is None:
+        entry = _find_entry(file)
+        _log_license(str(file), entry)
+        config = entry.config()
     config = resolve_config(file, config)
-    if is_registered:
-        _log_license(str(file))
     model = convert_original_features(file, config)
-    processor = VJEPAVideoProcessor(crop_size=config.crop_size)
+    processor = default_processor(config)
     return OpenedModel(str(file), model, processor, _describe_released(file.name), is_trained=True)
 
 
@@ -405,14 +424,21 @@ def resolve_config(file: Path, config: VJEPAConfig | str | Path | None) -> VJEPA
         given = config if isinstance(config, VJEPAConfig) else _read_given_config(config)
         check_size(given, file.stat().st_size // 2, file)  # a number has two bytes at least
         return given
-    candidates = [entry.config() for entry in MODELS.values() if entry.checkpoint is not None]
+    return _find_entry(file).config()
+
+
+def _find_entry(file: Path) -> ModelEntry:
+    """The released model that a file fits; of two that differ in the crop alone, that with the file's name."""
+    released = [entry for entry in MODELS.values() if entry.checkpoint is not None]
+    released.sort(key=lambda entry: _file_name(str(entry.checkpoint)) != file.name)
+    candidates = [entry.config() for entry in released]
     found = find_config(file, candidates)
     if found is None:
         raise ValueError(
             f"{file} fits none of the released architectures ({', '.join(MODELS)}); pass its configuration, "
             "a JSON file such as save_pretrained writes"
         )
-    return found
+    return next(entry for entry, config in zip(released, candidates, strict=True) if config is found)
 
 
 def _read_given_config(config: str | Path) -> VJEPAConfig:
@@ -450,7 +476,10 @@ def _cache_classifier(entry: ModelEntry, dataset: str, keep_download: bool) -> P
             features = _cache_features(entry, keep_download)
             probe_file = _fetch_released(name, entry.probes[dataset])
             with _refused_files(probe_file, entry.probes[dataset]), _written_at_once(snapshot) as folder:
-                write_folder(attach_original_probe(VJEPAModel.from_pretrained(features), probe_file), folder)
+                model = VJEPAModel.from_pretrained(features)
+                for field, value in entry.probe_fields.get(dataset, {}).items():
+                    setattr(model.config, field, value)
+                write_folder(attach_original_probe(model, probe_file), folder)
             _dispose(probe_file, name, keep_download)
     return snapshot
 

@@ -25,7 +25,7 @@ from ..core.files import write_whole
 from ..core.run_files import Result, RunRecord
 from ..core.settings import read_yaml
 from ..hub.loading import UNTRAINED
-from ..hub.registry import EVALUATION_SETS, PAPER
+from ..hub.registry import EVALUATION_SETS, PAPERS
 from ..hub.safety import CONFIG_FILE, read_config
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
@@ -67,7 +67,12 @@ def render_card(facts: CardFacts) -> str:
         processor = VJEPAVideoProcessor.from_pretrained(entry.bundled_folder)
         own_clips = f", num_frames={processor.num_frames}, frame_step={processor.frame_step}"
     body = _template().render(
-        facts=facts, config=facts.config, paper=PAPER, evaluation_sets=EVALUATION_SETS, own_clips=own_clips
+        facts=facts,
+        config=facts.config,
+        paper=PAPERS[facts.config.position_embedding],
+        evaluation_sets=EVALUATION_SETS,
+        refusals={name: found.refusal for name, found in EVALUATION_SETS.items() if found.refusal},
+        own_clips=own_clips,
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
     text = shorten_machine_paths(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{body}\n\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.run_files import DataFacts, Result, RunRecord
 from ..hub.class_names import UNCERTAIN
-from ..hub.registry import EVALUATION_SETS, MODELS, PAPER, ModelEntry, find_model
+from ..hub.registry import EVALUATION_SETS, MODELS, PAPERS, ModelEntry, find_model
 from ..model.configuration_vjepa import VJEPAConfig
 from .card import data_set_identifier, render_card
 from .facts import CardFacts, training_rows
@@ -53,7 +53,7 @@ def _probe_facts(entry: ModelEntry, dataset: str) -> CardFacts:
     if dataset not in entry.probes:
         raise KeyError(f"'{entry.name}' has no probe for '{dataset}'; there are: {', '.join(entry.probes) or 'none'}")
     found = EVALUATION_SETS[dataset]
-    config = _config(entry, [entry.checkpoint, entry.probes[dataset]])
+    config = _config(entry, [entry.checkpoint, entry.probes[dataset]], dataset)
     config.num_labels = found.num_classes
     return CardFacts(
         name=f"{entry.name}-{dataset}",
@@ -68,23 +68,28 @@ def _probe_facts(entry: ModelEntry, dataset: str) -> CardFacts:
     )
 
 
-def _config(entry: ModelEntry, files: Sequence[str | None]) -> VJEPAConfig:
-    config = entry.config()
+def _config(entry: ModelEntry, files: Sequence[str | None], dataset: str | None = None) -> VJEPAConfig:
+    config = entry.config(dataset)
     config.weights_origin = f"converted without a change of a value from {' and '.join(map(str, files))}"
     return config
 
 
 def _published_result(entry: ModelEntry, dataset: str) -> Result:
-    found = EVALUATION_SETS[dataset]
+    found, paper = EVALUATION_SETS[dataset], PAPERS[entry.config().position_embedding]
+    has_protocol = dataset in entry.probes and not found.refusal and dataset != "diving48"  # whose is not here yet
+    command = f"vjepa-hub probe {entry.name} --protocol {dataset} --eval-only --val {dataset}-val.csv"
+    if entry.config(dataset).frames_per_clip > 16:
+        command += " --set frame_step=2"
     return Result(
         task=found.task,
         dataset=found.name,
-        metric="top-1 accuracy (%)",
+        metric=found.metric,
         value=entry.results[dataset],
         protocol=f"attentive probe on the frozen encoder; {found.clips}",
         source=PUBLISHED,
-        source_address=PAPER,
-        command=f"vjepa-hub probe {entry.name} --protocol {dataset} --eval-only --val {dataset}-val.csv",
+        source_address=paper.address,
+        metric_type="accuracy" if "accuracy" in found.metric else "recall",
+        command=command if has_protocol else None,
     )
 
 
