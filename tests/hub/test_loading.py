@@ -2,6 +2,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,20 @@ def test_released_name_is_downloaded_converted_and_described(server, cache, forw
     assert f"the weights of {TINY} are under CC BY-NC 4.0" in caplog.text
     assert find_cached(TINY) == cache / f"models--vjepa_hub--{TINY}" / "snapshots" / "converter-1"
     assert {"model.safetensors", "config.json", "video_preprocessor_config.json"} <= _files(find_cached(TINY))
+
+
+@pytest.mark.parametrize("load_model", [partial(vjepa_hub.load, TINY), partial(load_classifier, TINY, "k400")])
+def test_weights_are_spread_by_a_device_map_in_the_number_format_asked_for(server, cache, load_model):
+    model = load_model(device_map={"": "meta"}, dtype="bfloat16")
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match=r"device is 'cpu' and device_map 'auto'; give one"):
+        load_model(device="cpu", device_map="auto")
+
+
+def test_device_map_for_a_released_file_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"device_map .*official_tiny\.pth\.tar.*vjepa-hub convert"):
+        vjepa_hub.load(REFERENCE / "official_tiny.pth.tar", device_map="auto")
 
 
 def test_probe_without_its_protocol_is_refused_with_the_reason_before_a_download():

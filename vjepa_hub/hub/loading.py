@@ -14,12 +14,12 @@ converter has another version converts again, from a kept file or from a new dow
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants
@@ -60,6 +60,7 @@ from .safety import CONFIG_FILE, RefusedModelError, check_folder, check_size, fe
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
+DeviceMap = str | dict[str, int | str | torch.device] | None
 
 # The Hub has no account with an underscore in its name: no repository of it can be meant
 CACHE_ACCOUNT = "vjepa_hub"
@@ -93,6 +94,7 @@ def load(
     config: VJEPAConfig | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    device_map: DeviceMap = None,
     keep_download: bool = False,
 ) -> VJEPAModel:
     """Load encoder and predictor for features, as `open_model` does, and return the model alone.
@@ -101,7 +103,9 @@ def load(
         >>> import vjepa_hub
         >>> model = vjepa_hub.load("vjepa-vitl16")  # downloads and converts at the first time
     """
-    return open_model(name_or_path, config=config, device=device, dtype=dtype, keep_download=keep_download).model
+    return open_model(
+        name_or_path, config=config, device=device, dtype=dtype, device_map=device_map, keep_download=keep_download
+    ).model
 
 
 def open_model(
@@ -110,6 +114,7 @@ def open_model(
     config: VJEPAConfig | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    device_map: DeviceMap = None,
     keep_download: bool = False,
 ) -> OpenedModel:
     """Open a model for features, with its processor and a sentence on its weights.
@@ -123,30 +128,41 @@ def open_model(
         config: Configuration, or a JSON file of one, for a released file that is none of the registry's models.
         device: Where the model goes; the CPU by default.
         dtype: Number format of the weights, such as "bfloat16"; by default as stored.
+        device_map: As of transformers' `from_pretrained`, in place of `device`: "auto" spreads the model over the
+            accelerators and the memory.
         keep_download: Keep the downloaded file beside its conversion, so that another version of the converter finds
             it. By default it is deleted; nothing is downloaded for the sake of being kept.
 
     Raises:
         KeyError: No such name, folder or file.
-        ValueError: The released file fits no configuration, a configuration was passed where the model has its own, or
-            the files are damaged or lie about themselves (`safety.RefusedModelError`).
+        ValueError: The released file fits no configuration, a configuration was passed where the model has its own,
+            `device_map` beside `device` or for a released file, or the files are damaged or lie about themselves
+            (`safety.RefusedModelError`).
         DownloadError: A released model is not in the cache and could not be downloaded; an OSError.
         OSError: transformers could not load the folder or Hub name.
         ImportError: The weights are quantised, and the library that they were quantised with is not installed.
     """
     require_model(name_or_path)
-    path = Path(name_or_path)
+    path, options = Path(name_or_path), _loading_options(device, dtype, device_map)
     if path.is_file():
+        if device_map is not None:
+            raise ValueError(
+                f"device_map was passed for the released file {path}, but only a folder of safetensors can be spread; "
+                "write one with `vjepa-hub convert`, and load that"
+            )
         opened = _open_released_file(path, config)
+        opened.model.to(dtype=options.get("dtype"))
     elif config is not None:
         raise ValueError(f"a configuration was passed for '{name_or_path}', but only a released file needs one")
     elif path.is_dir():
-        opened = _open_pretrained(str(name_or_path), "folder")
+        opened = _open_pretrained(str(name_or_path), "folder", options)
     elif str(name_or_path) in MODELS:
-        opened = _open_registered(MODELS[str(name_or_path)], keep_download)
+        opened = _open_registered(MODELS[str(name_or_path)], keep_download, options)
     else:
-        opened = _open_pretrained(str(name_or_path), "Hub repository")
-    _place(opened.model, device, dtype)
+        opened = _open_pretrained(str(name_or_path), "Hub repository", options)
+    if device_map is None:
+        opened.model.to(device=device)
+    opened.model.eval()
     return opened
 
 
@@ -186,6 +202,7 @@ def load_classifier(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    device_map: DeviceMap = None,
     keep_download: bool = False,
 ) -> VJEPAForVideoClassification:
     """Load a released model with its attentive probe, downloaded, converted and cached as by `open_model`.
@@ -198,6 +215,8 @@ def load_classifier(
         dataset: What the probe was trained on: k400, ssv2, in1k, places205 or inat21; with V-JEPA 2 ssv2 or diving48.
         device: Where the model goes; the CPU by default.
         dtype: Number format of the weights, such as "bfloat16"; by default as stored.
+        device_map: As of transformers' `from_pretrained`, in place of `device`: "auto" spreads the model over the
+            accelerators and the memory.
         keep_download: As for `open_model`, for the probe and, if it is fetched, for the encoder.
 
     Returns:
@@ -213,7 +232,7 @@ def load_classifier(
         >>> from vjepa_hub.hub.loading import load_classifier
         >>> classifier = load_classifier("vjepa-vitl16", "k400")
     """
-    entry = find_model(name)
+    entry, options = find_model(name), _loading_options(device, dtype, device_map)
     if dataset not in entry.probes:
         known = ", ".join(entry.probes) or "none"
         raise KeyError(f"'{name}' has no probe for '{dataset}'; there are: {known}")
@@ -225,9 +244,9 @@ def load_classifier(
         )
     folder = _cache_classifier(entry, dataset, keep_download)
     _log_license(name, entry)
-    classifier = VJEPAForVideoClassification.from_pretrained(folder)
+    classifier = VJEPAForVideoClassification.from_pretrained(folder, **options)
     _name_classes(classifier, dataset)
-    return _place(classifier, device, dtype)
+    return classifier.eval() if device_map is not None else classifier.eval().to(device=device)
 
 
 def load_untrained(
@@ -245,7 +264,8 @@ def load_untrained(
     """
     config = find_model(name).config()
     config.weights_origin = f"{UNTRAINED}, random"
-    return _place(VJEPAModel(config), device, dtype)
+    options = _loading_options(device, dtype, None)
+    return VJEPAModel(config).eval().to(device=device, dtype=options.get("dtype"))
 
 
 def find_cached(name: str, dataset: str | None = None) -> Path | None:
@@ -262,26 +282,33 @@ def find_cached(name: str, dataset: str | None = None) -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _place(model: Model, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Model:
+def _loading_options(
+    device: str | torch.device | None, dtype: str | torch.dtype | None, device_map: DeviceMap
+) -> dict[str, Any]:
+    """Options of `from_pretrained`: weights are read in their number format, and to where they belong."""
     number_format = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and not (isinstance(number_format, torch.dtype) and number_format.is_floating_point):
         raise ValueError(f"dtype is '{dtype}', but must be a floating format such as float32, bfloat16 or float16")
-    return model.eval().to(device=device, dtype=number_format)
+    if device is not None and device_map is not None:
+        raise ValueError(f"device is '{device}' and device_map {device_map!r}; give one of the two")
+    options = {"dtype": number_format, "device_map": device_map}
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def _open_registered(entry: ModelEntry, keep_download: bool) -> OpenedModel:
+def _open_registered(entry: ModelEntry, keep_download: bool, options: Mapping[str, Any]) -> OpenedModel:
     if entry.bundled_folder is not None:
-        return _open_bundled(entry.name, entry.bundled_folder)
+        return _open_bundled(entry.name, entry.bundled_folder, options)
     folder = _cache_features(entry, keep_download)
     _log_license(entry.name, entry)
     address = str(entry.checkpoint)
     weights = f"{_describe_released(_file_name(address))} from {address}"
     processor = VJEPAVideoProcessor.from_pretrained(folder)
-    return OpenedModel(entry.name, VJEPAModel.from_pretrained(folder), processor, weights, is_trained=True)
+    model = VJEPAModel.from_pretrained(folder, **options)
+    return OpenedModel(entry.name, model, processor, weights, is_trained=True)
 
 
-def _open_bundled(name: str, folder: Path) -> OpenedModel:
-    model = VJEPAModel.from_pretrained(folder)
+def _open_bundled(name: str, folder: Path, options: Mapping[str, Any]) -> OpenedModel:
+    model = VJEPAModel.from_pretrained(folder, **options)
     model.name_or_path = model.config.name_or_path = name
     processor = VJEPAVideoProcessor.from_pretrained(folder)
     return OpenedModel(name, model, processor, f"in vjepa_hub ({model.config.weights_origin})", is_trained=True)
@@ -316,10 +343,10 @@ def _describe_released(file_name: str) -> str:
     return f"target encoder of the released file {file_name}, converter version {CONVERTER_VERSION}"
 
 
-def _open_pretrained(name: str, kind: str) -> OpenedModel:
+def _open_pretrained(name: str, kind: str, options: Mapping[str, Any]) -> OpenedModel:
     folder = Path(name) if kind == "folder" else fetch_repository(name)
     config = check_folder(folder)
-    model = _load_checked(VJEPAModel, folder, config)
+    model = _load_checked(VJEPAModel, folder, config, **options)
     model.name_or_path = model.config.name_or_path = name
     processor = _find_processor(folder, name, config)
     origin = model.config.weights_origin or ""
@@ -381,10 +408,10 @@ def _find_processor(folder: Path, name: str, config: VJEPAConfig) -> VJEPAVideoP
     return default_processor(config, is_classifier=is_classifier)
 
 
-def _load_checked(model_class: type[Model], folder: Path, config: VJEPAConfig) -> Model:
+def _load_checked(model_class: type[Model], folder: Path, config: VJEPAConfig, **options: Any) -> Model:
     """Load the checked folder itself, by the checked configuration, from safetensors."""
     try:
-        return model_class.from_pretrained(folder, config=config, use_safetensors=True)
+        return model_class.from_pretrained(folder, config=config, use_safetensors=True, **options)
     except (TypeError, AttributeError, LookupError) as error:  # settings that some version of transformers trips over
         raise RefusedModelError(
             f"transformers cannot load {folder} by its {CONFIG_FILE} ({type(error).__name__}: {error}). Remove the "
