@@ -7,11 +7,11 @@ import pytest
 import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file
-from vjepa_hub.hub.default_processor import default_processor
 
 from tests.hub_server import OWNER_TOKEN, READ_ONLY_TOKEN, READER_TOKEN, StoredFile
 from vjepa_hub import VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.core.run_files import DataFacts, ModelFacts, Result, RunFile, RunRecord
+from vjepa_hub.hub.default_processor import default_processor
 from vjepa_hub.publishing import publishing
 from vjepa_hub.publishing.card import is_ours, read_card
 from vjepa_hub.publishing.hub_errors import HubAccessError
