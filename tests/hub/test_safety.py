@@ -180,6 +180,14 @@ def test_configuration_of_another_size_than_the_weights_is_refused_by_tensor(fol
     _assert_refused(folder, "12 tensors", "'encoder.layer.1.attention.proj.bias' is left over")
 
 
+def test_quantised_weights_of_other_layers_are_refused(folder):
+    _edit(folder / "config.json", quantization_config={"quant_method": "torchao"}, num_hidden_layers=1)
+    with pytest.raises(RefusedModelError, match=r"'encoder\.layer\.1' is left over"):
+        check_folder(folder)
+    _edit(folder / "config.json", num_hidden_layers=2)
+    assert check_folder(folder).num_hidden_layers == 2
+
+
 def test_released_file_is_compared_with_the_size_of_its_configuration(tmp_path, small_config):
     file = tmp_path / "small.pth.tar"
     export_original_checkpoint(VJEPAForPreTraining(small_config), file)

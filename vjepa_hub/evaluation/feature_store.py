@@ -135,7 +135,7 @@ class FeatureStore:
             raise ValueError(f"the cache {self.folder} belongs to something else than its name says; delete it")
         return self._load(_STATE_FILE)
 
-    def _load(self, name: str) -> np.ndarray:
+    def _load(self, name: str) -> np.memmap:
         """A `.npy` file of the store, mapped."""
         dtype, num_rows = (np.uint8, len(self)) if name == _STATE_FILE else (np.float16, int(self._first_rows[-1]))
         try:

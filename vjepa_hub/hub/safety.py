@@ -16,6 +16,7 @@ What is left is data that lies about itself, and each lie is refused by name:
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, cast
@@ -45,6 +46,7 @@ _NEVER_NEEDED = (
     *("transformers_weights", "fusion_config", "distributed_config", "experts_implementation"),
     *("base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan", "base_model_fsdp_plan"),
 )
+_LAYER = re.compile(r"[\w.]*?\blayer\.\d+")
 _NUM_SHOWN = 5
 
 
@@ -412,14 +414,16 @@ def _check_tensors(config: VJEPAConfig, stored: Mapping[str, StoredTensor], fold
         expected = _expected_shapes(config, {name.split(".", 1)[0] for name in stored})
     except CONFIG_ERRORS as error:
         raise RefusedModelError(f"no model can be built of {folder / CONFIG_FILE}: {_cause(error)}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        return  # its library stores other names and shapes
-    problems = [
-        f"'{name}' is {_describe(stored.get(name))}, but must be {shape} of floating-point numbers"
-        for name, shape in expected.items()
-        if name not in stored or stored[name].shape != shape or stored[name].dtype not in _FLOAT_DTYPES
-    ]
-    problems += [f"'{name}' is left over" for name in stored if name not in expected]
+    if getattr(config, "quantization_config", None) is not None:  # its library stores others, but of the same layers
+        wanted, found = ({layer[0] for name in names if (layer := _LAYER.match(name))} for names in (expected, stored))
+        problems = [f"'{name}' is {'missing' if name in wanted else 'left over'}" for name in sorted(wanted ^ found)]
+    else:
+        problems = [
+            f"'{name}' is {_describe(stored.get(name))}, but must be {shape} of floating-point numbers"
+            for name, shape in expected.items()
+            if name not in stored or stored[name].shape != shape or stored[name].dtype not in _FLOAT_DTYPES
+        ]
+        problems += [f"'{name}' is left over" for name in stored if name not in expected]
     if problems:
         shown = "; ".join(problems[:_NUM_SHOWN]) + (" ..." if len(problems) > _NUM_SHOWN else "")
         raise RefusedModelError(

@@ -125,3 +125,12 @@ def test_overlap_of_empty_boxes_is_zero_and_of_halves_a_half():
 
 def test_sixty_classes_are_evaluated():
     assert len(EVALUATED_CLASS_IDS) == len(set(EVALUATED_CLASS_IDS)) == 60
+
+
+@pytest.mark.parametrize("read", [read_annotations, read_label_map])
+def test_file_that_is_no_text_is_refused_with_its_path(tmp_path, read):
+    file = tmp_path / "ava.csv"
+    file.write_bytes(b"item {\xff\xfe\n")
+    with pytest.raises(ValueError, match="UTF-8") as caught:
+        read(file)
+    assert str(file) in str(caught.value)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...core.files import written_whole
+from ...core.files import read_utf8, written_whole
 
 # The 60 of the 80 actions that the evaluation of AVA v2.2 counts: those with 25 examples or more to validate on
 EVALUATED_CLASS_IDS = (
@@ -164,7 +164,7 @@ def read_label_map(path: str | Path) -> dict[int, str]:
     """
     names: dict[int, str] = {}
     name, line = None, 0
-    for line, text in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
+    for line, text in enumerate(read_utf8(path).split("\n"), 1):
         match = _ITEM_LINE.match(text)
         if match and match[1]:
             name = match[2]
@@ -268,15 +268,18 @@ def _format_error(path: str | Path, line: int, cause: str) -> AvaFormatError:
 
 
 def _rows(path: str | Path, *, allowed: Sequence[int]) -> Iterator[_Row]:
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        for line, cells in enumerate(csv.reader(file), 1):
-            if not any(cell.strip() for cell in cells):
-                continue
-            row = _Row(path, line, [cells[0], *(cell.strip() for cell in cells[1:])])  # names keep their spaces
-            if len(row) not in allowed:
-                counts = " or ".join(str(count) for count in allowed)
-                raise row.error(f"it has {len(row)} columns, '{','.join(cells)}', but must have {counts}")
-            yield row
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            for line, cells in enumerate(csv.reader(file), 1):
+                if not any(cell.strip() for cell in cells):
+                    continue
+                row = _Row(path, line, [cells[0], *(cell.strip() for cell in cells[1:])])  # names keep their spaces
+                if len(row) not in allowed:
+                    counts = " or ".join(str(count) for count in allowed)
+                    raise row.error(f"it has {len(row)} columns, '{','.join(cells)}', but must have {counts}")
+                yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise AvaFormatError(f"{path} is no table of text in UTF-8 ({error}): fetch it anew") from error
 
 
 class _Table:

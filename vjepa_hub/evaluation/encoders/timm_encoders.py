@@ -4,7 +4,6 @@ timm:vit_large_patch14_dinov2.lvd142m                    timm's weights, downloa
 timm:vit_large_patch14_dinov2@weights/model.safetensors  a file in timm's format, for machines without network
 """
 
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import nn
 
 from ...core.names import nearest
 from ...hub.download import DownloadError
+from ...hub.released_file import ConversionError, read_released_file
 from .frozen_encoder import (
     DEFAULT_FRAMES_PER_CLIP,
     DEFAULT_MAX_FRAMES_PER_PASS,
@@ -186,8 +186,8 @@ def _read_state_dict(file: Path) -> dict[str, torch.Tensor]:
     try:
         if file.suffix == SAFETENSORS:
             return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
+        content: Any = read_released_file(file)
+    except (ConversionError, SafetensorError) as error:
         raise ValueError(
             f"{file} cannot be read as weights: {_one_line(error)}. Give a .safetensors file, or one of torch.save "
             "with tensors and nothing else"
