@@ -177,7 +177,7 @@ def pretraining_loader(
     process = current_process()
     clips_per_step = batch_size * process.count * accumulated_batches
     collator = MaskCollator(grid, mask_kinds, seed=seed, clips_per_step=clips_per_step)
-    workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    workers: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     if isinstance(dataset, IterableDataset):
         if steps_per_epoch is not None:
             raise ValueError(
