@@ -10,12 +10,14 @@ import tarfile
 import time
 from pathlib import Path
 
+import av
 import pytest
 from PIL import Image
 
 from tests.data.odd_video import odd_record
 from vjepa_hub.data.checking import check_videos, write_check_lists
 from vjepa_hub.data.manifests import read_manifest_entries
+from vjepa_hub.data.records import LocalVideo, VideoRecord
 from vjepa_hub.data.sources import open_source
 from vjepa_hub.data.synthetic.shapes import SyntheticVideoSettings, make_synthetic_videos
 from vjepa_hub.data.video import available_backends
@@ -153,6 +155,40 @@ def test_a_header_that_lies_about_frames_that_are_all_read_is_a_warning(checked)
 def test_a_single_frame_is_a_warning(checked):
     assert checked["single.mp4"].ok
     assert "a single frame" in checked["single.mp4"].warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("av1.mp4", {"codec": "libsvtav1"}),
+        ("live.webm", {"codec": "libvpx-vp9", "container_options": {"live": "1"}}),
+        ("theora.ogv", {"codec": "libtheora"}),
+        ("long.mkv", {"times_ms": [0, 18_000_000, 36_000_000], "num_frames": 3}),
+        ("one.mkv", {"num_frames": 1}),
+        ("frames.gif", {}),
+        ("8-pixels.mkv", {}),
+    ],
+)
+def test_what_training_reads_is_good(write_video, tmp_path, name, options):
+    if name in ("frames.gif", "8-pixels.mkv"):
+        path = tmp_path / name
+        frames = [Image.new("RGB", (8, 8), (60 * number,) * 3) for number in range(4)]
+        if name.endswith("gif"):
+            frames[0].save(path, save_all=True, append_images=frames[1:])
+        else:
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("ffv1", rate=25)
+                stream.width = stream.height = 8
+                stream.pix_fmt = "bgr0"
+                for frame in [*map(av.VideoFrame.from_image, frames), None]:
+                    container.mux(stream.encode(frame))
+    else:
+        path = write_video(name, **{"num_frames": 12, **options})
+    (found,) = check_videos([path], tmp_path / "report.jsonl", processes=1).videos
+    assert found.ok, found.cause
+    with VideoRecord(str(path), LocalVideo(path)).open() as reader:
+        assert reader.num_frames == found.num_frames
+        assert len(reader.read_frames(range(reader.num_frames))) == found.num_frames
 
 
 def test_causes_are_counted_without_their_details(copies, tmp_path):

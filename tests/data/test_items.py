@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import signal
@@ -130,3 +131,16 @@ def test_interrupt_while_an_item_is_read_does_not_wait_for_it():
         reader.read_frames([1])
     assert time.monotonic() - begin < 10
     video.go.set()
+
+
+def test_forked_process_never_waits_for_the_thread_of_its_parent():
+    with VideoRecord("a", Video()).open() as reader:
+        reader.read_frames([0])
+        child = os.fork()
+        if child == 0:
+            begin = time.monotonic()
+            with contextlib.suppress(VideoDecodingError):
+                reader.read_frames([0])
+            os._exit(int(time.monotonic() - begin > 10))
+        _, status = os.waitpid(child, 0)
+    assert status == 0

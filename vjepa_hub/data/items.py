@@ -54,8 +54,9 @@ class Item:
         self._name, self._timeout, self._is_behind = name, timeout, False
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name=f"reading {name}", daemon=True)
         if timeout is not None:
-            threading.Thread(target=self._serve, name=f"reading {name}", daemon=True).start()
+            self._thread.start()
 
     def call(self, read: Callable[[], Result]) -> Result:
         """Call a function that reads from the item.
@@ -71,14 +72,19 @@ class Item:
 
     def close(self, release: Callable[[], object] = lambda: None) -> None:
         """Release the item where it was read; of one that was given up, when it comes back, if ever."""
-        if self._is_behind:
-            self._calls.put(release)
-        else:
+        if self._timeout is None or not self._is_lost:
             self.call(release)
+        else:
+            self._calls.put(release)
         self._calls.put(None)
 
+    @property
+    def _is_lost(self) -> bool:
+        """True for an item that was given up, and in a process that was forked, which has none of the threads."""
+        return self._is_behind or not self._thread.is_alive()
+
     def _wait_for(self, read: Callable[[], Any], timeout: float) -> tuple[Any, BaseException | None]:
-        self._last_sign = 0.0 if self._is_behind else time.monotonic()
+        self._last_sign = -timeout if self._is_lost else time.monotonic()
         self._is_behind = True  # until the outcome is here: an interrupt leaves it so
         self._calls.put(read)
         while (left := self._last_sign + timeout - time.monotonic()) > 0:

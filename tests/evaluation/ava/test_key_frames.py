@@ -102,7 +102,7 @@ def test_unreadable_key_frames_say_why_and_do_not_stop_the_others(videos, caplog
 def test_consecutive_key_frames_of_a_video_are_read_from_one_open_file(videos, monkeypatch):
     calls, open_file = [], open_video
     monkeypatch.setattr(
-        "vjepa_hub.evaluation.ava.key_frames.open_video",
+        "vjepa_hub.data.records.open_video",
         lambda path, **options: calls.append(path) or open_file(path, **options),
     )
     dataset = open_dataset([key_frame("ramp", 902), key_frame("ramp", 903)], videos)

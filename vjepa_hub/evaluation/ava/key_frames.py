@@ -8,6 +8,7 @@ so; in training it is passed over, in validation its boxes count as not found.
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from torch.utils.data import Dataset
 
 from ...data.augmentation import IMAGENET_MEAN, IMAGENET_STD, finish_clips
 from ...data.manifests import videos_below
-from ...data.video import VideoDecodingError, VideoReader, open_video
+from ...data.records import FrameReader, LocalVideo, VideoRecord
+from ...data.video import VideoDecodingError
 from .boxes import KeyFrameBoxes, KeyFrameId, overlaps
 from .protocol import LocalisationProtocol
 
@@ -163,7 +165,7 @@ class KeyFrameDataset(Dataset):
         self.crop_size, self.mean, self.std = crop_size, tuple(mean), tuple(std)
         self.start_second = start_second
         self._paths = _find_videos(self.videos, {frame.id.video_id for frame in self.key_frames})
-        self._opened: tuple[tuple[int, str], VideoReader] | None = None
+        self._opened: tuple[tuple[int, str], ExitStack, FrameReader] | None = None
 
     def __len__(self) -> int:
         return len(self.key_frames)
@@ -197,12 +199,12 @@ class KeyFrameDataset(Dataset):
         return f"{found.st_size}-{found.st_mtime_ns}"
 
     def _read_clip(self, key_frame: KeyFrameId) -> np.ndarray:
-        reader = self._open(key_frame.video_id)
+        reader: Any = self._open(key_frame.video_id)
         seconds = key_frame.second - self.start_second
         last = float(reader.timestamps[-1])
         if not -_TOLERATED_SECONDS <= seconds <= last + _TOLERATED_SECONDS:
             raise VideoDecodingError(
-                reader.path,
+                self._paths[key_frame.video_id],
                 f"its key frame {key_frame.second} is at {seconds:g} s, but it lasts to {last:.2f} s",
                 "set start_second to the second of the film at which the files begin (900 for AVA's cut videos)",
             )
@@ -215,7 +217,7 @@ class KeyFrameDataset(Dataset):
         )
         return reader.read_frames(indices)
 
-    def _open(self, video_id: str) -> VideoReader:
+    def _open(self, video_id: str) -> FrameReader:
         """The video's reader: the last one if it is the same."""
         if video_id not in self._paths:
             raise VideoDecodingError(self.videos / f"{video_id}.mp4", "there is no such file", "fetch it")
@@ -224,8 +226,10 @@ class KeyFrameDataset(Dataset):
             if self._opened is not None and self._opened[0][0] == key[0]:
                 self._opened[1].close()
             self._opened = None
-            self._opened = key, open_video(self._paths[video_id])
-        return self._opened[1]
+            path, opening = self._paths[video_id], ExitStack()
+            record = VideoRecord(str(path), LocalVideo(path))
+            self._opened = key, opening, opening.enter_context(record.open())
+        return self._opened[2]
 
 
 def _find_videos(folder: Path, video_ids: set[str]) -> dict[str, Path]:
