@@ -31,7 +31,7 @@ def test_changed_fields_of_the_model_by_plain_auto_model(small_config, tmp_path,
             if "ignore_mismatched_sizes" not in str(error):
                 raise
 
-    assert fuzz(tmp_path, seeds(120), change, use, names=str(tmp_path), errors=(ValueError,)) > 50
+    assert fuzz(tmp_path, seeds(60), change, use, names=str(tmp_path), errors=(ValueError,)) > 20
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_changed_settings_of_the_processor_are_refused_when_it_is_loaded(tmp_pat
         except Exception as error:
             raise AssertionError(f"refused at the first clip only: {error}") from error
 
-    assert fuzz(tmp_path, seeds(150), change, use, errors=(ValueError, TypeError)) > 100
+    assert fuzz(tmp_path, seeds(80), change, use, errors=(ValueError, TypeError)) > 50
