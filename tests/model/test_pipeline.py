@@ -92,16 +92,6 @@ def test_frames_that_were_sampled_are_not_sampled_again(classifier, tmp_path, ma
     assert _scores(classify(make(frames))) == pytest.approx(_expected_scores(classifier, sample_clip_path()), abs=1e-5)
 
 
-def test_batches_with_the_processor_named_twice(classifier):
-    processor = VJEPAVideoProcessor(crop_size=32)
-    classify = pipeline(
-        "video-classification", model=classifier, video_processor=processor, image_processor=processor, batch_size=2
-    )
-    expected = pytest.approx(_expected_scores(classifier, sample_clip_path()), abs=1e-5)
-    found = classify([str(sample_clip_path())] * 3, top_k=3)
-    assert [_scores(predictions) == expected for predictions in found] == [True] * 3
-
-
 @pytest.mark.parametrize("num_segments", [1, 2])
 def test_batches_of_several_videos_give_the_scores_of_each(classifier, tmp_path, num_segments):
     processor = VJEPAVideoProcessor(crop_size=32, num_segments=num_segments)
