@@ -14,13 +14,15 @@ import vjepa_hub
 from tests.conftest import REFERENCE
 from tests.forked import call_in_processes
 from tests.hub.test_download import FileServer
+from tests.reference_family import GIVEN, TOLD, reference_file
+from tests.reference_family import forward_case as family_case
 from vjepa_hub import VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.evaluation.encoders.opening import build_untrained
 from vjepa_hub.hub import download, loading
 from vjepa_hub.hub.class_names import UNCERTAIN
 from vjepa_hub.hub.download import DownloadError
 from vjepa_hub.hub.loading import find_cached, load_classifier, load_untrained, open_model
-from vjepa_hub.hub.registry import MODELS, RELEASE_ADDRESS, ModelEntry, download_address
+from vjepa_hub.hub.registry import MODELS, RELEASE_ADDRESS, RELEASE_ADDRESS_2, ModelEntry, download_address
 
 TINY, TINY_FILE = "vjepa-reference", "/tiny/tiny.pth.tar"
 TINY_FIELDS = {
@@ -175,6 +177,32 @@ def test_weights_are_spread_by_a_device_map_in_the_number_format_asked_for(serve
 def test_device_map_for_a_released_file_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"device_map .*official_tiny\.pth\.tar.*vjepa-hub convert"):
         vjepa_hub.load(REFERENCE / "official_tiny.pth.tar", device_map="auto")
+
+
+@torch.no_grad()
+def test_released_probe_of_v_jepa_2_has_its_own_clip_heads_and_blocks(server, monkeypatch, caplog):
+    fields = {**GIVEN["v2"], **TOLD["v2"]}
+    own = {"num_pooler_layers": 4, "num_pooler_heads": 4, "frames_per_clip": 4}
+    files = {"tiny-2.pt": "official_tiny.pt", "evals/ssv2-tiny.pt": "official_tiny_probe_4_heads.pt"}
+    for address, file in files.items():
+        server.files[f"/{address}"] = reference_file("v2", file).read_bytes()
+    entry = ModelEntry(
+        name="vjepa2-tiny",
+        description="",
+        fields=fields,
+        checkpoint=f"{RELEASE_ADDRESS_2}tiny-2.pt",
+        probes={"ssv2": f"{RELEASE_ADDRESS_2}evals/ssv2-tiny.pt"},
+        probe_fields={"ssv2": own},
+        license="mit",
+    )
+    monkeypatch.setitem(MODELS, entry.name, entry)
+    classifier = load_classifier(entry.name, "ssv2")
+    assert {name: getattr(classifier.config, name) for name in own} == own
+    clip, recorded = family_case("v2")["pixel_values_videos"], load_file(reference_file("v2", "probe.safetensors"))
+    torch.testing.assert_close(classifier(clip).logits, recorded["four_heads.logits"], rtol=0, atol=2e-5)
+    assert "the weights of vjepa2-tiny are under the MIT licence" in caplog.text
+    clips = [VJEPAVideoProcessor.from_pretrained(find_cached(entry.name, dataset)) for dataset in (None, "ssv2")]
+    assert [(found.num_frames, found.fps, found.frame_step) for found in clips] == [(8, 4, None), (4, None, 4)]
 
 
 def test_probe_without_its_protocol_is_refused_with_the_reason_before_a_download():

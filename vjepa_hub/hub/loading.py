@@ -503,10 +503,16 @@ def _cache_classifier(entry: ModelEntry, dataset: str, keep_download: bool) -> P
             features = _cache_features(entry, keep_download)
             probe_file = _fetch_released(name, entry.probes[dataset])
             with _refused_files(probe_file, entry.probes[dataset]), _written_at_once(snapshot) as folder:
-                model = VJEPAModel.from_pretrained(features)
-                for field, value in entry.probe_fields.get(dataset, {}).items():
-                    setattr(model.config, field, value)
-                write_folder(attach_original_probe(model, probe_file), folder)
+                model, own = VJEPAModel.from_pretrained(features), entry.config(dataset)
+                model.config.frames_per_clip = own.frames_per_clip
+                classifier = attach_original_probe(
+                    model,
+                    probe_file,
+                    index=0,  # of several heads the one that the release's own demonstration takes
+                    num_pooler_heads=own.num_pooler_heads,
+                    pooler_feature_layers=own.pooler_feature_layers,
+                )
+                write_folder(classifier, folder)
             _dispose(probe_file, name, keep_download)
     return snapshot
 
