@@ -26,6 +26,19 @@ def test_converted_file_loads_with_from_pretrained(reference_config, forward_cas
     assert VJEPAVideoProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == 64
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_files_of_others_are_never_replaced(reference_config, tmp_path, name):
+    reference_config.save_pretrained(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"model_type": "bert"}')
+    result = run_convert(REFERENCE / "official_tiny.pth.tar", out, "--config", tmp_path / "config.json")
+    assert result.exit_code == 2
+    assert f"{name}' would be replaced" in " ".join(result.output.replace("│", " ").split())
+    assert [path.read_text() for path in out.iterdir() if path.name == name] == ['{"model_type": "bert"}']
+    assert not list(out.glob("*.pt*"))
+
+
 def test_converted_probe_is_a_classifier_with_its_class_names(reference_config, tmp_path):
     reference_config.save_pretrained(tmp_path)
     names = {str(index): f"class {index}" for index in range(7)}

@@ -69,10 +69,12 @@ def convert(
     }
 
     from ..core.folder_lock import FolderLock
+    from ..core.run_files import require_own_model
     from ..hub.conversion import convert_file
 
     console = Console(stderr=True)
     with usage_errors(), FolderLock(output_dir), console.status(f"converting {file}"):
+        require_own_model(output_dir, inputs=[path for path in (file, config, probe) if path is not None])
         id2label = None if class_names is None else dict(enumerate(read_names(class_names) or []))
         chosen = _choose_config(file, model, config, given, set_value or [])
         written = convert_file(file, output_dir, chosen, probe_file=probe, id2label=id2label, index=index)

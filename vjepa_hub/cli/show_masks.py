@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..core.files import require_replaceable
 from .common import usage_errors
 from .options import Backend, complete_models, existing, known_model
 
@@ -102,8 +103,19 @@ def _require_kind(option: str, value: object, kind: str, kinds: list[str]) -> No
 def _require_new_png(output: Path, video: Path | None) -> None:
     if output.suffix.lower() != ".png":
         raise typer.BadParameter(f"--output is {output}, but the picture is a PNG: give a name that ends with .png")
-    if video is not None and output.resolve() == video.resolve():
-        raise typer.BadParameter(f"--output is {output}, the very file that is drawn on: give another name")
+    with usage_errors():
+        require_replaceable([output], inputs=[] if video is None else [video], is_own=_is_mask_picture)
+
+
+def _is_mask_picture(path: Path) -> bool:
+    """Return whether a file is a PNG that states the step and seed of masks."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return {"model", "step", "seed"} <= image.info.keys()
+    except OSError:  # no picture
+        return False
 
 
 def _show_counts(masks: dict[str, MaskPair], grid: TokenGrid) -> None:

@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -410,6 +410,23 @@ def require_own_folder(folder: str | Path, kind: Kind) -> None:
     require_replaceable(
         [folder / name for name in _WRITTEN_BY_RUNS], is_own=lambda _: earlier is not None and earlier.kind == kind
     )
+
+
+def require_own_model(folder: str | Path, *, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse a folder with a model's files that are read, or are not those of a V-JEPA model.
+
+    Args:
+        folder: For a model; need not be there.
+        inputs: Files that the same command reads.
+
+    Raises:
+        FileExistsError: With the first of them.
+    """
+    folder = Path(folder)
+    config = folder / "config.json"
+    is_own = config.is_file() and '"model_type": "vjepa"' in config.read_text(encoding="utf-8", errors="replace")
+    names = ("config.json", "model.safetensors", "video_preprocessor_config.json", "README.md")
+    require_replaceable([folder / name for name in names], inputs=inputs, is_own=lambda _: is_own)
 
 
 def read_run(folder: str | Path) -> RunRecord:
