@@ -1,7 +1,9 @@
 import pytest
 import torch
+from transformers import AutoModel
 from typer.testing import CliRunner
 
+from tests.reference_family import tiny_config
 from vjepa_hub import VJEPAForVideoClassification, VJEPAModel
 from vjepa_hub.cli import app
 
@@ -28,3 +30,17 @@ def test_a_file_that_names_no_format_is_refused(tmp_path):
     result = run_export("vjepa-vit-tiny", tmp_path / "model.bin")
     assert result.exit_code == 2
     assert "neither .onnx nor .pt2" in result.output
+
+
+def test_exported_folder_is_transformers_own(tmp_path):
+    torch.manual_seed(0)
+    model = VJEPAModel(tiny_config("v2")).eval()
+    model.save_pretrained(tmp_path / "model")
+    result = run_export(tmp_path / "model", tmp_path / "out", "--format", "transformers")
+    assert result.exit_code == 0, result.output
+    theirs, clip = AutoModel.from_pretrained(tmp_path / "out"), torch.randn(1, 8, 3, 64, 64)
+    assert theirs.config.model_type == "vjepa2"
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs.get_vision_features(clip), model.get_vision_features(clip), atol=1e-5, rtol=0
+        )

@@ -114,6 +114,14 @@ def test_program_gives_the_models_outputs_at_any_batch_size(small_config, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
+@torch.no_grad()
+def test_program_of_a_classifier_takes_the_tokens_of_its_blocks(small_config, tmp_path):
+    small_config.pooler_feature_layers = [0, 1]
+    model = _build(VJEPAForVideoClassification, small_config)
+    program = torch.export.load(export_program(model, tmp_path / "model.pt2")).module()
+    torch.testing.assert_close(program(_clips(2)), model(_clips(2)).logits, **PROGRAM_CLOSE)
+
+
 def test_program_keeps_the_number_format(small_config, tmp_path):
     model = _build(VJEPAModel, small_config).to(torch.bfloat16)
     program = torch.export.load(export_program(model, tmp_path / "model.pt2")).module()

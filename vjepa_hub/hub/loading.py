@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
+from safetensors.torch import load_file
 
 from ..core.files import folder_written_whole, put_in_place
 from ..model.configuration_vjepa import VJEPAConfig
@@ -55,7 +56,17 @@ from .registry import (
     find_model,
     require_model,
 )
-from .safety import CONFIG_FILE, RefusedModelError, check_folder, check_size, fetch_repository, read_config
+from .safety import (
+    CONFIG_FILE,
+    RefusedModelError,
+    check_folder,
+    check_size,
+    fetch_repository,
+    is_transformers_folder,
+    read_config,
+    weights_files,
+)
+from .transformers_vjepa2 import from_transformers_state
 
 logger = logging.getLogger(__name__)
 
@@ -197,8 +208,8 @@ def load_processor(name_or_path: str | Path) -> VJEPAVideoProcessor:
 
 
 def load_classifier(
-    name: str,
-    dataset: str,
+    name: str | Path,
+    dataset: str | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -207,12 +218,13 @@ def load_classifier(
 ) -> VJEPAForVideoClassification:
     """Load a released model with its attentive probe, downloaded, converted and cached as by `open_model`.
 
-    The encoder comes from the cache where it is there already: then only the probe is fetched. A classifier of one's
-    own is loaded from its folder by `VJEPAForVideoClassification.from_pretrained`.
+    The encoder comes from the cache where it is there already: then only the probe is fetched. Without a data set a
+    folder or Hub repository is loaded that holds a classifier, of this package or of transformers' VJEPA2.
 
     Args:
-        name: A released model of the registry, such as `vjepa-vitl16`.
-        dataset: What the probe was trained on: k400, ssv2, in1k, places205 or inat21; with V-JEPA 2 ssv2 or diving48.
+        name: A released model of the registry, such as `vjepa-vitl16`; or a folder, or `owner/name` on the Hub.
+        dataset: What the released probe was trained on: k400, ssv2, in1k, places205 or inat21; with V-JEPA 2 ssv2 or
+            diving48.
         device: Where the model goes; the CPU by default.
         dtype: Number format of the weights, such as "bfloat16"; by default as stored.
         device_map: As of transformers' `from_pretrained`, in place of `device`: "auto" spreads the model over the
@@ -226,13 +238,20 @@ def load_classifier(
     Raises:
         KeyError: There is no such model, or no such probe of it.
         ValueError: The probe cannot be used yet; the message says why.
+        RefusedModelError: A folder or repository is damaged, or holds no classifier; a ValueError.
         DownloadError: It is not in the cache and could not be downloaded; an OSError.
 
     Example:
         >>> from vjepa_hub.hub.loading import load_classifier
         >>> classifier = load_classifier("vjepa-vitl16", "k400")
     """
-    entry, options = find_model(name), _loading_options(device, dtype, device_map)
+    options = _loading_options(device, dtype, device_map)
+    if dataset is None:
+        if str(name) in MODELS and not Path(name).is_dir():
+            raise KeyError(f"'{name}' is a released model: name the data set of its probe too, such as ssv2")
+        require_model(name)
+        return _open_classifier_folder(name, options)[0]
+    entry = find_model(str(name))
     if dataset not in entry.probes:
         known = ", ".join(entry.probes) or "none"
         raise KeyError(f"'{name}' has no probe for '{dataset}'; there are: {known}")
@@ -389,6 +408,12 @@ def open_classifier(
     if dataset is not None:
         classifier = load_classifier(str(name), dataset)
         return classifier, default_processor(classifier.config, is_classifier=True)
+    return _open_classifier_folder(name, {})
+
+
+def _open_classifier_folder(
+    name: str | Path, options: Mapping[str, Any]
+) -> tuple[VJEPAForVideoClassification, VJEPAVideoProcessor]:
     folder = Path(name) if Path(name).is_dir() else fetch_repository(str(name))
     config = check_folder(folder)
     if VJEPAForVideoClassification.__name__ not in (config.architectures or ()):
@@ -396,20 +421,26 @@ def open_classifier(
             f"{name} holds {' or '.join(config.architectures or ['no model'])}, not a classifier: it has no head that "
             "could classify; train one with `vjepa-hub probe` or `vjepa-hub finetune`"
         )
-    model = _load_checked(VJEPAForVideoClassification, folder, config)
+    model = _load_checked(VJEPAForVideoClassification, folder, config, **options)
     return model.eval(), _find_processor(folder, str(name), config)
 
 
 def _find_processor(folder: Path, name: str, config: VJEPAConfig) -> VJEPAVideoProcessor:
+    is_classifier = VJEPAForVideoClassification.__name__ in (config.architectures or ())
+    if is_transformers_folder(folder):  # the release's preprocessing, of which transformers' own differs
+        return default_processor(config, is_classifier=is_classifier)
     if (folder / PROCESSOR_FILE).is_file():
         return _open_processor(folder)
     logger.warning("%s has no %s: the default of its configuration is used", name, PROCESSOR_FILE)
-    is_classifier = VJEPAForVideoClassification.__name__ in (config.architectures or ())
     return default_processor(config, is_classifier=is_classifier)
 
 
 def _load_checked(model_class: type[Model], folder: Path, config: VJEPAConfig, **options: Any) -> Model:
     """Load the checked folder itself, by the checked configuration, from safetensors."""
+    if is_transformers_folder(folder):
+        stored = {name: tensor for file in weights_files(folder) for name, tensor in load_file(file).items()}
+        state = from_transformers_state(stored, config)
+        return model_class.from_pretrained(None, config=config, state_dict=state, **options)
     try:
         return model_class.from_pretrained(folder, config=config, use_safetensors=True, **options)
     except (TypeError, AttributeError, LookupError) as error:  # settings that some version of transformers trips over

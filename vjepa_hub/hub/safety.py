@@ -27,6 +27,8 @@ from transformers.utils import cached_file
 
 from ..model.configuration_vjepa import CONFIG_ERRORS, MAX_LABELS, VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForVideoClassification, VJEPAModel
+from .transformers_vjepa2 import MODEL_TYPE as TRANSFORMERS_TYPE
+from .transformers_vjepa2 import convert_transformers_config, to_transformers_state
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -71,10 +73,10 @@ def check_folder(folder: str | os.PathLike) -> VJEPAConfig:
 
     Args:
         folder: As `save_pretrained` writes it, or a snapshot in huggingface_hub's cache: features, pretraining or
-            classifier.
+            classifier; or a folder of transformers' VJEPA2.
 
     Returns:
-        The configuration.
+        The configuration, of transformers' VJEPA2 too as one of this package.
 
     Raises:
         RefusedModelError: A file lies, is damaged, or leads out of the folder; a ValueError.
@@ -86,7 +88,7 @@ def check_folder(folder: str | os.PathLike) -> VJEPAConfig:
             f"{folder} holds an adapter ({ADAPTER_FILE}), which names the model that it belongs to: nothing else is "
             "loaded on its word. Load that model, put the adapter on it with peft, merge_and_unload and save it"
         )
-    files = _weights_files(folder)
+    files = weights_files(folder)
     config_file = _find(folder, CONFIG_FILE)
     if config_file is None:
         raise FileNotFoundError(f"there is no file named {CONFIG_FILE} in {folder}; save_pretrained writes it")
@@ -96,10 +98,16 @@ def check_folder(folder: str | os.PathLike) -> VJEPAConfig:
     stored: dict[str, StoredTensor] = {}
     for file in files:
         stored |= read_stored_tensors(file)
-    config = read_config(config_file)
+    is_theirs = is_transformers_folder(folder)
+    config = _read_transformers_config(config_file) if is_theirs else read_config(config_file)
     check_size(config, _num_elements(stored), folder)
-    _check_tensors(config, stored, folder)
+    _check_tensors(config, stored, folder, is_theirs)
     return config
+
+
+def is_transformers_folder(folder: str | os.PathLike) -> bool:
+    """Return whether a folder holds a model of transformers' own VJEPA2."""
+    return _read_json(Path(folder, CONFIG_FILE)).get("model_type") == TRANSFORMERS_TYPE
 
 
 def fetch_repository(name: str) -> Path:
@@ -268,8 +276,13 @@ def _find(folder: Path, name: str) -> Path | None:
     return file
 
 
-def _weights_files(folder: Path) -> list[Path]:
-    """The safetensors that transformers would read, in its order of preference."""
+def weights_files(folder: Path) -> list[Path]:
+    """The safetensors of a folder that transformers would read, in its order of preference.
+
+    Raises:
+        RefusedModelError: The index leads out of the folder, or is damaged.
+        FileNotFoundError: There are none.
+    """
     if file := _find(folder, WEIGHTS_FILE):
         return [file]
     index = _find(folder, INDEX_FILE)
@@ -354,10 +367,19 @@ def _items(value: object) -> Iterator:
     return iter(value if isinstance(value, list) else ())
 
 
-def _check_fields(fields: Mapping, file: Path) -> None:
+def _read_transformers_config(file: Path) -> VJEPAConfig:
+    fields = _read_json(file)
+    _check_fields(fields, file, TRANSFORMERS_TYPE)
+    try:
+        return convert_transformers_config(fields)
+    except CONFIG_ERRORS as error:
+        raise RefusedModelError(f"{file} is no configuration of transformers' VJEPA2: {_cause(error)}") from error
+
+
+def _check_fields(fields: Mapping, file: Path, expected_type: str = VJEPAConfig.model_type) -> None:
     """Check a configuration before transformers builds one from it."""
     family = fields.get("model_type", VJEPAConfig.model_type)
-    if family != VJEPAConfig.model_type:
+    if family != expected_type:
         raise RefusedModelError(
             f"{file} is of the model type {family!r}, but must be '{VJEPAConfig.model_type}'; pass a model of V-JEPA"
         )
@@ -408,10 +430,10 @@ def _num_elements(stored: Mapping[str, StoredTensor]) -> int:
     return sum(int(torch.Size(tensor.shape).numel()) for tensor in stored.values())
 
 
-def _check_tensors(config: VJEPAConfig, stored: Mapping[str, StoredTensor], folder: Path) -> None:
+def _check_tensors(config: VJEPAConfig, stored: Mapping[str, StoredTensor], folder: Path, is_theirs: bool) -> None:
     """Compare names, shapes and kinds with those of the model that the configuration builds."""
     try:
-        expected = _expected_shapes(config, {name.split(".", 1)[0] for name in stored})
+        expected = _expected_shapes(config, {name.split(".", 1)[0] for name in stored}, is_theirs)
     except CONFIG_ERRORS as error:
         raise RefusedModelError(f"no model can be built of {folder / CONFIG_FILE}: {_cause(error)}") from error
     if getattr(config, "quantization_config", None) is not None:  # its library stores others, but of the same layers
@@ -436,11 +458,14 @@ def _describe(tensor: StoredTensor | None) -> str:
     return "missing" if tensor is None else f"{tensor.shape} of {tensor.dtype}"
 
 
-def _expected_shapes(config: VJEPAConfig, parts: set[str]) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(config: VJEPAConfig, parts: set[str], is_theirs: bool) -> dict[str, tuple[int, ...]]:
     """Tensors of the parts that are stored; an encoder is always one of them."""
     with torch.device("meta"):
         models = [VJEPAModel(config), *([VJEPAForVideoClassification(config)] if "pooler" in parts else [])]
-    shapes = {name: tuple(tensor.shape) for model in models for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor for model in models for name, tensor in model.state_dict().items()}
+    if is_theirs:  # a classifier's unused predictor is among them
+        return {name: tuple(tensor.shape) for name, tensor in to_transformers_state(tensors, config).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if "target_encoder" in parts:
         shapes |= {f"target_{name}": shape for name, shape in shapes.items() if name.startswith("encoder.")}
     required = parts if "target_encoder" in parts else parts | {"encoder"}

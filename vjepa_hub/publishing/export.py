@@ -6,10 +6,11 @@ nor normalisation is part of the export. The configuration travels along, class 
 
 The released format has its writer in `conversion.export_original_checkpoint`.
 
-There is no export to transformers' VJEPA2, because it could not be exact. V-JEPA adds a table of absolute sine-cosine
-positions to its tokens; VJEPA2 adds none, and rotates queries and keys by relative positions in every block. No choice
-of weights bridges that: on a clip whose patches are all equal every token of VJEPA2 has the same features, whatever
-its weights, while V-JEPA's differ from place to place. (`tests/hub/test_export.py` shows it.)
+V-JEPA 2 has an exact export to transformers' VJEPA2, `hub.transformers_vjepa2.export_transformers`. V-JEPA can have
+none: it adds a table of absolute sine-cosine positions to its tokens; VJEPA2 adds none, and rotates queries and keys
+by relative positions in every block. No choice of weights bridges that: on a clip whose patches are all equal every
+token of VJEPA2 has the same features, whatever its weights, while V-JEPA's differ from place to place.
+(`tests/publishing/test_export.py` shows it.)
 """
 
 import copy
@@ -54,9 +55,13 @@ class _Logits(nn.Module):
     def __init__(self, model: VJEPAForVideoClassification):
         super().__init__()
         self.encoder, self.pooler, self.classifier = model.encoder, model.pooler, model.classifier
+        self.feature_layers = model.config.pooler_feature_layers
 
     def forward(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-        tokens = self.encoder(pixel_values_videos, return_dict=True).last_hidden_state  # (B, N, D)
+        outputs = self.encoder(pixel_values_videos, None, self.feature_layers, return_dict=True)
+        tokens = outputs.last_hidden_state  # (B, N, D)
+        if outputs.feature_levels is not None:
+            tokens = torch.cat(outputs.feature_levels, dim=1)  # joined along the tokens
         return self.classifier(self.pooler(tokens))
 
 
