@@ -6,6 +6,7 @@ from vjepa_hub.data.hugging_face import HuggingFaceShards, HuggingFaceSource
 from vjepa_hub.data.records import LocalVideo, RemoteVideo, Unreadable, VideoBytes
 from vjepa_hub.data.sources import MixedSource, open_source
 from vjepa_hub.data.streaming import open_shards
+from vjepa_hub.data.video import VideoDecodingError
 
 datasets = pytest.importorskip("datasets", reason="Hugging Face data sets are an extra (pip install datasets)")
 
@@ -169,3 +170,18 @@ def test_missing_library_is_an_error_that_says_how_to_install_it(monkeypatch, tm
         open_source(tmp_path / "a.parquet")
     (tmp_path / "a.mp4").touch()
     assert len(open_source(tmp_path / "a.mp4")) == 1
+
+
+def test_row_that_cannot_be_read_is_its_own_failure(monkeypatch):
+    source = HuggingFaceSource(datasets.Dataset.from_dict({"path": ["/a.mp4", "/b.mp4"]}))
+    read = datasets.Dataset.__getitem__
+
+    def fail_at_1(self, key):
+        if key == 1:
+            raise OSError(5, "Input/output error")
+        return read(self, key)
+
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", fail_at_1)
+    assert source.record(0).name == "/a.mp4"
+    with pytest.raises(VideoDecodingError, match=r"row 1 of .*Input/output error"), source.record(1).open():
+        pass

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .items import read_item
 from .manifests import parse_label
 from .records import (
     ClipSource,
@@ -22,6 +23,7 @@ from .records import (
     VideoRecord,
     is_address,
 )
+from .video import VideoDecodingError
 
 # Names that are taken for the video or the label if nothing is said; the endings are columns of WebDataset shards.
 VIDEO_COLUMNS = ("video", "path", "file", "file_name", "bytes", "mp4", "webm", "avi", "mkv", "mov")
@@ -117,7 +119,12 @@ class HuggingFaceSource(ClipSource):
         """Implement `ClipSource`."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside 0 to {len(self) - 1}")
-        return self._columns.record(self._dataset[int(index)], f"row {index} of {self.name}", self._root)
+        name = f"row {index} of {self.name}"
+        try:
+            row = read_item(name, lambda: self._dataset[int(index)], timeout=None)
+        except VideoDecodingError as error:
+            return VideoRecord(name, Unreadable(error.cause, error.remedy))
+        return self._columns.record(row, name, self._root)
 
 
 class HuggingFaceShards(RecordShards):

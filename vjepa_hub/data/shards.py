@@ -84,7 +84,7 @@ class _Tar(tarfile.TarFile):
     def __init__(self, *arguments: Any, **options: Any):
         self.damage: list[tuple[int, str]] = []
         self._damage_end = -1
-        super().__init__(*arguments, **options, ignore_zeros=True)
+        super().__init__(*arguments, **{**options, "ignore_zeros": True})
 
     def note_header(self, place: int, error: Exception) -> None:
         """Note what was found in the place of a header."""
@@ -324,7 +324,8 @@ class TarShards(RecordShards):
             return
         with file, ExitStack() as stack:
             try:
-                tar = stack.enter_context(_Tar.open(fileobj=_EndedFile(file), mode="r|*"))
+                ended: Any = _EndedFile(file)
+                tar = stack.enter_context(_Tar.open(fileobj=ended, mode="r|*"))
             except _tar_errors() as error:
                 yield _damaged(address, 0, error)
                 return
