@@ -443,8 +443,8 @@ def test_one_of_several_heads_is_chosen(saved):
     file, config = saved(probe), tiny_config("v2")
     model = convert_original_probe(reference_file("v2"), file, config, index=1)
     assert torch.equal(model.classifier.weight, other["module.linear.weight"])
-    config = tiny_config("v2", num_pooler_heads=4, pooler_feature_layers=[0, 2])
-    attached = attach_original_probe(convert_original_features(reference_file("v2"), config), file, index=1)
+    features = convert_original_features(reference_file("v2"), config)
+    attached = attach_original_probe(features, file, index=1, num_pooler_heads=4, pooler_feature_layers=[0, 2])
     assert (attached.config.num_pooler_heads, attached.config.pooler_feature_layers) == (4, [0, 2])
     assert torch.equal(attached.classifier.weight, model.classifier.weight)
     with pytest.raises(ConversionError, match=r"2 heads.*index=0"):

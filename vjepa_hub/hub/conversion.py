@@ -201,22 +201,27 @@ def attach_original_probe(
     id2label: dict[int, str] | None = None,
     *,
     index: int | None = None,
+    num_pooler_heads: int | None = None,
+    pooler_feature_layers: list[int] | None = None,
 ) -> VJEPAForVideoClassification:
     """Put a released attentive probe on the encoder that it was trained on, which has been converted before.
 
     Args:
-        model: The features model; the classifier shares its encoder's memory. Its configuration tells the probe's
-            heads and blocks, as for `convert_original_probe`.
+        model: The features model; the classifier shares its encoder's memory.
         probe_file: The probe, such as `k400-probe.pth.tar`.
         id2label: Names of the classes, as for `convert_original_probe`.
         index: Which head of a file with several, from 0.
+        num_pooler_heads: Heads of the probe's attention, as in `VJEPAConfig`.
+        pooler_feature_layers: Blocks whose tokens the probe takes, as in `VJEPAConfig`.
 
     Raises:
         ConversionError: As `convert_original_checkpoint`, for the probe.
         ValueError: `id2label` does not name the probe's classes.
         FileNotFoundError: There is no such file.
     """
-    return _attach_probe(dict(model.encoder.state_dict()), Path(probe_file), model.config, id2label, index)
+    fields = {"num_pooler_heads": num_pooler_heads, "pooler_feature_layers": pooler_feature_layers}
+    config = VJEPAConfig.from_dict(model.config.to_dict() | fields)
+    return _attach_probe(dict(model.encoder.state_dict()), Path(probe_file), config, id2label, index)
 
 
 def _attach_probe(

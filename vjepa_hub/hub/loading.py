@@ -251,7 +251,8 @@ def load_classifier(
             raise KeyError(f"'{name}' is a released model: name the data set of its probe too, such as ssv2")
         require_model(name)
         return _open_classifier_folder(name, options)[0]
-    entry = find_model(str(name))
+    name = str(name)
+    entry = find_model(name)
     if dataset not in entry.probes:
         known = ", ".join(entry.probes) or "none"
         raise KeyError(f"'{name}' has no probe for '{dataset}'; there are: {known}")

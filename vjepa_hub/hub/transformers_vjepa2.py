@@ -95,7 +95,7 @@ def to_transformers_state(tensors: Tensors, config: VJEPAConfig) -> Tensors:
         Parts of a projection that is one of ours are views of it.
     """
     prefix = "vjepa2." if any(name.startswith("pooler.") for name in tensors) else ""
-    theirs = {}
+    theirs: Tensors = {}
     for name, tensor in tensors.items():
         if name.endswith("patch_embeddings.projection.weight"):
             tensor = tensor.unflatten(1, (config.in_chans, -1, config.patch_size, config.patch_size))
@@ -181,7 +181,7 @@ def export_transformers(model: VJEPAPreTrainedModel, output_dir: str | os.PathLi
 
 
 def _to_transformers_config(config: VJEPAConfig, is_classifier: bool) -> VJEPA2Config:
-    needed = dict(_V_JEPA_2)
+    needed: dict[str, Any] = dict(_V_JEPA_2)
     if is_classifier:
         needed |= {
             "pooler_layer_norm_eps": config.layer_norm_eps,
