@@ -148,6 +148,28 @@ def test_true_error_is_the_loss_of_the_training_objective(model, masks):
     assert measured.true_errors.tolist() == pytest.approx([loss], rel=1e-5)
 
 
+def test_true_error_of_each_generation_is_its_loss_over_all_feature_levels(family_config, small_clip):
+    torch.manual_seed(0)
+    model = VJEPAForPreTraining(family_config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    masks = mask_future(TokenGrid.from_config(family_config), 2)
+    clip = small_clip[:1]
+    measured = measure_surprise(model, clip, {"none": clip}, masks)["none"]
+    masks_of_kinds = [[mask] * (masks.mask_index + 1) for mask in (masks.context_mask, masks.target_mask)]
+    with torch.no_grad():
+        output = model(clip, *masks_of_kinds)
+        loss = F.l1_loss(output.predictions[-1], output.targets[-1]).item()
+    assert measured.true_errors.tolist() == pytest.approx([loss], rel=1e-5)
+
+
+def test_distilled_model_is_refused_since_its_predictions_are_its_teachers(small_config):
+    small_config.pred_output_size = 64
+    masks = mask_future(TokenGrid.from_config(small_config), 2)
+    with pytest.raises(ValueError, match=r"pred_output_size = 64.*measure the teacher"):
+        measure_surprise(VJEPAForPreTraining(small_config), torch.randn(1, 4, 3, 32, 32), {}, masks)
+
+
 def test_true_continuation_taken_for_a_wrong_one_is_no_surprise(model):
     clips = draw_clips()
     measured = measure_surprise(model, clips, {"same": clips}, FUTURE)["same"]

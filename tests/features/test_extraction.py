@@ -17,6 +17,7 @@ from vjepa_hub.features.extraction import (
     FeatureExtractionError,
     FeatureFileWriter,
     VideoFeatures,
+    clip_pixels,
     describe_model,
     encode_clips,
     extract_features,
@@ -25,6 +26,7 @@ from vjepa_hub.features.extraction import (
     open_frames,
     save_features,
 )
+from vjepa_hub.features.pictures import draw_video_picture
 from vjepa_hub.hub.loading import OpenedModel
 from vjepa_hub.hub.quantization import quantize_int8
 from vjepa_hub.model import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
@@ -145,6 +147,48 @@ def test_image_file_is_a_video_of_one_frame(opened, tmp_path):
     expected = encode_clips([np.repeat(picture[None], 4, axis=0)], opened)
     torch.testing.assert_close(features.dense, expected)
     assert features.timestamps.tolist() == [[0.0] * 4]
+
+
+def open_family(config: VJEPAConfig) -> OpenedModel:
+    torch.manual_seed(0)
+    processor = VJEPAVideoProcessor(crop_size=32, num_frames=4)
+    return OpenedModel("small", VJEPAModel(config).eval(), processor, "untrained, seed 0", False)
+
+
+def test_image_goes_through_the_image_tokenizer_where_there_is_one(family_config, tmp_path):
+    Image.fromarray(moving_gradient(1)[0]).save(tmp_path / "picture.png")
+    family = open_family(family_config)
+    settings = ExtractionSettings(levels=True)
+    features = extract_features_to_file(tmp_path / "picture.png", tmp_path / "picture.safetensors", family, settings)
+    depth, num_frames = (1, 1) if family_config.image_tokenizer else (2, 4)
+    assert features.dense.shape == (1, depth, 4, 4, 48)
+    assert features.levels.shape == (1, family_config.num_feature_levels, depth, 4, 4, 48)
+    assert features.frame_indices.tolist() == [[0] * num_frames]
+    (picture,) = draw_video_picture(tmp_path / "picture.png", tmp_path / "picture.safetensors", family)
+    assert picture == tmp_path / "picture.png"
+
+
+def test_levels_are_those_of_the_model_and_the_last_are_the_dense_features(family_config, video, tmp_path):
+    family = open_family(family_config)
+    settings = ExtractionSettings(window=12, levels=True)
+    features = extract_features_to_file(video, tmp_path / "f.safetensors", family, settings)
+    with open_video(video) as reader:
+        clip = reader.read_frames(features.frame_indices[1].numpy())
+    with torch.no_grad():
+        output = family.model(clip_pixels([clip], family), output_feature_levels=True)
+    assert features.levels.shape[1] == len(output.feature_levels)
+    for number, level in enumerate(output.feature_levels):
+        torch.testing.assert_close(features.levels[1, number].flatten(0, 2), level[0])
+    assert torch.equal(features.dense, features.levels[:, -1])
+    assert torch.equal(extract_features(video, family, settings).levels, features.levels)
+    assert extract_features(video, family, ExtractionSettings(window=12)).levels is None
+
+
+def test_settings_that_weights_do_not_tell_change_the_description(family_config):
+    opened = open_family(family_config)
+    changed = {**family_config.to_diff_dict(), "position_embedding": "rotary", "rotary_reference_grid": 7}
+    other = open_family(VJEPAConfig(**changed))
+    assert describe_model(opened)["encoder_details"] != describe_model(other)["encoder_details"]
 
 
 def assert_identical(first: VideoFeatures, second: VideoFeatures) -> None:
@@ -306,7 +350,7 @@ def test_processor_with_several_views_is_refused(opened, video):
     ("options", "message"),
     [
         ({"stride": 0}, "stride is 0"),
-        ({"pooled": False, "dense": False}, "both off"),
+        ({"pooled": False, "dense": False}, "all off"),
         ({"backend": "decorb"}, "'decorb' cannot be used"),
     ],
 )

@@ -42,6 +42,21 @@ def test_no_block_keeps_its_float_weights(small_config):
     assert max(tensor.numel() for tensor in model.encoder.layer.parameters()) <= 4 * small_config.hidden_size
 
 
+def test_blocks_of_each_generation_are_quantised_and_those_of_the_pooler_stay_float(family_config, small_clip):
+    family_config.num_pooler_layers = 4
+    torch.manual_seed(0)
+    model = VJEPAForVideoClassification(family_config).eval()
+    with torch.no_grad():
+        features = model.encoder(small_clip).last_hidden_state
+        quantized = quantize_int8(model)
+        found = quantized.encoder(small_clip).last_hidden_state
+    assert lowest_similarity(found, features) > 0.99
+    assert not torch.allclose(found, features, atol=1e-5)
+    assert not [name for name, module in model.encoder.layer.named_modules() if type(module) is nn.Linear]
+    assert all(type(layer.mlp.fc1) is nn.Linear for layer in model.pooler.layer)
+    assert quantized(small_clip).logits.isfinite().all()
+
+
 def test_quantised_model_is_not_saved(small_config, tmp_path):
     with pytest.raises(ValueError, match=r"quantised.*float model"):
         quantize_int8(VJEPAForVideoClassification(small_config)).save_pretrained(tmp_path / "int8")

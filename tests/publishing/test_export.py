@@ -66,6 +66,30 @@ def test_onnx_file_gives_the_models_outputs_at_any_batch_size(small_config, tmp_
     assert config["id2label"]["1"] == "sailing"
 
 
+def _build_of_joined_blocks(config: VJEPAConfig) -> VJEPAForVideoClassification:
+    config.pooler_feature_layers, config.num_pooler_heads = [0, 1], 6
+    return _build(VJEPAForVideoClassification, config)
+
+
+def test_programs_of_each_generation_and_of_joined_blocks_give_the_logits(family_config, tmp_path):
+    model = _build_of_joined_blocks(family_config)
+    program = torch.export.load(export_program(model, tmp_path / "model.pt2")).module()
+    for batch_size in (1, 3):
+        clips = _clips(batch_size)
+        torch.testing.assert_close(program(clips), _outputs(model, clips), **PROGRAM_CLOSE)
+
+
+@pytest.mark.slow
+def test_onnx_files_of_each_generation_and_of_joined_blocks_give_the_logits(family_config, tmp_path):
+    onnxruntime = _require_onnx()
+    model = _build_of_joined_blocks(family_config)
+    session = onnxruntime.InferenceSession(export_onnx(model, tmp_path / "model.onnx"))
+    for batch_size in (1, 3):
+        clips = _clips(batch_size)
+        (outputs,) = session.run(None, {"pixel_values_videos": clips.numpy()})
+        torch.testing.assert_close(torch.from_numpy(outputs), _outputs(model, clips), **ONNX_CLOSE)
+
+
 @pytest.mark.parametrize("model_class", [VJEPAModel, VJEPAForVideoClassification])
 def test_older_exporter_of_torch_keeps_the_batch_free(small_config, tmp_path, model_class):
     onnxruntime = _require_onnx()

@@ -54,8 +54,11 @@ def features(
     ] = None,
     pooled: Annotated[bool, typer.Option(help="Store one vector per clip, the mean over its tokens.")] = True,
     dense: Annotated[bool, typer.Option(help="Store every token.")] = True,
+    levels: Annotated[
+        bool, typer.Option("--levels", help="Store every token of each feature level too: four in V-JEPA 2.1.")
+    ] = False,
     dense_dtype: Annotated[
-        Literal["model", "float16"], typer.Option(help="Number format of dense features.")
+        Literal["model", "float16"], typer.Option(help="Number format of dense features and levels.")
     ] = "model",
     picture: Annotated[
         bool | None,
@@ -73,8 +76,8 @@ def features(
     """Compute features of whole videos, as safetensors with timestamps, and draw them as colours.
 
     Clips are taken over each video. NAME.safetensors holds `pooled` (clips, hidden size), `dense` (clips, depth,
-    height, width, hidden size), `frame_indices` and `timestamps` in seconds (clips, frames). Its header names the
-    model, its weights and the settings.
+    height, width, hidden size), with --levels `levels` too (clips, levels, depth, ...), `frame_indices` and
+    `timestamps` in seconds (clips, frames). Its header names the model, its weights and the settings.
 
     A file that cannot be read is reported, in failed.jsonl too; the others go on, and the exit code is 1. The same
     command again keeps what is done, goes on after an interruption, and tries again what failed. On several GPUs:
@@ -85,8 +88,8 @@ def features(
         require_replaceable([output_dir / "failed.jsonl"], inputs=[*(files or []), *(manifest or [])])
     if picture and not dense:
         raise typer.BadParameter("a picture is drawn from dense features: leave out --no-dense or --picture")
-    if not (pooled or dense):
-        raise typer.BadParameter("--no-pooled and --no-dense leave nothing to compute: leave out one of them")
+    if not (pooled or dense or levels):
+        raise typer.BadParameter("--no-pooled and --no-dense leave nothing to compute: leave out one, or add --levels")
 
     from functools import partial
 
@@ -105,6 +108,7 @@ def features(
             clips_per_pass=clips_per_pass,
             pooled=pooled,
             dense=dense,
+            levels=levels,
             dense_dtype=dense_dtype,
             backend=backend,
             item_timeout=item_timeout,

@@ -12,7 +12,7 @@ the features sees whole clips. A share is only to be read beside that of an untr
 farther from any prediction than others. A predictor that always expects less to be there is surprised by each object
 that appears and by none that is removed: so the two are read together, as `object_permanence`.
 
-Shapes: N clips, B of them at once, T frames, M hidden tokens, D features.
+Shapes: N clips, B of them at once, T frames, M hidden tokens, D features of all levels side by side.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data.masking import MaskPair, TokenGrid
-from ..model.modeling_vjepa import VJEPAForPreTraining
+from ..model.modeling_vjepa import VJEPAForPreTraining, feature_level_layers
 
 OTHER_CLIP, REVERSED, FROZEN = "other clip", "reversed", "frozen"
 OBJECT_REMOVED, OBJECT_APPEARED = "object removed", "object appeared"
@@ -211,8 +211,8 @@ def measure_surprise(
     """Errors of a model's predictions to the true and to wrong continuations.
 
     The prediction comes from the visible tokens of the true clips alone, through the context encoder; features are
-    those of the target encoder, layer-normed, as in the training objective. The model is in eval mode meanwhile, and
-    no gradient is computed.
+    those of the target encoder, each level layer-normed, as in the training objective. The model is in eval mode
+    meanwhile, and no gradient is computed.
 
     Args:
         model: Encoder, predictor and target encoder.
@@ -225,8 +225,15 @@ def measure_surprise(
         One `Surprise` for each kind, in their order.
 
     Raises:
-        ValueError: No clip, a shape that is not that of the clips, or masks that do not fit them.
+        ValueError: No clip, a shape that is not that of the clips, masks that do not fit them, or a distilled model,
+            whose predictions are those of its teacher's features.
     """
+    config = model.config
+    if config.prediction_width != config.num_feature_levels * config.hidden_size:
+        raise ValueError(
+            f"the predictor predicts pred_output_size = {config.pred_output_size} features, those of the teacher that "
+            "the model was distilled from, which its own target encoder does not give; measure the teacher"
+        )
     for kind, wrong in continuations.items():
         if wrong.shape != clips.shape:
             raise ValueError(f"'{kind}' has the shape {tuple(wrong.shape)}, but the clips have {tuple(clips.shape)}")
@@ -263,10 +270,11 @@ def _predict(model: VJEPAForPreTraining, clips: torch.Tensor, masks: MaskPair) -
 
 
 def _hidden_features(model: VJEPAForPreTraining, clips: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Layer-normed features of the target encoder, which sees the whole clip, at the hidden tokens: `(B, M, D)`."""
-    device = next(model.parameters()).device
-    features = model.target_encoder(clips.to(device), return_dict=True).last_hidden_state.float()  # (B, N, D)
-    return F.layer_norm(features, features.shape[-1:])[:, targets.to(device)]
+    """Features of the target encoder, which sees the whole clip, at the hidden tokens, each level layer-normed."""
+    device, layers = next(model.parameters()).device, feature_level_layers(model.config)
+    levels = model.target_encoder(clips.to(device), None, layers, return_dict=True).feature_levels
+    features = torch.cat([F.layer_norm(level.float(), level.shape[-1:]) for level in levels], dim=-1)
+    return features[:, targets.to(device)]  # (B, M, D)
 
 
 @contextmanager

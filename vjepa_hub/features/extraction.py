@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..hub.loading import OpenedModel
+    from ..model.configuration_vjepa import VJEPAConfig
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +72,13 @@ class ExtractionSettings(Settings):
         clips_per_pass: Clips that the model takes at once.
         pooled: Keeps one vector per clip, the mean over its tokens (float32).
         dense: Keeps every token.
-        dense_dtype: "model" stores dense features as the model computes them, "float16" in half precision.
+        levels: Keeps every token of each feature level too; a model without levels has the last one alone.
+        dense_dtype: "model" stores dense features and levels as the model computes them, "float16" in half precision.
         backend: Video decoder, as for `open_video`.
         item_timeout: Seconds without a new frame after which a video is given up.
 
     Raises:
-        SettingsError: A value out of its range, a decoder that is not installed, or neither pooled nor dense features.
+        SettingsError: A value out of its range, a decoder that is not installed, or no features to keep.
     """
 
     window: PositiveInt | None = None
@@ -84,6 +86,7 @@ class ExtractionSettings(Settings):
     clips_per_pass: PositiveInt = 1
     pooled: bool = True
     dense: bool = True
+    levels: bool = False
     dense_dtype: Literal["model", "float16"] = "model"
     backend: str | None = None
     item_timeout: PositiveFloat = ITEM_TIMEOUT
@@ -96,8 +99,8 @@ class ExtractionSettings(Settings):
 
     @model_validator(mode="after")
     def _require_features(self) -> Self:
-        if not (self.pooled or self.dense):
-            raise ValueError("pooled and dense are both off, so nothing would be computed: turn one on")
+        if not (self.pooled or self.dense or self.levels):
+            raise ValueError("pooled, dense and levels are all off, so nothing would be computed: turn one on")
         return self
 
     def describe(self, frames_per_clip: int) -> dict[str, str]:
@@ -114,6 +117,7 @@ class ExtractionSettings(Settings):
             "stride": str(self.stride or window),
             "pooled": str(self.pooled).lower(),
             "dense": self.dense_dtype if self.dense else "false",
+            "levels": self.dense_dtype if self.levels else "false",
         }
 
     def require_window_for(self, frames_per_clip: int) -> None:
@@ -139,6 +143,7 @@ class VideoFeatures:
     Attributes:
         pooled: (num_clips, hidden_size), mean over the tokens of each clip, float32; or None.
         dense: (num_clips, depth, height, width, hidden_size); or None.
+        levels: (num_clips, num_levels, depth, height, width, hidden_size), the normed features of each level; or None.
         frame_indices: (num_clips, num_frames) int64, the video frames that make up each clip.
         timestamps: (num_clips, num_frames) float64, the time of each of them in seconds.
         metadata: Model, weights, source and settings, as text.
@@ -149,6 +154,7 @@ class VideoFeatures:
     frame_indices: torch.Tensor
     timestamps: torch.Tensor
     metadata: dict[str, str]
+    levels: torch.Tensor | None = None
 
     @property
     def num_clips(self) -> int:
@@ -160,6 +166,7 @@ class VideoFeatures:
         named = {"timestamps": self.timestamps, "frame_indices": self.frame_indices}
         named |= {"pooled": self.pooled} if self.pooled is not None else {}
         named |= {"dense": self.dense} if self.dense is not None else {}
+        named |= {"levels": self.levels} if self.levels is not None else {}
         return named
 
 
@@ -241,11 +248,35 @@ def encode_pixels(pixels: torch.Tensor, opened: OpenedModel) -> torch.Tensor:
     parameter = next(opened.model.parameters())
     with torch.inference_mode():
         tokens = opened.model.get_vision_features(pixels.to(parameter.device, parameter.dtype))  # (B, N, D)
+    return _in_grid(tokens, pixels, opened)  # (B, d, h, w, D)
+
+
+def encode_levels(pixels: torch.Tensor, opened: OpenedModel) -> torch.Tensor:
+    """Run clips that have been through the processor through the encoder, and take all its feature levels.
+
+    Args:
+        pixels: As for `encode_pixels`.
+        opened: The model.
+
+    Returns:
+        (num_clips, num_levels, depth, height, width, hidden_size) on the CPU; the last level is what `encode_pixels`
+        gives.
+
+    Raises:
+        FeatureExtractionError: as `encode_clips`.
+    """
+    parameter = next(opened.model.parameters())
+    with torch.inference_mode():
+        output = opened.model(pixels.to(parameter.device, parameter.dtype), output_feature_levels=True)
+    return torch.stack([_in_grid(level, pixels, opened) for level in output.feature_levels], dim=1)
+
+
+def _in_grid(tokens: torch.Tensor, pixels: torch.Tensor, opened: OpenedModel) -> torch.Tensor:
     grid = _token_grid(opened, num_frames=pixels.shape[1], height=pixels.shape[3], width=pixels.shape[4])
     if tokens.shape[1] != grid[0] * grid[1] * grid[2]:
         raise FeatureExtractionError(f"{tokens.shape[1]} tokens do not fill the grid {grid} of depth, height, width")
     _require_finite(tokens, opened.name)
-    return tokens.cpu().unflatten(1, grid)  # (B, d, h, w, D)
+    return tokens.cpu().unflatten(1, grid)
 
 
 def extract_features(
@@ -268,11 +299,16 @@ def extract_features(
         FeatureExtractionError: the features are not finite.
     """
     with open_frames(source, settings.backend, settings.item_timeout) as video:
-        plan = _plan(video, source, describe_model(opened), settings)
+        plan = _plan(video, source, opened, describe_model(opened), settings)
         parts = [tensors for _, tensors in _iterate_batches(video, plan, opened, settings, progress)]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return VideoFeatures(
-        joined.get("pooled"), joined.get("dense"), plan.frame_indices, plan.timestamps, metadata=plan.metadata
+        joined.get("pooled"),
+        joined.get("dense"),
+        plan.frame_indices,
+        plan.timestamps,
+        metadata=plan.metadata,
+        levels=joined.get("levels"),
     )
 
 
@@ -303,7 +339,7 @@ def extract_features_to_file(
         FeatureExtractionError: the features are not finite.
     """
     with open_frames(source, settings.backend, settings.item_timeout) as video:
-        plan = _plan(video, source, model_metadata or describe_model(opened), settings)
+        plan = _plan(video, source, opened, model_metadata or describe_model(opened), settings)
         with FeatureFileWriter(output, _file_layout(plan, opened, settings), plan.metadata) as writer:
             writer.write_rows("timestamps", 0, plan.timestamps)
             writer.write_rows("frame_indices", 0, plan.frame_indices)
@@ -348,7 +384,12 @@ def load_features(path: str | Path) -> VideoFeatures:
     if missing := {"frame_indices", "timestamps"} - tensors.keys():
         raise ValueError(f"{path} has no {' or '.join(sorted(missing))}: delete it and extract the features again")
     return VideoFeatures(
-        tensors.get("pooled"), tensors.get("dense"), tensors["frame_indices"], tensors["timestamps"], metadata=metadata
+        tensors.get("pooled"),
+        tensors.get("dense"),
+        tensors["frame_indices"],
+        tensors["timestamps"],
+        metadata=metadata,
+        levels=tensors.get("levels"),
     )
 
 
@@ -425,15 +466,24 @@ class _ClipPlan:
     metadata: dict[str, str]
 
 
-def _plan(video: Any, source: VideoSource, model_metadata: dict[str, str], settings: ExtractionSettings) -> _ClipPlan:
-    frames_per_clip = int(model_metadata["frames_per_clip"])
-    chosen = settings.describe(frames_per_clip)
-    windows = plan_windows(
-        video.num_frames,
-        frames_per_clip=frames_per_clip,
-        window=int(chosen["window"]),
-        stride=int(chosen["stride"]),
-    )
+def _plan(
+    video: Any,
+    source: VideoSource,
+    opened: OpenedModel,
+    model_metadata: dict[str, str],
+    settings: ExtractionSettings,
+) -> _ClipPlan:
+    config = opened.model.config
+    chosen = settings.describe(config.frames_per_clip)
+    if video.num_frames == 1 and config.image_tokenizer:
+        windows = [np.zeros(1, dtype=np.int64)]  # an image, which is not repeated to a clip
+    else:
+        windows = plan_windows(
+            video.num_frames,
+            frames_per_clip=config.frames_per_clip,
+            window=int(chosen["window"]),
+            stride=int(chosen["stride"]),
+        )
     indices = np.stack(windows).astype(np.int64)
     metadata = {"fps": repr(float(video.average_fps or 0)), "video_frames": str(video.num_frames)}
     # The format first, by which a damaged file is known to be ours.
@@ -471,7 +521,7 @@ def describe_model(opened: OpenedModel) -> dict[str, str]:
         "model": opened.name,
         "weights": opened.weights,
         "encoder_sha256": hash_weights(encoder),
-        "encoder_details": f"{config.num_attention_heads} heads, {config.hidden_act}, {config.layer_norm_eps}",
+        "encoder_details": encoder_details(config),
         "is_trained": str(opened.is_trained).lower(),
         "frames_per_clip": str(config.frames_per_clip),
         "crop": f"{height}x{width}",
@@ -480,6 +530,18 @@ def describe_model(opened: OpenedModel) -> dict[str, str]:
         "dtype": str(next(opened.model.parameters()).dtype).removeprefix("torch."),
         "preprocessing": json.dumps(preprocessing),
     }
+
+
+def encoder_details(config: VJEPAConfig) -> str:
+    """The fields of a configuration that change an encoder's features, and that its weights do not tell.
+
+    Args:
+        config: Of the encoder's model.
+    """
+    details = f"{config.num_attention_heads} heads, {config.hidden_act}, {config.layer_norm_eps}"
+    if config.has_rotary_positions:
+        details += f", {config.position_embedding} positions, reference grid {config.rotary_reference_grid}"
+    return details if config.feature_levels is None else f"{details}, levels {config.feature_levels}"
 
 
 def read_header(path: str | Path) -> dict[str, dict] | None:
@@ -519,36 +581,42 @@ def _iterate_batches(
     progress(plan.metadata["file"], 0, total)
     for first in range(0, total, settings.clips_per_pass):
         windows = plan.windows[first : first + settings.clips_per_pass]
-        clips = [video.read_frames(window) for window in windows]
-        tokens = encode_pixels(clip_pixels(clips, opened), opened)  # (B, d, h, w, D)
-        yield first, _kept(tokens, opened.name, settings)
+        pixels = clip_pixels([video.read_frames(window) for window in windows], opened)
+        levels = encode_levels(pixels, opened) if settings.levels else None  # (B, L, d, h, w, D)
+        tokens = encode_pixels(pixels, opened) if levels is None else levels[:, -1]  # (B, d, h, w, D)
+        yield first, _kept(tokens, levels, opened.name, settings)
         progress(plan.metadata["file"], first + len(windows), total)
 
 
-def _kept(tokens: torch.Tensor, model_name: str, settings: ExtractionSettings) -> dict[str, torch.Tensor]:
+def _kept(
+    tokens: torch.Tensor, levels: torch.Tensor | None, model_name: str, settings: ExtractionSettings
+) -> dict[str, torch.Tensor]:
     kept = {}
     if settings.pooled:
         kept["pooled"] = tokens.float().mean(dim=(1, 2, 3))  # (B, D)
-    if settings.dense:
-        kept["dense"] = tokens.half() if settings.dense_dtype == "float16" else tokens
-        _require_finite(kept["dense"], model_name)
+    for name, values in (("dense", tokens if settings.dense else None), ("levels", levels)):
+        if values is not None:
+            kept[name] = values.half() if settings.dense_dtype == "float16" else values
+            _require_finite(kept[name], model_name)
     return kept
 
 
 def _file_layout(plan: _ClipPlan, opened: OpenedModel, settings: ExtractionSettings) -> Layout:
     config = opened.model.config
     height, width = _crop(opened)
-    grid = _token_grid(opened, num_frames=config.frames_per_clip, height=height, width=width)
-    clips = len(plan.windows)
+    clips, num_frames = plan.frame_indices.shape
+    grid = _token_grid(opened, num_frames=num_frames, height=height, width=width)
     layout: Layout = {
         "timestamps": (torch.float64, tuple(plan.timestamps.shape)),
         "frame_indices": (torch.int64, tuple(plan.frame_indices.shape)),
     }
     if settings.pooled:
         layout["pooled"] = (torch.float32, (clips, config.hidden_size))
+    dtype = torch.float16 if settings.dense_dtype == "float16" else next(opened.model.parameters()).dtype
     if settings.dense:
-        dtype = torch.float16 if settings.dense_dtype == "float16" else next(opened.model.parameters()).dtype
         layout["dense"] = (dtype, (clips, *grid, config.hidden_size))
+    if settings.levels:
+        layout["levels"] = (dtype, (clips, config.num_feature_levels, *grid, config.hidden_size))
     return layout
 
 
@@ -559,7 +627,8 @@ def _crop(opened: OpenedModel) -> tuple[int, int]:
 
 def _token_grid(opened: OpenedModel, *, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
     config = opened.model.config
-    return num_frames // config.tubelet_size, height // config.patch_size, width // config.patch_size
+    depth = 1 if num_frames == 1 and config.image_tokenizer else num_frames // config.tubelet_size
+    return depth, height // config.patch_size, width // config.patch_size
 
 
 def _require_finite(features: torch.Tensor, model_name: str) -> None:

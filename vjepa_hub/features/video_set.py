@@ -62,6 +62,7 @@ _IDENTITY = (
     "stride",
     "pooled",
     "dense",
+    "levels",
 )
 
 AfterEach = Callable[[VideoSource, Path], Sequence[Path]]
@@ -191,6 +192,7 @@ def _record_of(
     digest = hashlib.sha256("\0".join(source.name for source in sources).encode(errors="surrogateescape"))
     options: dict[str, Any] = {name: value for name, value in settings.items() if name in ("window", "stride")}
     options |= {"no_pooled": settings["pooled"] == "false", "no_dense": settings["dense"] == "false"}
+    options["levels"] = settings["levels"] != "false"
     return RunRecord(
         kind="features",
         command=command_words("features", *names, model=opened.name, output_dir=folder, **options),

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..model.modeling_vjepa import VJEPALayer, VJEPAPreTrainedModel
+from ..model.modeling_vjepa import VJEPAAttentivePooler, VJEPALayer, VJEPAPreTrainedModel
 
 Model = TypeVar("Model", bound=VJEPAPreTrainedModel)
 
@@ -17,10 +17,10 @@ def quantize_int8(model: Model) -> Model:
     """Quantise the linear layers of all transformer blocks to int8, in place: for inference on a CPU.
 
     Torch's own dynamic quantisation: weights have one scale for each output channel, activations one for each call.
-    Patch projection, norms, attention and heads stay float32. The float weights are released one block at a time, so
-    that no second copy of the model is made, and the blocks take a quarter of their memory. A quantised model is for
-    use, not for training or `save_pretrained`: save the float model. `benchmarks/inference.py --int8` prints speed
-    and cosine similarity.
+    Patch projection, norms, attention and heads, the pooler's blocks among them, stay float32. The float weights are
+    released one block at a time, so that no second copy of the model is made, and the blocks take a quarter of their
+    memory. A quantised model is for use, not for training or `save_pretrained`: save the float model.
+    `benchmarks/inference.py --int8` prints speed and cosine similarity.
 
     Args:
         model: Any model of the family, float32, on the CPU.
@@ -35,7 +35,9 @@ def quantize_int8(model: Model) -> Model:
     Example:
         >>> model = quantize_int8(vjepa_hub.load("vjepa-vit-tiny"))
     """
-    layers = [module for module in model.modules() if isinstance(module, VJEPALayer)]
+    poolers = [module for module in model.modules() if isinstance(module, VJEPAAttentivePooler)]
+    of_poolers = {layer for pooler in poolers for layer in pooler.layer}
+    layers = [module for module in model.modules() if isinstance(module, VJEPALayer) and module not in of_poolers]
     _require_float32_on_cpu(layers)
     quantize_dynamic, settings = _dynamic_quantization()
     model.eval()

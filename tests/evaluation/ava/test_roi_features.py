@@ -86,6 +86,18 @@ def test_last_layer_is_the_encoders_output_and_the_others_lie_before_it(model):
     torch.testing.assert_close(maps[:, :24], second.mean(dim=1).permute(0, 3, 1, 2))
 
 
+def test_layers_of_each_generation_go_through_the_norms_of_their_levels(family_config, small_clip):
+    torch.manual_seed(0)
+    family_model = VJEPAModel(family_config).eval()
+    for norm in family_model.encoder.level_norms:
+        norm.weight.data += 0.5
+    maps = LayerFeatures(family_model, (1, 2))(small_clip)
+    with torch.no_grad():
+        levels = family_model.encoder(small_clip, None, [0, 1]).feature_levels
+    for found, level in zip(maps.split(48, dim=1), levels, strict=True):
+        torch.testing.assert_close(found, level.unflatten(1, (2, 4, 4)).mean(dim=1).permute(0, 3, 1, 2))
+
+
 def test_encoder_gets_no_gradients(features):
     maps = features(torch.randn(1, 4, 3, 32, 32))
     assert not maps.requires_grad
@@ -195,6 +207,11 @@ def test_features_of_other_settings_boxes_or_weights_are_not_taken_for_these(fea
     sources = [stored(features, clips, tmp_path) for clips in (Clips(), *others)]
     sources += [stored(LayerFeatures(model, (3, 4)), Clips(), tmp_path)]
     sources += [stored(LayerFeatures(VJEPAModel(model.config).eval(), (2, 4)), Clips(), tmp_path)]
+    rotary = VJEPAModel(VJEPAConfig(**{**model.config.to_diff_dict(), "position_embedding": "rotary"})).eval()
+    sources += [stored(LayerFeatures(rotary, (2, 4)), Clips(), tmp_path)]
+    tiled = VJEPAModel(VJEPAConfig(**{**model.config.to_diff_dict(), "position_embedding": "rotary_tiled"})).eval()
+    tiled.load_state_dict(rotary.state_dict())
+    sources += [stored(LayerFeatures(tiled, (2, 4)), Clips(), tmp_path)]
     sources += [stored(features, Clips(), tmp_path, flip_probability=0.5)]
     sources += [stored(features, Clips(), tmp_path, dtype="bfloat16")]
     assert len({source.store.folder for source in sources}) == len(sources)

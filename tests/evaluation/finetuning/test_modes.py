@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from vjepa_hub import VJEPAForVideoClassification, VJEPAModel
+from tests.conftest import GENERATIONS
+from vjepa_hub import VJEPAConfig, VJEPAForVideoClassification, VJEPAModel
 from vjepa_hub.evaluation.finetuning.modes import (
     add_lora,
     layerwise_parameter_groups,
@@ -62,6 +63,17 @@ def test_modes_train_what_they_say(classifier):
     assert not any(p.requires_grad for p in classifier.encoder.embeddings.parameters())
     set_trainable(classifier, "head")
     assert _trained_parts(classifier) == {"pooler", "classifier"}
+
+
+@pytest.mark.parametrize(("num_blocks", "trained"), [(1, {"layernorm"}), (2, {"layernorm", "level_norms.0"})])
+def test_last_blocks_are_trained_with_the_norms_of_their_levels(small_config, num_blocks, trained):
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), **GENERATIONS["2.1"]})
+    model = VJEPAForVideoClassification(config)
+    set_trainable(model, "last-k", num_blocks=num_blocks)
+    names = {
+        name.rpartition(".")[0] for name, parameter in model.encoder.named_parameters() if parameter.requires_grad
+    }
+    assert {name for name in names if not name.startswith("layer.")} == trained
 
 
 def test_lora_trains_adapters_of_every_block_and_the_whole_head(classifier):

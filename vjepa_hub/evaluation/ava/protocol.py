@@ -45,7 +45,8 @@ _SOURCES = {
     "epsilon": _PAPER,
     "metric": "the official evaluation of AVA",
     "resizing": f"{_OURS}: the whole frame to the square of the encoder's crop, so that no box is cut off",
-    "layer_norm": "the encoder's last norm is applied to each of the layers, as the release does with its layers",
+    "layer_norm": "each layer goes through the encoder's last norm, as the release does with its layers; a feature "
+    "level through its own",
     "pooling": f"{_SLOWFAST}: mean over time, RoIAlign, maximum over the box",
     "loss": f"{_SLOWFAST}: binary cross-entropy of each class",
 }

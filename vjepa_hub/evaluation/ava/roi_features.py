@@ -21,13 +21,14 @@ from ...core.distributed import ALONE, Processes
 from ...core.fingerprints import hash_weights
 from ...core.progress import Progress, no_progress
 from ...data.random_streams import Stream, draw_uniform
+from ...features.extraction import encoder_details
 from ...heads.tokens import Batches, TokenBatch, TokenSource
 from ...model.modeling_vjepa import VJEPAModel
 from ..feature_store import FeatureStore
 from ..tokens import EncodingSettings, autocast, rounded
 from .key_frames import KeyFrameClip, KeyFrameDataset
 
-FORMAT = 2
+FORMAT = 3
 
 
 class LayerFeatures(nn.Module):
@@ -35,8 +36,8 @@ class LayerFeatures(nn.Module):
 
     Args:
         model: Its encoder is used. It is put into eval mode.
-        layers: Blocks whose outputs are taken, numbered from 1. Each goes through the encoder's last norm, which the
-            last block's output goes through anyway.
+        layers: Blocks whose outputs are taken, numbered from 1. Each goes through its level's norm where it is a
+            feature level, and through the encoder's last norm otherwise.
         name: What the model was opened by, for errors.
     """
 
@@ -59,11 +60,9 @@ class LayerFeatures(nn.Module):
         """
         patch_size = self.encoder.config.patch_size
         rows, columns = clips.shape[-2] // patch_size, clips.shape[-1] // patch_size
-        outputs = self.encoder(clips, output_hidden_states=True, return_dict=True).hidden_states
-        maps = []
-        for layer in self.layers:
-            tokens = self.encoder.layernorm(outputs[layer])  # (B, N, D); outputs[0] is the first block's input
-            maps.append(tokens.float().unflatten(1, (-1, rows, columns)).mean(dim=1))  # (B, h, w, D)
+        blocks = [layer - 1 for layer in self.layers]
+        levels = self.encoder(clips, None, blocks, return_dict=True).feature_levels  # (B, N, D) each
+        maps = [tokens.float().unflatten(1, (-1, rows, columns)).mean(dim=1) for tokens in levels]  # (B, h, w, D) each
         return torch.cat(maps, dim=-1).permute(0, 3, 1, 2)  # (B, L * D, h, w)
 
 
@@ -215,6 +214,7 @@ class BoxFeatures(TokenSource):
         return {
             "format": FORMAT,
             "encoder": hash_weights(self.features.encoder.state_dict()),
+            "encoder_details": encoder_details(self.features.encoder.config),
             "layers": list(self.features.layers),
             "key_frames": boxes.hexdigest(),
             "frames_per_clip": protocol.frames_per_clip,

@@ -32,8 +32,8 @@ def set_trainable(model: VJEPAForVideoClassification, mode: str, *, num_blocks: 
 
     Args:
         model: A classifier, without adapters.
-        mode: "full", all of it; "last-k", the encoder's last `num_blocks` blocks and its last norm; "head", nothing of
-            the encoder.
+        mode: "full", all of it; "last-k", the encoder's last `num_blocks` blocks with their levels' norms and the last
+            norm; "head", nothing of the encoder.
         num_blocks: For "last-k".
 
     Raises:
@@ -48,8 +48,12 @@ def set_trainable(model: VJEPAForVideoClassification, mode: str, *, num_blocks: 
         model.encoder.requires_grad_(False)
     if mode == "last-k":
         model.encoder.layernorm.requires_grad_(True)
-        for layer in layers[len(layers) - cast(int, num_blocks) :]:
+        first = len(layers) - cast(int, num_blocks)
+        for layer in layers[first:]:
             layer.requires_grad_(True)
+        inner_levels = (model.config.feature_levels or [])[:-1]
+        for level, norm in zip(inner_levels, model.encoder.level_norms, strict=True):
+            norm.requires_grad_(level >= first)
     for layer in layers:
         if not layer.norm1.weight.requires_grad:
             layer.drop_path.probability = 0.0
