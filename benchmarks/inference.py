@@ -1,22 +1,28 @@
-"""Clips per second of the frozen encoder, beside transformers' VJEPA2 of the same size and the machine's matrix rate.
+"""Clips per second of the frozen encoder, beside its peers of the same size and the machine's matrix rate.
 
-Both models have random weights, and see the same pixels: those of the sample clip. One run measures everything in
-turns (a matrix product, ours, theirs, a matrix product, ...), so that a machine that others use too slows all of them
-alike; ratios are medians over the rounds. "share" is the operations of our encoder (`count_encoder_operations`, the
-matrix products alone) by its time, over the rate of a plain matrix product of the same number format in the same
-round. int8 is compared with ours in float32: ratio of speeds, and cosine similarity of each token's features.
+The peers are transformers' VJEPA2 and, given a checkout of facebookresearch/vjepa2, the release's encoder of V-JEPA
+2.1. All have random weights, and see the same pixels: those of the sample clip. One run measures everything in turns
+(a matrix product, ours, theirs, a matrix product, ...), so that a machine that others use too slows all of them alike;
+ratios are medians over the rounds, with their quartiles. On a CPU times are those of the process, not of the clock.
+With rotary positions (generations 2 and 2.1) ours runs without them too, which is what rotation costs. "share" is the
+operations of our encoder (`count_encoder_operations`, the matrix products alone) by its time, over the rate of a plain
+matrix product of the same number format in the same round. int8 is compared with ours in float32: ratio of speeds, and cosine similarity of each token's features.
 
     python benchmarks/inference.py                                       # ViT-B, two clips, on the CPU
     python benchmarks/inference.py --size vit-l --int8                   # adds a row for int8, CPU only
+    python benchmarks/inference.py --generation 2.1 --crop 256 --repeats 15 --keep-memory --release CHECKOUT
     python benchmarks/inference.py --size vit-h --device cuda --dtype bfloat16 --batch-size 16 --compile
 """
 
 import argparse
 import sys
 import time
+import types
 from collections.abc import Callable
-from statistics import median
+from pathlib import Path
+from statistics import median, quantiles
 
+import timm.layers
 import torch
 import transformers
 from torch import nn
@@ -24,6 +30,7 @@ from torch.nn import functional as F
 from transformers import VJEPA2Config, VJEPA2Model
 
 from vjepa_hub import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
+from vjepa_hub.core.host_memory import reuse_freed_memory
 from vjepa_hub.data.clip_sampling import sample_clip_indices
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.data.video import open_video
@@ -32,6 +39,17 @@ from vjepa_hub.pretraining.estimate import device_name
 
 SIZES = {"vit-ti": (192, 12, 3), "vit-b": (768, 12, 12), "vit-l": (1024, 24, 16), "vit-h": (1280, 32, 16)}
 OURS, PEER, INT8, MATRIX = "vjepa_hub", "transformers VJEPA2", "vjepa_hub int8", "matrix product"
+RELEASE, UNROTATED = "release 2.1", "vjepa_hub, no rotation"
+GENERATIONS: dict[str, dict] = {
+    "1": {},
+    "2": {"position_embedding": "rotary_tiled"},
+    "2.1": {
+        "position_embedding": "rotary",
+        "rotary_reference_grid": 16,
+        "image_tokenizer": True,
+        "modality_embeddings": True,
+    },
+}
 MATRIX_SIDES = {"cpu": 2048}
 DEFAULT_MATRIX_SIDE = 8192
 TERA = 1e12
@@ -57,6 +75,8 @@ def count_encoder_operations(config: VJEPAConfig, batch_size: int) -> int:
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="vit-b", help="width, depth and heads of a known size")
+    parser.add_argument("--generation", choices=GENERATIONS, default="1", help="of ours")
+    parser.add_argument("--release", type=Path, help="checkout of facebookresearch/vjepa2: its 2.1 encoder runs too")
     for name in ("width", "depth", "heads"):
         parser.add_argument(f"--{name}", type=int, help="in place of the size's")
     parser.add_argument("--batch-size", type=int, default=2)
@@ -67,6 +87,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="both models through torch.compile")
     parser.add_argument("--int8", action="store_true", help="also ours with int8 weights, on the CPU")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that are measured, after one that is not")
+    parser.add_argument("--keep-memory", action="store_true", help="as the commands do; all models of the run alike")
     parser.add_argument("--threads", type=int, help="of the CPU [default: torch's]")
     arguments = parser.parse_args()
     if arguments.int8 and (arguments.device != "cpu" or arguments.dtype != "float32" or arguments.compile):
@@ -110,11 +131,41 @@ def build_models(arguments: argparse.Namespace, config: VJEPAConfig) -> dict[str
         return VJEPAModel(config)
 
     models: dict[str, nn.Module] = {OURS: ours(), PEER: VJEPA2Model(VJEPA2Config(**architecture(arguments)))}
+    if config.has_rotary_positions:
+        models[UNROTATED] = VJEPAModel(VJEPAConfig(**architecture(arguments)))
+    if arguments.release:
+        models[RELEASE] = ReleasedEncoder(arguments.release, config)
     if arguments.int8:
         models[INT8] = quantize_int8(ours())
     dtype = getattr(torch, arguments.dtype)
     models = {name: model.eval().to(arguments.device, dtype) for name, model in models.items()}
     return {name: torch.compile(model) if arguments.compile else model for name, model in models.items()}
+
+
+class ReleasedEncoder(nn.Module):
+    """The release's encoder of V-JEPA 2.1 from a checkout, called as ours is."""
+
+    def __init__(self, checkout: Path, config: VJEPAConfig):
+        super().__init__()
+        sys.path.insert(0, str(checkout))
+        # Newer versions of timm have moved this module; einops serves a tokenizer of sound alone
+        sys.modules.setdefault("timm.models.layers", timm.layers)
+        sys.modules.setdefault("einops", types.SimpleNamespace(rearrange=None))  # type: ignore[arg-type]
+        from app.vjepa_2_1.models.vision_transformer import VisionTransformer
+
+        self.encoder = VisionTransformer(
+            img_size=config.crop_size,
+            num_frames=config.frames_per_clip,
+            embed_dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            use_rope=True,
+            interpolate_rope=True,
+            img_temporal_dim_size=1,
+        )
+
+    def forward(self, pixel_values_videos: torch.Tensor, skip_predictor: bool) -> torch.Tensor:
+        return self.encoder(pixel_values_videos.transpose(1, 2))
 
 
 def matrix_product(arguments: argparse.Namespace) -> tuple[Callable[[], torch.Tensor], int]:
@@ -126,10 +177,14 @@ def matrix_product(arguments: argparse.Namespace) -> tuple[Callable[[], torch.Te
 
 
 def seconds(task: Callable[[], object]) -> float:
+    """Seconds on an accelerator; on a CPU those of this process, whose time others do not take."""
+    if not torch.accelerator.is_available():
+        start = time.process_time()
+        task()
+        return (time.process_time() - start) / torch.get_num_threads()
     start = time.perf_counter()
     task()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    torch.accelerator.synchronize()
     return time.perf_counter() - start
 
 
@@ -148,13 +203,23 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     return median(n / d for n, d in zip(numerators, denominators, strict=True))
 
 
+def describe_ratio(numerators: list[float], denominators: list[float]) -> str:
+    """The median over the rounds, with the quartiles where there are rounds enough."""
+    ratios = [n / d for n, d in zip(numerators, denominators, strict=True)]
+    if len(ratios) < 4:
+        return f"{median(ratios):.3f}"
+    lower, _, upper = quantiles(ratios, n=4)
+    return f"{median(ratios):.3f} (quartiles {lower:.3f} to {upper:.3f}, {len(ratios)} rounds)"
+
+
 def describe(arguments: argparse.Namespace, config: VJEPAConfig, pixels: torch.Tensor) -> str:
     parts = [
         f"width {config.hidden_size}, depth {config.num_hidden_layers}, heads {config.num_attention_heads}",
         f"{'x'.join(map(str, pixels.shape))} pixels of {arguments.dtype}",
         device_name(torch.device(arguments.device)),
         "compiled" if arguments.compile else "eager",
-        f"torch {torch.__version__}, transformers {transformers.__version__}",
+        f"V-JEPA {arguments.generation}, torch {torch.__version__}, transformers {transformers.__version__}",
+        f"freed memory is {'kept' if arguments.keep_memory else 'given back'}",
     ]
     return "; ".join(parts)
 
@@ -167,7 +232,9 @@ def show(arguments: argparse.Namespace, times: Times, encoder_operations: int, m
         print(f"{name:22} {clips:8.3f} clips/s {median(times[name]):9.3f} s")
     share = median_ratio(times[MATRIX], times[OURS]) * encoder_operations / matrix_operations
     print(f"share of the matrix rate: {share:.2f} ({encoder_operations / TERA:.3f} TFLOP a batch)")
-    print(f"speed against {PEER}: {median_ratio(times[PEER], times[OURS]):.2f}")
+    for name in (PEER, RELEASE, UNROTATED):
+        if name in times:
+            print(f"speed against {name}: {describe_ratio(times[name], times[OURS])}")
     if INT8 in times:
         print(f"speed of int8 against float32: {median_ratio(times[OURS], times[INT8]):.2f}")
 
@@ -183,8 +250,12 @@ def main() -> int:
     arguments = read_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.keep_memory and not reuse_freed_memory():
+        raise SystemExit("--keep-memory needs glibc; leave it out")
     fields = architecture(arguments)
-    config = VJEPAConfig(**fields)
+    levels = [(level + 1) * fields["num_hidden_layers"] // 4 - 1 for level in range(4)]
+    feature_levels = levels if arguments.generation == "2.1" else None
+    config = VJEPAConfig(**fields, **GENERATIONS[arguments.generation], feature_levels=feature_levels)
     pixels = sample_pixels(config, arguments.batch_size).to(arguments.device, getattr(torch, arguments.dtype))
     models = build_models(arguments, config)
     product, matrix_operations = matrix_product(arguments)
