@@ -6,7 +6,8 @@ The peers are transformers' VJEPA2 and, given a checkout of facebookresearch/vje
 ratios are medians over the rounds, with their quartiles. On a CPU times are those of the process, not of the clock.
 With rotary positions (generations 2 and 2.1) ours runs without them too, which is what rotation costs. "share" is the
 operations of our encoder (`count_encoder_operations`, the matrix products alone) by its time, over the rate of a plain
-matrix product of the same number format in the same round. int8 is compared with ours in float32: ratio of speeds, and cosine similarity of each token's features.
+matrix product of the same number format in the same round. int8 is compared with ours in float32: ratio of speeds, and
+cosine similarity of each token's features.
 
     python benchmarks/inference.py                                       # ViT-B, two clips, on the CPU
     python benchmarks/inference.py --size vit-l --int8                   # adds a row for int8, CPU only
