@@ -1,8 +1,8 @@
 """Memory and time of converting a released checkpoint of the real size.
 
-Makes a ViT-L file with random weights and AdamW's state for its four parameter groups (about 5 GB), converts it
-in child processes, and prints their peak of anonymous memory beside that of a plain `torch.load`. Exits 1 above
-the limit.
+Makes a file of a registered model, ViT-L by default, with random weights and AdamW's state for its four parameter
+groups (about 5 GB), converts it in child processes, and prints their peak of anonymous memory beside that of a plain
+`torch.load`. Exits 1 above the limit.
 
 Anonymous memory (`RssAnon`) is what counts: a process cannot give it back. The peak that the kernel keeps (`VmHWM`)
 adds the pages of the mapped file, which are dropped when memory is short, and it keeps no peak of `RssAnon` alone. So
@@ -10,6 +10,7 @@ the parent samples it every 2 ms, undisturbed by the child's interpreter lock: a
 as memory is written at a few GB/s. Linux only.
 
     python benchmarks/conversion_memory.py [--directory DIR] [--limit-gb 4]
+    python benchmarks/conversion_memory.py --model vjepa2-vitg16 --without-optimizer --features-alone --limit-gb 6
 """
 
 import argparse
@@ -23,14 +24,18 @@ import torch
 
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.hub.conversion import TOP_LEVEL_KEYS_WITHOUT_EFFECT, to_original_state
+from vjepa_hub.hub.registry import find_model
 from vjepa_hub.model.modeling_vjepa import VJEPAPositionEmbeddings
 
 GIGABYTE = 1e9
 SAMPLING_INTERVAL = 0.002
-IMPORTS = "import sys, torch; from vjepa_hub import VJEPAConfig; from vjepa_hub.hub import conversion;"
+IMPORTS = (
+    "import sys, torch; from vjepa_hub.hub import conversion; from vjepa_hub.hub.registry import find_model;"
+    "config = find_model(sys.argv[3]).config();"
+)
 TASKS = {
-    "pretraining model": "model = conversion.convert_original_checkpoint(sys.argv[1], VJEPAConfig())",
-    "features folder": "conversion.convert_file(sys.argv[1], sys.argv[2], VJEPAConfig())",
+    "pretraining model": "model = conversion.convert_original_checkpoint(sys.argv[1], config)",
+    "features folder": "conversion.convert_file(sys.argv[1], sys.argv[2], config)",
     "peer: torch.load": "checkpoint = torch.load(sys.argv[1], weights_only=True)",
 }
 
@@ -62,9 +67,11 @@ def build_adamw_state(parts: dict[str, dict[str, torch.Tensor]]) -> dict:
     return optimizer.state_dict()
 
 
-def write_checkpoint(file: Path, config: VJEPAConfig) -> None:
+def write_checkpoint(file: Path, config: VJEPAConfig, *, with_optimizer: bool) -> None:
     parts = to_original_state(build_random_model(config))
-    run = dict.fromkeys(TOP_LEVEL_KEYS_WITHOUT_EFFECT) | {"opt": build_adamw_state(parts), "epoch": 300}
+    run = dict.fromkeys(TOP_LEVEL_KEYS_WITHOUT_EFFECT) | {"epoch": 300}
+    if with_optimizer:
+        run["opt"] = build_adamw_state(parts)
     torch.save({**parts, **run}, file)
 
 
@@ -78,7 +85,7 @@ def anonymous_memory(process_id: int) -> int:
     return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
-def run_and_sample(code: str, *arguments: Path) -> tuple[int, float]:
+def run_and_sample(code: str, *arguments: object) -> tuple[int, float]:
     """Run Python code in a child; its peak of anonymous memory in bytes, and its seconds, imports included."""
     start, peak = time.perf_counter(), 0
     child = subprocess.Popen([sys.executable, "-c", IMPORTS + code, *map(str, arguments)])
@@ -93,13 +100,18 @@ def run_and_sample(code: str, *arguments: Path) -> tuple[int, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, help="where 7 GB are free [default: the system's]")
+    parser.add_argument("--model", default="vjepa-vitl16", help="a name of the registry [default: %(default)s]")
+    parser.add_argument("--without-optimizer", action="store_true", help="leave AdamW's state out of the file")
+    parser.add_argument("--features-alone", action="store_true", help="convert to a features folder alone")
     parser.add_argument("--limit-gb", type=float, default=4.0, help="of anonymous memory, in 10^9 bytes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-        file = Path(directory) / "vitl16.pth.tar"
-        write_checkpoint(file, VJEPAConfig())
-        print(f"ViT-L file with AdamW state: {file.stat().st_size / GIGABYTE:.2f} GB")
-        results = {name: run_and_sample(code, file, Path(directory) / "out") for name, code in TASKS.items()}
+        file = Path(directory) / "checkpoint.pth.tar"
+        write_checkpoint(file, find_model(options.model).config(), with_optimizer=not options.without_optimizer)
+        print(f"file of {options.model}: {file.stat().st_size / GIGABYTE:.2f} GB")
+        tasks = {name: code for name, code in TASKS.items() if name[:3] != "pre" or not options.features_alone}
+        arguments = (file, Path(directory) / "out", options.model)
+        results = {name: run_and_sample(code, *arguments) for name, code in tasks.items()}
     peer = results["peer: torch.load"][0]
     for name, (peak, seconds) in results.items():
         print(

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 from typer.testing import CliRunner
 
 from tests.conftest import REFERENCE
@@ -51,6 +52,38 @@ def test_converted_probe_is_a_classifier_with_its_class_names(reference_config, 
     model = VJEPAForVideoClassification.from_pretrained(tmp_path / "out")
     assert model.config.id2label[6] == "class 6"
     assert model.classifier.weight.shape == (7, 64)
+
+
+@pytest.mark.parametrize("their_class", [VJEPA2Model, VJEPA2ForVideoClassification])
+def test_folder_of_transformers_becomes_one_of_ours(their_class, tmp_path):
+    config = VJEPA2Config(
+        crop_size=32,
+        frames_per_clip=4,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pred_hidden_size=24,
+        pred_num_attention_heads=2,
+    )
+    theirs = their_class(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    result = run_convert(tmp_path / "theirs", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    is_classifier = their_class is VJEPA2ForVideoClassification
+    ours = (VJEPAForVideoClassification if is_classifier else VJEPAModel).from_pretrained(tmp_path / "out")
+    clip = torch.randn(1, 4, 3, 32, 32)
+    with torch.no_grad():
+        if is_classifier:
+            found, expected = ours(clip).logits, theirs(clip).logits
+        else:
+            found, expected = ours.get_vision_features(clip), theirs.get_vision_features(clip)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_options_of_a_file_are_refused_with_a_folder(tmp_path):
+    result = run_convert(tmp_path, tmp_path / "out", "--num-attention-heads", 4)
+    assert result.exit_code == 2
+    assert "is a folder, which has its own configuration" in " ".join(result.output.replace("│", " ").split())
 
 
 def _fork_options(generation: str) -> list[object]:

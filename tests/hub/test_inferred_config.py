@@ -132,6 +132,12 @@ def test_every_key_of_the_file_is_compared(checkpoint, saved):
         assert word in str(caught.value)
 
 
+def test_shape_that_the_file_does_not_hold_is_refused_before_memory_is_spent(checkpoint, saved):
+    checkpoint["target_encoder"][PREFIX + "pos_embed"] = torch.zeros(1).expand(1, 64, 2**33)
+    with pytest.raises(ConversionError, match="more than the whole file"):
+        infer_config(saved(checkpoint), **GIVEN["v2"])
+
+
 def test_file_of_another_family_is_refused(checkpoint, saved):
     checkpoint["target_encoder"] = {"cls_token": torch.zeros(1, 1, 8)}
     with pytest.raises(ConversionError, match=r"patch_embed\.proj\.weight"):

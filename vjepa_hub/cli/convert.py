@@ -18,7 +18,13 @@ _FORK = "A fork's file"
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="The released checkpoint, such as vitl16.pth.tar.", callback=existing)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="The released checkpoint, such as vitl16.pth.tar; or a folder of transformers' VJEPA2.",
+            callback=existing,
+        ),
+    ],
     output_dir: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder to write, for from_pretrained.", callback=output_folder)
     ],
@@ -68,16 +74,24 @@ def convert(
         "frames_per_clip": frames_per_clip,
     }
 
+    if file.is_dir() and any((model, config, probe, set_value, *given.values())):
+        raise typer.BadParameter(f"{file} is a folder, which has its own configuration and head; give OUT alone")
+
     from ..core.folder_lock import FolderLock
     from ..core.run_files import require_own_model
-    from ..hub.conversion import convert_file
+    from ..hub.conversion import convert_file, write_folder
+    from ..publishing.export import open_for_export
 
     console = Console(stderr=True)
     with usage_errors(), FolderLock(output_dir), console.status(f"converting {file}"):
         require_own_model(output_dir, inputs=[path for path in (file, config, probe) if path is not None])
         id2label = None if class_names is None else dict(enumerate(read_names(class_names) or []))
-        chosen = _choose_config(file, model, config, given, set_value or [])
-        written = convert_file(file, output_dir, chosen, probe_file=probe, id2label=id2label, index=index)
+        if file.is_dir():
+            written = open_for_export(str(file))
+            write_folder(written, output_dir)
+        else:
+            chosen = _choose_config(file, model, config, given, set_value or [])
+            written = convert_file(file, output_dir, chosen, probe_file=probe, id2label=id2label, index=index)
     console.print(f"wrote {type(written).__name__} to {output_dir}")
     console.print("The weights keep the licence of the file; those of V-JEPA's release are CC BY-NC 4.0.")
 

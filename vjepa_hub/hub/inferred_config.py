@@ -5,6 +5,7 @@ What no tensor tells is given: attention heads, and the clip's size where positi
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ def infer_config(
         ... )
     """
     parts = read_parts(file)
+    _refuse_more_than_is_stored(Path(file), parts)
     try:
         encoder = _without_prefix(parts["target_encoder"])
         predictor = _without_prefix(parts["predictor"])
@@ -85,6 +87,17 @@ def infer_config(
     config = VJEPAConfig(**{**told, **_generation_fields(file, encoder, told, given), **given})
     check_parts(file, parts, config)
     return config
+
+
+def _refuse_more_than_is_stored(file: Path, parts: dict[str, Tensors]) -> None:
+    """A tensor may be a view that reads the same bytes again: no size is believed that the file does not bear out."""
+    for part, tensors in parts.items():
+        for key, tensor in tensors.items():
+            if tensor.nbytes > file.stat().st_size:
+                raise ConversionError(
+                    f"{part}: '{key}' of {file} has shape {tuple(tensor.shape)}, which is more than the whole file "
+                    "holds; the file is no checkpoint of a trained model"
+                )
 
 
 def _without_prefix(tensors: Tensors) -> Tensors:

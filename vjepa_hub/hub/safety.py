@@ -397,6 +397,9 @@ def _check_labels(fields: Mapping, file: Path) -> None:
 
 def _check_kinds(fields: Mapping, file: Path) -> None:
     """Fields of transformers that are used as they come."""
+    architectures = fields.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise RefusedModelError(f"{file} has architectures = {architectures!r}, but must list names of classes there")
     for name, kind in (("dtype", str), ("torch_dtype", str), ("quantization_config", dict)):
         value = fields.get(name)
         if value is not None and not isinstance(value, kind):
