@@ -495,7 +495,8 @@ def _find_entry(file: Path) -> ModelEntry:
     if found is None:
         raise ValueError(
             f"{file} fits none of the released architectures ({', '.join(MODELS)}); pass its configuration, "
-            "a JSON file such as save_pretrained writes"
+            "a JSON file such as save_pretrained writes, or infer it (infer_config; `vjepa-hub convert FILE OUT "
+            "--num-attention-heads ...`)"
         )
     return next(entry for entry, config in zip(released, candidates, strict=True) if config is found)
 
