@@ -35,8 +35,8 @@ from vjepa_hub.core.host_memory import reuse_freed_memory
 from vjepa_hub.data.clip_sampling import sample_clip_indices
 from vjepa_hub.data.samples import sample_clip_path
 from vjepa_hub.data.video import open_video
+from vjepa_hub.hub.cost import device_name
 from vjepa_hub.hub.quantization import quantize_int8
-from vjepa_hub.pretraining.estimate import device_name
 
 SIZES = {"vit-ti": (192, 12, 3), "vit-b": (768, 12, 12), "vit-l": (1024, 24, 16), "vit-h": (1280, 32, 16)}
 OURS, PEER, INT8, MATRIX = "vjepa_hub", "transformers VJEPA2", "vjepa_hub int8", "matrix product"

@@ -47,8 +47,8 @@ from transformers import TrainerCallback
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.core.host_memory import reuse_freed_memory
 from vjepa_hub.data.masking import LONG_RANGE, SHORT_RANGE, TokenGrid, sample_masks_at
+from vjepa_hub.hub.cost import device_name
 from vjepa_hub.pretraining.arguments import VJEPATrainingArguments
-from vjepa_hub.pretraining.estimate import device_name
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 
 # Width, depth and heads, and the release's name; the released predictor has the heads of its encoder

@@ -53,6 +53,20 @@ def written(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != RUN_FILE)
 
 
+def test_clips_of_another_size_are_encoded_and_their_cost_is_said_before(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("vjepa_hub.hub.cost.LONGEST_SECONDS", 0)
+    sizes = ["--crop-size", 64, "--frames-per-clip", 8]
+    result = run_features("--sample", "--model", model_folder, *sizes, "--no-picture", "--output-dir", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+    features = load_features(next((tmp_path / "o").glob("*.safetensors")))
+    assert features.dense.shape[1:] == (4, 4, 4, 24)
+    assert f"{features.num_clips} clips of 64 tokens" in result.output
+    assert "smaller crop" in result.output.partition("warning: ")[2]
+    refused = run_features("--sample", "--model", model_folder, "--crop-size", 40, "--output-dir", tmp_path / "p")
+    assert refused.exit_code == 2
+    assert "crop_size is 40" in refused.output
+
+
 def test_features_of_the_sample_clip_need_no_options_but_a_model(model_folder, tmp_path):
     result = run_features("--sample", "--model", model_folder, "--output-dir", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ def test_command_tunes_the_last_block_and_leaves_a_classifier(labelled_folder, t
     result = run_finetune(labelled_folder, "--mode", "last-k", "--num-blocks", 1, "--output-dir", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "on 40 videos of 8 classes" in result.output
+    assert re.search(r"40 clips of \d+ tokens: about .* of memory and .*, without decoding", result.output)
     assert "top-1 " in result.output
     assert VJEPAForVideoClassification.from_pretrained(tmp_path / "out").num_labels == 8
 

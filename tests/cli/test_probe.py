@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import pytest
@@ -23,6 +24,7 @@ def test_values_in_a_row_train_side_by_side_and_end_in_one_table(labelled_folder
     assert result.exit_code == 0, result.output
     assert "average, learning rate 0.003, weight decay 0.01" in result.output
     assert "in bold the best head, chosen on the validation set itself" in result.output
+    assert re.search(r"clips of \d+ tokens: about .* of memory and .*, without decoding", result.output)
     results = read_results(tmp_path / "out")
     assert len(results.heads) == 4
     assert results.protocol["augmentation"] is None

@@ -21,7 +21,7 @@ from vjepa_hub.core.run_files import RUN_FILE
 from vjepa_hub.features.extraction import ExtractionSettings, load_features
 from vjepa_hub.features.pictures import draw_video_picture
 from vjepa_hub.features.video_list import find_videos
-from vjepa_hub.features.video_set import OutputMismatchError, extract_video_set
+from vjepa_hub.features.video_set import OutputMismatchError, extract_video_set, extraction_cost
 from vjepa_hub.hub.loading import OpenedModel
 from vjepa_hub.model import VJEPAVideoProcessor
 
@@ -55,6 +55,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 def times(folder: Path) -> dict[str, int]:
     files = [path for path in folder.rglob("*.*") if path.is_file() and path.name != RUN_FILE]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+def test_cost_counts_the_clips_that_are_encoded(videos, tmp_path, opened):
+    reports = run(videos, tmp_path / "out", opened)
+    (videos / "a" / "broken.mp4").write_bytes(b"no video")
+    cost = extraction_cost(find_videos([videos]), opened, SETTINGS)
+    mean = sum(report.num_clips for report in reports) / len(reports)
+    assert cost.num_clips == round(4 * mean)
+    config = opened.model.config
+    assert cost.num_tokens == config.frames_per_clip // config.tubelet_size * (config.crop_size // 16) ** 2
 
 
 def draw_pictures(opened: OpenedModel):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from ..core.files import describe_output_error
 from ..core.names import counted
@@ -15,6 +17,7 @@ from ..core.progress import is_first_process
 
 if TYPE_CHECKING:
     from ..features.video_list import VideoFile
+    from ..hub.cost import EncodingCost
 
 
 @contextmanager
@@ -108,3 +111,11 @@ def exit_for_unreadable(number: int, consequence: str = "they count as wrong, an
     if number and is_first_process():
         typer.echo(f"{counted(number, 'video')} could not be read: {consequence}", err=True)
         raise typer.Exit(1)
+
+
+def show_cost(cost: EncodingCost) -> None:
+    """Show what a command is going to cost, and warn of what is much, in the first process."""
+    console = Console(quiet=not is_first_process())
+    console.print(Text(cost.describe(), style="dim"), soft_wrap=True)
+    for warning in cost.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)

@@ -14,7 +14,7 @@ from rich.text import Text
 from ..core.files import require_replaceable
 from ..core.names import counted
 from ..core.progress import ProgressBar
-from .common import MAX_ROWS, input_videos, usage_errors
+from .common import MAX_ROWS, input_videos, show_cost, usage_errors
 from .options import Backend, ConfigFile, Device, ItemTimeout, Manifests, ModelName, existing, output_folder
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def features(
         typer.Option("--picture/--no-picture", help="Draw a PNG of dense features. Default: as --dense."),
     ] = None,
     clips_per_pass: Annotated[int, typer.Option(min=1, help="Clips that the model takes at once.")] = 1,
+    crop_size: Annotated[int | None, typer.Option(min=1, help="Pixels of a clip. Default: the model's own.")] = None,
+    frames_per_clip: Annotated[int | None, typer.Option(min=1, help="Default: the model's own.")] = None,
     device: Device = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
@@ -96,9 +98,9 @@ def features(
     from ..core.distributed import join_processes
     from ..core.folder_lock import FolderInUseError
     from ..core.settings import SettingsError
-    from ..features.extraction import ExtractionSettings
+    from ..features.extraction import ExtractionSettings, with_clips_of
     from ..features.pictures import draw_video_picture
-    from ..features.video_set import OutputMismatchError, extract_video_set
+    from ..features.video_set import OutputMismatchError, extract_video_set, extraction_cost
     from ..hub.loading import open_model
 
     with usage_errors():
@@ -116,6 +118,10 @@ def features(
         processes = join_processes()
         with processes.first_goes_first():
             opened = open_model(model, config=config, device=processes.choose_device(device), dtype=dtype)
+        opened = with_clips_of(opened, crop_size=crop_size, frames_per_clip=frames_per_clip)
+        settings.require_window_for(opened.model.config.frames_per_clip)
+        if processes.is_first:
+            show_cost(extraction_cost(videos, opened, settings, processes.count))
     has_picture = dense if picture is None else picture
     picture_of = partial(draw_video_picture, opened=opened, backend=backend, item_timeout=item_timeout)
     refusals = (SettingsError, OutputMismatchError, FolderInUseError, FileExistsError)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..core.names import counted
 from ..core.progress import is_first_process
-from .common import exit_for_unreadable, read_names, stopped_runs, usage_errors
+from .common import exit_for_unreadable, read_names, show_cost, stopped_runs, usage_errors
 from .options import ClassNames, ItemTimeout, complete_models, existing, known_model, output_folder, set_values
 
 _LOG_ENTRIES = (
@@ -126,6 +126,7 @@ def finetune(
     counts = f"{tuned.num_parameters(only_trainable=True):,} of {tuned.num_parameters():,} parameters are trained"
     videos = f"{counted(len(training_set), 'video')} of {counted(training_set.num_classes, 'class', 'classes')}"
     console.print(Text(f"{model}: {counts}, on {videos}"))
+    show_cost(run.cost())
     with stopped_runs():
         measured = run.train()
     if measured:

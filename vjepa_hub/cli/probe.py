@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from ..core.names import counted
 from ..core.progress import ProgressBar, is_first_process
-from .common import compute_dtype, exit_for_unreadable, read_names, stopped_runs, usage_errors
+from .common import compute_dtype, exit_for_unreadable, read_names, show_cost, stopped_runs, usage_errors
 from .options import (
     ClassNames,
     Device,
@@ -200,7 +200,7 @@ def probe(
                 num_unreadable = metrics.num_unreadable
                 _show_metrics(metrics, output_dir)
             else:
-                rows = run_probe(settings, output_dir, progress)
+                rows = run_probe(settings, output_dir, progress, show_cost=show_cost)
                 num_unreadable = sum(row.num_unreadable for row in rows if row.is_selected)
                 _show_rows(rows, settings, output_dir)
     exit_for_unreadable(num_unreadable)

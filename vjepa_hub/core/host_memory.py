@@ -36,3 +36,13 @@ def machine_memory() -> float:
     if not hasattr(os, "sysconf"):
         return math.inf
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory() -> float:
+    """Bytes that programs can still take, what the system would give up for them included; infinite if unknown."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            sizes = dict(line.split(":", 1) for line in file)
+        return 1024 * float(sizes["MemAvailable"].split()[0])
+    except (OSError, LookupError, ValueError):
+        return machine_memory()

@@ -17,7 +17,7 @@ import copy
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +52,7 @@ from ..heads.prediction import Predictions, predict
 from ..heads.tokens import TokenSource
 from ..heads.training import CHECKPOINT, SideBySideTraining
 from ..hub.class_names import chosen_names
+from ..hub.cost import EncodingCost, encoding_cost
 from ..model.modeling_vjepa import VJEPAForVideoClassification
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from ..publishing.card import write_card
@@ -205,7 +206,13 @@ class SummaryRow:
     num_unreadable: int = 0
 
 
-def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progress = no_progress) -> list[SummaryRow]:
+def run_probe(
+    settings: ProbeSettings,
+    output_dir: str | Path,
+    progress: Progress = no_progress,
+    *,
+    show_cost: Callable[[EncodingCost], None] | None = None,
+) -> list[SummaryRow]:
     """Train and evaluate probes; what is complete from an earlier run with the same settings is kept.
 
     Every process of a `torchrun` calls it; the first one writes.
@@ -214,6 +221,7 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progres
         settings: What, on what, and how.
         output_dir: Folder of the run.
         progress: Called as the work goes on.
+        show_cost: Called with the estimated cost of each encoder of the family, before its work begins.
 
     Returns:
         The table, in the order of encoders, shares and heads.
@@ -230,7 +238,10 @@ def run_probe(settings: ProbeSettings, output_dir: str | Path, progress: Progres
         _require_own_outputs(settings, output_dir)
         for encoder_name in settings.encoders:
             evaluation = _EncoderEvaluation(settings, encoder_name, train, validation, progress)
-            for job in _jobs(settings, encoder_name, output_dir):
+            jobs = list(_jobs(settings, encoder_name, output_dir))
+            if show_cost is not None and (cost := evaluation.cost(len(jobs))):
+                show_cost(cost)
+            for job in jobs:
                 outcomes.append(evaluation.run(job, output_dir))
         rows = summarise_outcomes(outcomes)
         if join_processes().is_first:
@@ -394,6 +405,25 @@ class _EncoderEvaluation:
         self.format = clip_format_of(self.encoder)
         self.validation_facts = validation.facts("validation")
         self.read: list[EvaluationClips | TrainingClips] = []
+
+    def cost(self, num_jobs: int) -> EncodingCost | None:
+        """Estimate the cost of jobs; a cache spares some of it. None for an encoder of another family."""
+        if not isinstance(self.encoder, VJEPAClipEncoder):
+            return None
+        protocol, encoding = self.settings.protocol, self.settings.encoding
+        passes = 1 if protocol.augmentation is None and self.settings.cache else protocol.num_epochs
+        in_training = len(self.train.labels) * protocol.num_training_segments * passes
+        in_validation = len(self.validation.labels) * protocol.num_segments * protocol.num_views
+        return encoding_cost(
+            self.encoder.model.config,
+            crop=(self.format.crop_size, self.format.crop_size),
+            num_frames=self.format.frames_per_clip,
+            num_clips=num_jobs * (in_training + in_validation),
+            clips_at_once=encoding.clips_per_pass,
+            dtype=getattr(torch, encoding.dtype),
+            device=self.device,
+            num_processes=join_processes().count,
+        )
 
     def run(self, job: Job, output_dir: Path) -> Outcome:
         chosen = self._share_of_labels(job, output_dir)

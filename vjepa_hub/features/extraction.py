@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +33,8 @@ from ..data.clip_sampling import plan_windows
 from ..data.items import ITEM_TIMEOUT
 from ..data.records import ImageFile, LocalVideo, VideoRecord, is_image_name
 from ..data.video import require_backend
+from ..model.configuration_vjepa import VJEPAConfig
+from ..model.video_processing_vjepa import VJEPAVideoProcessor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -192,6 +194,31 @@ def open_frames(
         VideoDecodingError: the file cannot be opened or read.
     """
     return as_record(source).open(backend=backend, item_timeout=item_timeout)
+
+
+def with_clips_of(
+    opened: OpenedModel, *, crop_size: int | None = None, frames_per_clip: int | None = None
+) -> OpenedModel:
+    """The model with clips of another size: positions of V-JEPA are interpolated, those of 2 and 2.1 computed.
+
+    Args:
+        opened: The model and its processor.
+        crop_size: Height and width in pixels, a multiple of the patch; None: as it is.
+        frames_per_clip: Frames, a multiple of the tubelet; None: as it is.
+
+    Raises:
+        ValueError: A size that is no multiple.
+    """
+    config = opened.model.config
+    sizes = {"crop_size": crop_size, "frames_per_clip": frames_per_clip}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    VJEPAConfig(**{**{n: getattr(config, n) for n in ("patch_size", "tubelet_size", *sizes)}, **given})  # checks them
+    if frames_per_clip is not None:
+        opened.model.config.frames_per_clip = frames_per_clip
+    if crop_size is None:
+        return opened
+    processor = VJEPAVideoProcessor.from_dict(opened.processor.to_dict(), crop_size=crop_size)
+    return replace(opened, processor=processor)
 
 
 def encode_clips(clips: Sequence[np.ndarray], opened: OpenedModel) -> torch.Tensor:

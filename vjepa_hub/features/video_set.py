@@ -20,7 +20,9 @@ from ..core.files import require_replaceable, write_whole
 from ..core.invocation import command_words
 from ..core.progress import Progress, no_progress
 from ..core.run_files import RUN_FILE, DataFacts, ModelFacts, RunFile, RunRecord
+from ..data.clip_sampling import plan_windows
 from ..data.video import VideoDecodingError
+from ..hub.cost import EncodingCost, encoding_cost
 from .extraction import (
     FORMAT,
     ExtractionSettings,
@@ -31,6 +33,7 @@ from .extraction import (
     describe_source,
     extract_features_to_file,
     load_features,
+    open_frames,
     read_header,
 )
 from .video_list import VideoFile, output_names
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FAILED_VIDEOS = "failed.jsonl"
+# Videos whose lengths stand for all in an estimate
+NUM_LENGTHS = 8
 # Videos in the command of a run that no command line started
 MAX_NAMED = 100
 OUTPUT_ENDINGS = (".safetensors", ".png")
@@ -181,6 +186,46 @@ def extract_video_set(
             num_failed = sum(report.error is not None for report in in_order)
             run.update(measures={"videos": len(in_order), "failed": num_failed})
     return in_order
+
+
+def extraction_cost(
+    videos: Sequence[str | Path | VideoFile], opened: OpenedModel, settings: ExtractionSettings, num_processes: int = 1
+) -> EncodingCost:
+    """Estimate memory and time of `extract_video_set`, from the lengths of a few of the videos.
+
+    Args:
+        videos: As for `extract_video_set`.
+        opened: The model and its processor.
+        settings: Windows, and what to keep.
+        num_processes: Processes that share the videos.
+    """
+    step, num_clips = max(len(videos) // NUM_LENGTHS, 1), []
+    frames_per_clip = opened.model.config.frames_per_clip
+    chosen = settings.describe(frames_per_clip)
+    for video in videos[::step][:NUM_LENGTHS]:
+        content = video.record or video.path if isinstance(video, VideoFile) else video
+        try:
+            with open_frames(content, settings.backend, settings.item_timeout) as frames:
+                windows = plan_windows(
+                    frames.num_frames,
+                    frames_per_clip=frames_per_clip,
+                    window=int(chosen["window"]),
+                    stride=int(chosen["stride"]),
+                )
+        except VideoDecodingError:  # told with its path and cause when its turn comes
+            continue
+        num_clips.append(len(windows))
+    crop, weight = opened.processor.to_dict()["crop_size"], next(opened.model.parameters())
+    return encoding_cost(
+        opened.model.config,
+        crop=(crop["height"], crop["width"]),
+        num_frames=frames_per_clip,
+        num_clips=round(len(videos) * sum(num_clips) / max(len(num_clips), 1)),
+        clips_at_once=settings.clips_per_pass,
+        dtype=weight.dtype,
+        device=weight.device,
+        num_processes=num_processes,
+    )
 
 
 def _record_of(

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import constants
@@ -162,7 +162,7 @@ def open_model(
                 "write one with `vjepa-hub convert`, and load that"
             )
         opened = _open_released_file(path, config)
-        opened.model.to(dtype=options.get("dtype"))
+        cast(torch.nn.Module, opened.model).to(dtype=options.get("dtype"))
     elif config is not None:
         raise ValueError(f"a configuration was passed for '{name_or_path}', but only a released file needs one")
     elif path.is_dir():
@@ -172,7 +172,7 @@ def open_model(
     else:
         opened = _open_pretrained(str(name_or_path), "Hub repository", options)
     if device_map is None:
-        opened.model.to(device=device)
+        cast(torch.nn.Module, opened.model).to(device=device)
     opened.model.eval()
     return opened
 

@@ -7,22 +7,32 @@ estimates: `Estimate` says of what.
 Letters: D width of the encoder, P of the predictor, N tokens of a clip, K context and M target tokens.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..core.names import counted
 from ..data.masking import MaskKind, TokenGrid, sample_masks_at
+from ..hub.cost import (
+    ASSUMED_SHARE,
+    best_device,
+    bytes_text,
+    device_name,
+    encoder_flops,
+    flops_text,
+    layer_bytes,
+    layer_flops,
+    linear_flops,
+    measure_matrix_flops,
+    patch_numbers,
+    time_text,
+)
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForPreTraining
 from .arguments import CHECKPOINTING
 from .recipe import Recipe, accumulation_steps
 
 NUM_MASK_DRAWS = 32
-# Speed of a whole training step over that of large matrix products, on the same device and in the same format
-ASSUMED_SHARE = 0.4
 # Bytes of a number. Under autocast the residual stream, the norms' inputs and the loss stay float32.
 _FLOAT32, _HALF = 4, 2
 PARTS = ("encoder", "predictor", "target_encoder")
@@ -143,16 +153,16 @@ class Estimate:
             for number, kind in enumerate(self.mask_tokens)
         ]
         sizes = ", ".join(f"{part} {count / 1e6:,.2f} M" for part, count in self.num_parameters.items())
-        parts_of_flops = ", ".join(f"{part} {_flops_text(count)}" for part, count in vars(flops).items())
-        parts_of_memory = ", ".join(f"{part} {_bytes_text(count)}" for part, count in vars(memory).items())
+        parts_of_flops = ", ".join(f"{part} {flops_text(count)}" for part, count in vars(flops).items())
+        parts_of_memory = ", ".join(f"{part} {bytes_text(count)}" for part, count in vars(memory).items())
         rows = [
             ("parameters", sizes),
             ("tokens of a clip", f"{self.num_tokens:,}"),
             *kinds,
-            ("FLOPs of a clip", f"{_flops_text(flops.total)}: {parts_of_flops}"),
+            ("FLOPs of a clip", f"{flops_text(flops.total)}: {parts_of_flops}"),
             (
                 "memory of a process",
-                f"{_bytes_text(memory.total)}, {self.batch_size} clips a batch: {parts_of_memory}",
+                f"{bytes_text(memory.total)}, {self.batch_size} clips a batch: {parts_of_memory}",
             ),
             ("speed", f"{self.clips_per_second:,.2f} clips/s on {self.num_processes} x {self.device}"),
         ]
@@ -163,7 +173,7 @@ class Estimate:
             return [("run", "of as many steps as the data has; set max_steps for its time")]
         return [
             ("run", f"{self.total_steps:,} steps of {self.clips_per_step:,} clips, {self.total_clips:,} clips"),
-            ("FLOPs of the run", _flops_text(self.total_clips * self.flops_per_clip.total)),
+            ("FLOPs of the run", flops_text(self.total_clips * self.flops_per_clip.total)),
             ("time of the run", time_text(self.seconds)),
         ]
 
@@ -172,7 +182,7 @@ class Estimate:
         return (
             f"Tokens are the mean of {NUM_MASK_DRAWS} draws; FLOPs count every matrix product. Memory is an estimate "
             "that leaves out what device and libraries take for themselves. Time: large matrix products run at "
-            f"{_flops_text(self.matrix_flops)}/s here (measured now), of which training is assumed to reach "
+            f"{flops_text(self.matrix_flops)}/s here (measured now), of which training is assumed to reach "
             f"{ASSUMED_SHARE:.0%}; decoding of video is not looked at."
         )
 
@@ -324,53 +334,30 @@ def step_flops(
     width, narrow = config.hidden_size, config.pred_hidden_size
     encoder = predictor = 0.0
     for context, targets in token_counts:
-        encoder += 2 * _linear(context, _patch_size(config), width)
+        encoder += 2 * linear_flops(context, patch_numbers(config), width)
         encoder += config.num_hidden_layers * _trained_layer(context, width, config.mlp_ratio, is_checkpointed)
-        predictor += 3 * (_linear(context, width, narrow) + _linear(targets, narrow, width))
+        predictor += 3 * (linear_flops(context, width, narrow) + linear_flops(targets, narrow, width))
         layer = _trained_layer(context + targets, narrow, config.pred_mlp_ratio, is_checkpointed)
         not_going_on = _not_going_on(context, context + targets, narrow, config.pred_mlp_ratio, is_checkpointed)
         predictor += config.pred_num_hidden_layers * layer - not_going_on
-        predictor += 3 * _linear(targets, width, _patch_size(config)) if predicts_pixels else 0
+        predictor += 3 * linear_flops(targets, width, patch_numbers(config)) if predicts_pixels else 0
     target_encoder = 0.0 if predicts_pixels else encoder_flops(config)
     return StepFlops(target_encoder=target_encoder, encoder=encoder, predictor=predictor)
 
 
-def encoder_flops(config: VJEPAConfig) -> float:
-    """FLOPs of the encoder's forward pass over all tokens of one clip."""
-    num_tokens, width = TokenGrid.from_config(config).num_tokens, config.hidden_size
-    layers = config.num_hidden_layers * _layer(num_tokens, width, config.mlp_ratio)
-    return _linear(num_tokens, _patch_size(config), width) + layers
-
-
-def _linear(num_tokens: float, num_inputs: int, num_outputs: int) -> float:
-    return 2 * num_tokens * num_inputs * num_outputs
-
-
-def _layer(num_tokens: float, width: int, mlp_ratio: float) -> float:
-    """Forward pass of a block: query, key, value and output projections, scores and their use, MLP."""
-    projections = _linear(num_tokens, width, 4 * width)
-    attention = 2 * 2 * num_tokens**2 * width
-    return projections + attention + 2 * _linear(num_tokens, width, int(width * mlp_ratio))
-
-
 def _trained_layer(num_tokens: float, width: int, mlp_ratio: float, is_checkpointed: bool) -> float:
     """Forward and backward pass; checkpointed, all but the block's last product is computed again."""
-    layer = _layer(num_tokens, width, mlp_ratio)
-    again = layer - _linear(num_tokens, int(width * mlp_ratio), width) if is_checkpointed else 0
+    layer = layer_flops(num_tokens, width, mlp_ratio)
+    again = layer - linear_flops(num_tokens, int(width * mlp_ratio), width) if is_checkpointed else 0
     return 3 * layer + again
 
 
 def _not_going_on(context: float, num_tokens: float, width: int, mlp_ratio: float, is_checkpointed: bool) -> float:
     """Work spared in the predictor's last block: its context is attended to, but has no output of its own."""
     hidden = int(width * mlp_ratio)
-    last = _linear(context, hidden, width)
-    spared = _linear(context, width, width) + 2 * 2 * context * num_tokens * width + 2 * last
+    last = linear_flops(context, hidden, width)
+    spared = linear_flops(context, width, width) + 2 * 2 * context * num_tokens * width + 2 * last
     return 3 * spared + (spared - last if is_checkpointed else 0)
-
-
-def _patch_size(config: VJEPAConfig) -> int:
-    """Numbers in the pixels of one token."""
-    return config.in_chans * config.tubelet_size * config.patch_size**2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -421,24 +408,16 @@ def _kept_bytes(config: VJEPAConfig, tokens: MaskTokens, is_half: bool, is_check
     """Activations of one clip under one kind of masks for the backward pass, and the peak of that pass."""
     width, narrow, size = config.hidden_size, config.pred_hidden_size, _HALF if is_half else _FLOAT32
     both = tokens.context + tokens.targets
-    encoder_layer = tokens.context * width * _layer_bytes(config.mlp_ratio, size)
-    predictor_layer = both * narrow * _layer_bytes(config.pred_mlp_ratio, size)
+    encoder_layer = tokens.context * width * layer_bytes(config.mlp_ratio, size)
+    predictor_layer = both * narrow * layer_bytes(config.pred_mlp_ratio, size)
     num_layers, num_narrow_layers = config.num_hidden_layers, config.pred_num_hidden_layers
     if is_checkpointed:
         layers = _FLOAT32 * (num_layers * tokens.context * width + num_narrow_layers * both * narrow)
     else:
         layers = num_layers * encoder_layer + num_narrow_layers * predictor_layer
-    inputs = size * tokens.context * (_patch_size(config) + width) + _FLOAT32 * tokens.context * width
+    inputs = size * tokens.context * (patch_numbers(config) + width) + _FLOAT32 * tokens.context * width
     outputs = tokens.targets * (narrow * (_FLOAT32 + size) + width * (2 * _FLOAT32 + size))
     return layers + inputs + outputs + max(encoder_layer, predictor_layer)
-
-
-def _layer_bytes(mlp_ratio: float, size: int) -> float:
-    """Bytes of a block's activations for each token and channel: inputs of two norms, and the inputs and outputs of
-    linear layers, attention and activation (input, query, key, value, the attention's output, the MLP's inner width
-    before and after its activation).
-    """
-    return 2 * _FLOAT32 + (6 + 2 * mlp_ratio) * size
 
 
 def _target_encoder_bytes(config: VJEPAConfig, is_half: bool) -> float:
@@ -446,62 +425,3 @@ def _target_encoder_bytes(config: VJEPAConfig, is_half: bool) -> float:
     size = _HALF if is_half else _FLOAT32
     per_token = config.hidden_size * (2 * _FLOAT32 + (1 + 2 * config.mlp_ratio) * size)
     return TokenGrid.from_config(config).num_tokens * per_token
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Time
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def best_device() -> torch.device:
-    """The accelerator, if there is one, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
-def measure_matrix_flops(
-    device: str | torch.device, dtype: torch.dtype = torch.float32, *, min_seconds: float = 0.3
-) -> float:
-    """FLOPs per second of large square matrix products.
-
-    Args:
-        device: Where.
-        dtype: Of the matrices.
-        min_seconds: Time to measure for, at least.
-    """
-    device = torch.device(device)
-    side = 1024 if device.type == "cpu" else 8192
-    matrix = torch.ones(side, side, device=device, dtype=dtype)
-    product = torch.empty_like(matrix)
-    torch.mm(matrix, matrix, out=product)
-    product[0, 0].item()  # waits for the device
-    num_products, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < min_seconds:
-        torch.mm(matrix, matrix, out=product)
-        product[0, 0].item()
-        num_products += 1
-    return num_products * 2 * side**3 / seconds
-
-
-def _flops_text(flops: float) -> str:
-    units = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
-    size, unit = next((entry for entry in units if flops >= entry[0]), units[-1])
-    return f"{flops / size:,.2f} {unit}"
-
-
-def _bytes_text(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.2f} GB"
-
-
-def time_text(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    units = ((86400, "days"), (3600, "hours"), (60, "minutes"))
-    size, unit = next((entry for entry in units if seconds >= 2 * entry[0]), (1, "seconds"))
-    return f"{seconds / size:,.1f} {unit}"
-
-
-def device_name(device: torch.device) -> str:
-    """Name of a device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return counted(torch.get_num_threads(), "CPU thread") if device.type == "cpu" else str(device)

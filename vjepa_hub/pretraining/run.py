@@ -36,6 +36,7 @@ from ..core.progress import ProgressBar
 from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, require_own_folder, without_credentials
 from ..data.quarantine import Quarantine
 from ..hub.conversion import convert_original_checkpoint
+from ..hub.cost import measure_matrix_flops, time_text
 from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
 from ..hub.registry import find_bundled
 from ..model.configuration_vjepa import VJEPAConfig
@@ -44,7 +45,7 @@ from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .arguments import VJEPATrainingArguments
 from .checkpoints import INCOMPLETE
 from .console import PretrainingConsoleCallback
-from .estimate import estimate_recipe, measure_matrix_flops, time_text
+from .estimate import estimate_recipe
 from .interruption import InterruptedRunError, StopOnSignal
 from .metrics_log import MetricsCSVCallback
 from .pixel_prediction import VJEPAForPixelPrediction

@@ -56,6 +56,7 @@ from ...data.clip_sampling import ClipSpec
 from ...data.items import ITEM_TIMEOUT
 from ...heads.metrics import NUM_BEST
 from ...hub.class_names import chosen_names
+from ...hub.cost import EncodingCost, encoding_cost
 from ...hub.loading import OpenedModel, load_folder, open_model
 from ...model.modeling_vjepa import VJEPAForVideoClassification
 from ...model.video_processing_vjepa import DEFAULT_FRAME_STEP, PACES, VJEPAVideoProcessor
@@ -257,6 +258,25 @@ class FineTuning:
     record: RunRecord
     checkpoint: Path | None
     lock: ExitStack
+
+    def cost(self) -> EncodingCost:
+        """Estimate memory and time of the training steps, without those done before and the validations."""
+        trainer, model = self.trainer, cast(nn.Module, self.trainer.model)
+        config: Any = model.config
+        is_trained = any(weight.requires_grad for name, weight in model.named_parameters() if "encoder." in name)
+        dtype = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else torch.float32
+        num_videos = len(cast(Any, trainer.train_dataset))
+        return encoding_cost(
+            config,
+            crop=(config.crop_size, config.crop_size),
+            num_frames=config.frames_per_clip,
+            num_clips=round(num_videos * self.settings.num_segments * trainer.args.num_train_epochs),
+            clips_at_once=trainer.args.per_device_train_batch_size * self.settings.num_segments,
+            is_trained=is_trained,
+            dtype=dtype,
+            device=trainer.args.device,
+            num_processes=trainer.args.world_size,
+        )
 
     def train(self) -> dict[str, Any]:
         """Train to the end and save the classifier.
