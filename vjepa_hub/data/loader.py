@@ -2,7 +2,7 @@
 
 loader = pretraining_loader(dataset, TokenGrid.from_config(model.config), batch_size=8)
 for batch in loader:
-loss = model(**batch).loss
+    loss = model(**batch).loss
 """
 
 from collections.abc import Iterator, Mapping, Sequence
