@@ -3,18 +3,20 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoModelForVideoClassification, pipeline
 
 from tests.conftest import FEW_VIDEOS
 from tests.forked import call_in_pair
 from tests.other_run import HOST, at_work_in
-from vjepa_hub import VJEPAForVideoClassification, VJEPAVideoProcessor
+from vjepa_hub import VJEPAForVideoClassification, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.core.distributed import join_processes
 from vjepa_hub.core.folder_lock import FolderInUseError
 from vjepa_hub.core.run_files import read_run
 from vjepa_hub.data.video import open_video
 from vjepa_hub.evaluation import probe_run
+from vjepa_hub.evaluation.encoders.opening import VJEPAClipEncoder
 from vjepa_hub.evaluation.label_efficiency import read_split
 from vjepa_hub.evaluation.labelled import open_labelled
 from vjepa_hub.evaluation.probe_run import ProbeSettings, evaluate_classifier, run_probe
@@ -130,6 +132,38 @@ def test_eval_only_finds_again_what_the_run_found(finished, labelled_folder, tmp
     assert metrics.top1 == found.top1
     assert metrics.top5 == found.top5
     assert "nothing was trained" in read_results(tmp_path).selected.rule
+
+
+def test_probes_of_joined_blocks_train_in_one_pass_and_are_evaluated_again_as_a_classifier(
+    labelled_folder, family_config, tmp_path, monkeypatch
+):
+    """Diving48's protocol in small: three probes of depth 4 on the tokens of all levels, or of two blocks."""
+    num_encoded = []
+    encode = VJEPAClipEncoder.encode_clips
+    monkeypatch.setattr(
+        VJEPAClipEncoder, "encode_clips", lambda self, clips: num_encoded.append(len(clips)) or encode(self, clips)
+    )
+    torch.manual_seed(0)
+    VJEPAModel(family_config).save_pretrained(tmp_path / "model")
+    VJEPAVideoProcessor(crop_size=32, num_frames=4).save_pretrained(tmp_path / "model")
+    small = {"num_epochs": 1, "batch_size": 16, "num_classes": 8, "frame_step": 1, "frames_per_clip": 6}
+    small |= {"num_segments": 1, "num_views": 1, "augmentation": None}
+    small |= {"pooler_feature_layers": "released" if family_config.feature_levels else (0, 1)}
+    protocol = find_protocol("diving48").with_values(**small)
+    settings = settings_in(labelled_folder, encoders=[str(tmp_path / "model")], protocol=protocol, heads=())
+    run_probe(settings, tmp_path / "run")
+    assert sum(num_encoded) == sum(FEW_VIDEOS.values())
+    results = read_results(tmp_path / "run")
+    assert [(head.learning_rate, head.weight_decay) for head in results.heads] == list(protocol.heads)
+    assert results.selected.metrics.top1 == max(head.metrics.top1 for head in results.heads)
+    assert "highest top-1" in results.selected.rule
+    model = VJEPAForVideoClassification.from_pretrained(tmp_path / "run" / "classifier")
+    assert (model.config.num_pooler_layers, model.config.num_pooler_heads) == (4, 16)
+    assert model.config.pooler_feature_layers == [0, 1]
+    processor = VJEPAVideoProcessor.from_pretrained(tmp_path / "run" / "classifier")
+    again = evaluate_classifier(model, processor, settings, tmp_path / "again")
+    assert again.top1 == results.selected.metrics.top1
+    assert model.config.frames_per_clip == (6 if family_config.has_rotary_positions else 4)
 
 
 def test_same_command_again_does_nothing_anew(finished, labelled_folder, monkeypatch):

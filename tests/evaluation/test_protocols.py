@@ -14,20 +14,31 @@ from vjepa_hub.evaluation.ava.protocol import LocalisationProtocol
 from vjepa_hub.evaluation.clips import ClipFormat, EvaluationClips
 from vjepa_hub.evaluation.labelled import LabelledSet, VideoSource
 from vjepa_hub.evaluation.protocols import PROTOCOLS, Augmentation, Protocol, find_protocol
-from vjepa_hub.hub.registry import MODELS
+from vjepa_hub.hub.registry import MODELS, find_model
 
 ROWS = json.loads((Path(__file__).parents[1] / "reference_cases" / "clip_indices.json").read_text())
 CLASSIFICATION = [name for name, protocol in PROTOCOLS.items() if isinstance(protocol, Protocol)]
 OF_VIDEOS = [name for name in CLASSIFICATION if find_protocol(name).media == "video"]
 OF_IMAGES = [name for name in CLASSIFICATION if find_protocol(name).media == "image"]
 PLAIN = find_protocol("plain")
+SETTINGS_2 = json.loads((Path(__file__).parents[1] / "reference_cases" / "v2" / "probe_settings.json").read_text())
+OF_VJEPA_2 = {"coin", "diving48", "jester", "vjepa2-k400", "vjepa2-ssv2", "vjepa2-ssv2-64f", "vjepa2.1-ssv2-64f"}
+OF_VJEPA_2 |= {"vjepa2-in1k", "vjepa2-in1k-18f"}
+ENCODERS_2 = {"vitl": "vjepa2-vitl16", "vitg-384": "vjepa2-vitg16-384"}
+ENCODERS_2_1 = {
+    "vitb-384": "vjepa2.1-vitb16-384",
+    "vitl-384": "vjepa2.1-vitl16-384",
+    "vitg-384": "vjepa2.1-vitg16-384",
+    "vitG-384": "vjepa2.1-vitgg16-384",
+}
 
 
 # --- values ---
 
 
 def test_the_protocols_of_the_paper_and_a_plain_one_are_there():
-    assert set(PROTOCOLS) == {"k400", "ssv2", "in1k", "places205", "inat21", "ava", "plain", "plain-image"}
+    own = {"k400", "ssv2", "in1k", "places205", "inat21", "ava", "plain", "plain-image"}
+    assert set(PROTOCOLS) == own | OF_VJEPA_2
     assert all(protocol.name == name for name, protocol in PROTOCOLS.items())
 
 
@@ -50,7 +61,7 @@ def test_released_protocols_have_the_released_values(
     assert (protocol.batch_size, protocol.weight_decay) == (batch_size, weight_decay)
 
 
-@pytest.mark.parametrize("name", CLASSIFICATION)
+@pytest.mark.parametrize("name", [name for name in CLASSIFICATION if name not in OF_VJEPA_2])
 def test_every_protocol_trains_as_the_release_does(name):
     protocol = find_protocol(name)
     assert (protocol.learning_rate, protocol.final_learning_rate) == (1e-3, 0.0)
@@ -60,10 +71,74 @@ def test_every_protocol_trains_as_the_release_does(name):
     assert protocol.augmentation.erase_probability == 0.25
 
 
+def protocol_of_vjepa_2(configuration: str) -> Protocol:
+    """The protocol that stands for a released configuration such as `eval_2_1/vitg-384/ssv2`."""
+    release, encoder, dataset = configuration.split("/")
+    is_large = encoder.lower() == "vitg-384"
+    if dataset == "ssv2" and is_large:
+        return find_protocol("vjepa2-ssv2-64f" if release == "eval" else "vjepa2.1-ssv2-64f")
+    if dataset == "in1k" and is_large:
+        return find_protocol("vjepa2-in1k-18f")
+    return find_protocol(f"vjepa2-{dataset}" if f"vjepa2-{dataset}" in PROTOCOLS else dataset)
+
+
+@pytest.mark.parametrize("configuration", SETTINGS_2)
+def test_protocols_of_vjepa_2_have_every_number_of_the_released_settings(configuration):
+    released, protocol = SETTINGS_2[configuration], protocol_of_vjepa_2(configuration)
+    data, optimization, wrapper = (released[part] for part in ("data", "optimization", "wrapper"))
+    assert protocol.num_classes == data["num_classes"]
+    assert protocol.num_segments == data.get("num_segments", 1)
+    assert protocol.num_views == data.get("num_views_per_segment", 1)
+    assert protocol.frames_per_clip == data.get("frames_per_clip", wrapper.get("img_as_video_nframes"))
+    assert protocol.frame_step == data.get("frame_step", protocol.frame_step)
+    assert protocol.media == ("video" if "dataset_type" in data else "image")
+    assert protocol.batch_size == released["num_devices"] * optimization["batch_size"]
+    assert protocol.num_epochs == optimization["num_epochs"]
+    assert [list(pair) for pair in protocol.heads] == optimization["heads"]
+    first = optimization["head_of_first"]
+    assert (protocol.learning_rate, protocol.weight_decay) == (first["lr"], first["weight_decay"])
+    assert (protocol.final_learning_rate, protocol.num_warmup_epochs) == (first["final_lr"], first["warmup"])
+    final = protocol.final_weight_decay
+    assert (protocol.weight_decay if final is None else final) == first["final_weight_decay"]
+    assert protocol.num_pooler_layers == released["classifier"]["num_probe_blocks"]
+    assert protocol.num_pooler_heads == released["classifier"]["num_heads"]
+    assert protocol.decays_biases
+    assert protocol.max_grad_norm is None
+    release, encoder, _ = configuration.split("/")
+    config = find_model((ENCODERS_2 if release == "eval" else ENCODERS_2_1)[encoder]).config()
+    layers = protocol.choose_feature_layers(config.num_hidden_layers, config.feature_levels)
+    assert layers == (tuple(wrapper["out_layers"]) if "out_layers" in wrapper else None)
+    assert config.crop_size == data["resolution"]
+
+
+def test_a_head_that_is_released_twice_is_trained_once():
+    protocol = find_protocol("vjepa2-in1k")
+    assert len(protocol.heads) == 21
+    assert len(protocol.distinct_heads) == 20
+    assert find_protocol("ssv2").distinct_heads == ((1e-3, 0.01),)
+
+
+def test_blocks_to_join_are_asked_for_where_the_release_names_none():
+    protocol = find_protocol("diving48")
+    with pytest.raises(ValueError, match=r"this one has 32; .*pooler_feature_layers=2,5,8,11"):
+        protocol.choose_feature_layers(32, None)
+    chosen = protocol.with_overrides(["pooler_feature_layers=1,3"])
+    assert chosen.choose_feature_layers(4, None) == (1, 3)
+    assert chosen.changes == {"pooler_feature_layers": [1, 3]}
+    assert protocol.with_overrides(["pooler_feature_layers=none"]).choose_feature_layers(4, [1, 3]) is None
+
+
+def test_a_learning_rate_beside_the_heads_of_a_protocol_is_refused():
+    with pytest.raises(SettingsError, match=r"learning_rate is 0.01 .*20 heads.*give --learning-rate"):
+        find_protocol("vjepa2-ssv2").with_overrides(["learning_rate=0.01"])
+    assert find_protocol("vjepa2-ssv2").with_overrides(["learning_rate=0.01", "heads=[]"]).heads == ()
+
+
 @pytest.mark.parametrize("name", OF_VIDEOS)
-def test_videos_are_seen_every_fourth_frame_and_never_mirrored(name):
+def test_videos_are_augmented_as_released_and_never_mirrored(name):
     protocol = find_protocol(name)
-    assert (protocol.frame_step, protocol.clip_duration) == (4, None)
+    assert protocol.clip_duration is None
+    assert protocol.frame_step == 4 or name in OF_VJEPA_2
     assert protocol.augmentation.flip_probability == 0
     assert protocol.augmentation.auto_augment == "rand-m7-n4-mstd0.5-inc1"
 
@@ -92,7 +167,9 @@ def test_sources_are_given_for_fields_that_exist(name):
 
 
 def test_released_probes_are_named_after_their_protocols():
-    assert set(MODELS["vjepa-vitl16"].probes) == set(CLASSIFICATION) - {"plain", "plain-image"}
+    assert set(MODELS["vjepa-vitl16"].probes) == set(CLASSIFICATION) - {"plain", "plain-image"} - OF_VJEPA_2
+    datasets = {find_protocol(name).dataset or name for name in OF_VJEPA_2}
+    assert set(MODELS["vjepa2-vitl16"].probes) - {"ek100"} <= datasets
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -29,6 +29,20 @@ def test_probe_starts_as_the_released_one_does():
             assert module.eps == 1e-5
 
 
+def test_probe_of_depth_4_attends_over_the_tokens_with_its_own_number_of_heads(small_config):
+    """The released one of V-JEPA 2: its blocks' outputs start divided by the square root of twice their number."""
+    probe = build_head(
+        "attentive", hidden_size=256, num_attention_heads=16, num_pooler_layers=4, num_classes=5, seed=0
+    )
+    assert [layer.attention.num_heads for layer in probe.pooler.layer] == [16] * 3
+    for number, layer in enumerate(probe.pooler.layer, 1):
+        assert layer.mlp.fc2.weight.std().item() == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.05)
+        assert layer.norm1.eps == 1e-5
+    small = build_head("attentive", hidden_size=48, num_attention_heads=16, num_pooler_layers=4, num_classes=3, seed=0)
+    model = attach_head(small, VJEPAModel(small_config).encoder, small_config, None)
+    assert (model.config.num_pooler_layers, model.config.num_pooler_heads) == (4, 16)
+
+
 @pytest.mark.parametrize("pooling", ["attentive", "average"])
 def test_first_weights_depend_on_the_seed_alone(pooling):
     torch.manual_seed(5)

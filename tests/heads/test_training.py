@@ -194,6 +194,13 @@ def test_weight_decay_without_a_final_value_is_constant():
     assert [group["weight_decay"] for group in run.heads[0].optimizer.param_groups] == [0.01, 0.0]
 
 
+def test_biases_are_decayed_where_the_evaluation_decays_them():
+    run = training(heads=HEADS[:1], optimisation=OPTIMISATION.with_values(decays_biases=True))
+    decayed, others = run.heads[0].optimizer.param_groups
+    assert len(decayed["params"]) == len(list(run.heads[0].head.parameters()))
+    assert others["params"] == []
+
+
 def test_a_warm_up_beyond_the_run_is_refused():
     with pytest.raises(SettingsError, match=r"num_warmup_epochs is 5.*num_epochs = 4"):
         OPTIMISATION.with_values(num_warmup_epochs=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,7 +92,8 @@ def probe(
     protocol: Annotated[
         str,
         typer.Option(
-            help="k400, ssv2, in1k, places205, inat21, plain (your own videos) or plain-image.",
+            help="k400, ssv2, in1k, places205, inat21; of V-JEPA 2 and 2.1 vjepa2-k400, vjepa2-ssv2, vjepa2-in1k, "
+            "coin, diving48, jester; plain (your own videos) or plain-image.",
             callback=known_protocol,
             autocompletion=complete_protocols,
         ),
@@ -195,7 +197,8 @@ def probe(
         )
         with ProgressBar() as progress:
             if eval_only:
-                model, processor = open_classifier(encoders[0], chosen.name if encoders[0] in MODELS else None)
+                dataset = chosen.dataset or chosen.name
+                model, processor = open_classifier(encoders[0], dataset if encoders[0] in MODELS else None)
                 metrics = evaluate_classifier(model, processor, settings, output_dir, progress)
                 num_unreadable = metrics.num_unreadable
                 _show_metrics(metrics, output_dir)
@@ -209,13 +212,17 @@ def probe(
 def _heads(
     protocol: Protocol, pooling: list[str] | None, rates: list[float] | None, decays: list[float] | None
 ) -> list[Any]:
+    """The heads that options name; without any the protocol's own."""
     from ..heads.pooling import HeadSettings
 
+    if not (pooling or rates or decays):
+        return []
+    rates_and_decays = itertools.product(rates or [protocol.learning_rate], decays or [protocol.weight_decay])
+    pairs = list(rates_and_decays if rates or decays else protocol.distinct_heads)
     return [
         HeadSettings(pooling=kind, learning_rate=rate, weight_decay=decay)
         for kind in pooling or ["attentive"]
-        for rate in rates or [protocol.learning_rate]
-        for decay in decays or [protocol.weight_decay]
+        for rate, decay in pairs
     ]
 
 
@@ -244,6 +251,6 @@ def _show_rows(rows: list[SummaryRow], settings: ProbeSettings, output_dir: Path
     number = rows[0].top1.num_splits
     if number > 1:
         console.print(Text(f"mean ± standard deviation over {number} runs (splits x seeds)", style="dim"))
-    if len(settings.heads) > 1:
+    if len(settings.all_heads) > 1:
         console.print(Text("in bold the best head, chosen on the validation set itself", style="dim"))
     typer.echo(f"wrote {output_dir / 'summary.json'}, and results.json for each run")

@@ -78,7 +78,10 @@ from .tokens import CachedClips, EncodedClips, EncodingSettings, SubsetTokens
 logger = logging.getLogger(__name__)
 
 SUMMARY_NAME, HEAD_NAME = "summary.json", "head.safetensors"
-SELECTION_RULE = "the head with the highest top-1 accuracy on the validation set itself; the first of equal ones"
+SELECTION_RULE = (
+    "the head with the highest top-1 accuracy on the validation set itself, as the released evaluations of V-JEPA 2 "
+    "and 2.1 report it; the first of equal ones"
+)
 ONLY_RULE = "the only head"
 
 
@@ -90,7 +93,7 @@ class ProbeSettings(Settings):
         protocol: Its frames and crop are those of each encoder.
         train: Training set, as `open_labelled` takes it; None where a trained classifier is evaluated.
         validation: Validation set.
-        heads: Heads that are trained side by side; empty: the protocol's attentive probe.
+        heads: Heads that are trained side by side; empty: the protocol's attentive probes.
         seeds: A job for each: first weights, order and augmentation.
         label_fractions: Shares of the training labels; empty: all of them, once.
         num_splits: Draws of each share.
@@ -100,7 +103,7 @@ class ProbeSettings(Settings):
         encoding: How clips are encoded.
         device: Where; None: the accelerator, if there is one.
         crop_size: Of the encoder's input; None: its own.
-        frames_per_clip: Of the encoder's input; None: its own.
+        frames_per_clip: Of the encoder's input; None: the protocol's, or its own.
         item_timeout: Seconds without a new frame after which a video or image is given up, and counts as wrong.
         overwrite: Delete jobs that were run with other settings, instead of refusing.
 
@@ -137,9 +140,10 @@ class ProbeSettings(Settings):
     @property
     def all_heads(self) -> list[HeadSettings]:
         """The heads, those of the protocol where none are given."""
-        protocol = self.protocol
-        own = {"learning_rate": protocol.learning_rate, "weight_decay": protocol.weight_decay}
-        return list(self.heads) or [HeadSettings(pooling="attentive", **own)]
+        return list(self.heads) or [
+            HeadSettings(pooling="attentive", learning_rate=rate, weight_decay=decay)
+            for rate, decay in self.protocol.distinct_heads
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,8 +296,9 @@ def evaluate_classifier(
         processor,
         name=settings.encoders[0],
         description=f"V-JEPA, {model.config.weights_origin or 'weights of unknown origin'}",
-        frames_per_clip=settings.frames_per_clip,
+        frames_per_clip=settings.frames_per_clip or settings.protocol.frames_per_clip,
         crop_size=settings.crop_size,
+        feature_layers=model.config.pooler_feature_layers,
     ).place(device)
     head: torch.nn.Module = AttentiveHead.of_classifier(model)
     head.to(device)
@@ -400,8 +405,9 @@ class _EncoderEvaluation:
             name,
             device=self.device,
             crop_size=settings.crop_size,
-            frames_per_clip=settings.frames_per_clip,
+            frames_per_clip=settings.frames_per_clip or settings.protocol.frames_per_clip,
         )
+        self._choose_feature_layers()
         self.format = clip_format_of(self.encoder)
         self.validation_facts = validation.facts("validation")
         self.read: list[EvaluationClips | TrainingClips] = []
@@ -424,6 +430,17 @@ class _EncoderEvaluation:
             device=self.device,
             num_processes=join_processes().count,
         )
+
+    def _choose_feature_layers(self) -> None:
+        protocol, encoder = self.settings.protocol, self.encoder
+        if isinstance(encoder, VJEPAClipEncoder):
+            config = encoder.model.config
+            encoder.feature_layers = protocol.choose_feature_layers(config.num_hidden_layers, config.feature_levels)
+        elif protocol.pooler_feature_layers is not None:
+            raise ValueError(
+                f"the protocol '{protocol.name}' joins the tokens of several blocks, which {encoder.name} does not "
+                "give; add --set pooler_feature_layers=none to take its last tokens"
+            )
 
     def run(self, job: Job, output_dir: Path) -> Outcome:
         chosen = self._share_of_labels(job, output_dir)
@@ -463,7 +480,8 @@ class _EncoderEvaluation:
             self.settings.all_heads,
             self.settings.protocol,
             hidden_size=encoder.hidden_size,
-            num_attention_heads=encoder.num_attention_heads,
+            num_attention_heads=self.settings.protocol.num_pooler_heads or encoder.num_attention_heads,
+            num_pooler_layers=self.settings.protocol.num_pooler_layers,
             items_per_pass=self._videos_per_pass(self.settings.protocol.num_training_segments),
             seed=job.seed,
             device=self.device,
@@ -553,6 +571,9 @@ class _EncoderEvaluation:
         config.weights_origin = (
             f"{config.weights_origin or self.encoder.name}; attentive probe on {self.train.description}"
         )
+        if config.has_rotary_positions:  # no table belongs to the encoder's own size
+            config.frames_per_clip, config.crop_size = self.encoder.frames_per_clip, self.encoder.crop_size
+        config.pooler_feature_layers = list(self.encoder.feature_layers) if self.encoder.feature_layers else None
         model = attach_head(cast(AttentiveHead, probe), self.encoder.model, config, self.validation.class_names)
         model.save_pretrained(job.folder / CLASSIFIER_FOLDER)
         clips = self.settings.protocol.clip_spec(self.encoder.frames_per_clip, is_training=True)
@@ -604,7 +625,7 @@ def _record_of(
     settings: ProbeSettings, encoder: FrozenEncoder, data: Sequence[DataFacts], output_dir: Path, *, job: Job | None
 ) -> RunRecord:
     """The record of a job at its start, or of an evaluation of a classifier that is trained already."""
-    protocol, heads = settings.protocol, settings.all_heads
+    protocol, heads = settings.protocol, settings.heads
     sizes = {"crop_size": settings.crop_size, "frames_per_clip": settings.frames_per_clip}
     trained = {
         "train": settings.train,
@@ -632,7 +653,7 @@ def _record_of(
         seeds=(job.seed if job else 0,),
         settings={
             "protocol": protocol.to_tree(),
-            "heads": [head.to_tree() for head in heads],
+            "heads": [head.to_tree() for head in settings.all_heads],
             "clip": clip_format_of(encoder).to_tree(),
             "dtype": settings.encoding.dtype,
         },

@@ -127,9 +127,13 @@ def evaluate_slice(
     if len(labelled) > limit:
         chosen = np.sort(np.random.default_rng(0).permutation(len(labelled))[:limit])
         labelled = labelled.subset(chosen, f"{limit} drawn at random")
-    encoder = VJEPAClipEncoder.of_model(model, processor, name=str(folder), description="a published model").place(
-        torch.device(device)
-    )
+    encoder = VJEPAClipEncoder.of_model(
+        model,
+        processor,
+        name=str(folder),
+        description="a published model",
+        feature_layers=model.config.pooler_feature_layers,
+    ).place(torch.device(device))
     head: torch.nn.Module = AttentiveHead.of_classifier(model)
     head.to(device)
     clips = EvaluationClips(labelled, protocol, clip_format_of(encoder))

@@ -27,7 +27,7 @@ from .encoders.opening import FrozenEncoder
 from .feature_store import FeatureStore
 from .labelled import LabelledSet
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 
 
 class LabelledTokens(TokenSource):
@@ -224,7 +224,7 @@ def cache_key(source: EncodedClips) -> dict[str, Any]:
     return {
         "format": CACHE_FORMAT,
         "encoder": source.encoder.fingerprint(),
-        "kind": f"{type(source.encoder).__name__} with {source.encoder.num_attention_heads} heads",
+        "kind": source.encoder.details,
         "weights_dtype": str(source.encoder.dtype),
         "dtype": source.settings.dtype,
         "videos": names.hexdigest(),

@@ -19,8 +19,9 @@ class HeadOptimisation(Settings):
         final_learning_rate: At the last step, along a cosine.
         num_warmup_epochs: Epochs, or a part of one, in which the learning rate rises linearly.
         warmup_learning_rate: Where it begins to rise.
-        weight_decay: At the first step; none on biases and 1-D parameters.
+        weight_decay: At the first step; none on biases and 1-D parameters, unless `decays_biases`.
         final_weight_decay: At the last step, along a cosine; None: constant.
+        decays_biases: Whether biases and 1-D parameters are decayed too, as in the evaluations of V-JEPA 2 and 2.1.
         max_grad_norm: Gradients of a head are clipped to this norm; None: never.
         betas: Of AdamW.
         epsilon: Of AdamW.
@@ -37,6 +38,7 @@ class HeadOptimisation(Settings):
     warmup_learning_rate: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.01
     final_weight_decay: NonNegativeFloat | None = 1e-6
+    decays_biases: bool = False
     max_grad_norm: PositiveFloat | None = 1.0
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     epsilon: PositiveFloat = 1e-8

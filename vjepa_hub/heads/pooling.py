@@ -43,6 +43,8 @@ class HeadSettings(Settings):
 class AttentiveHead(VJEPAPreTrainedModel):
     """The paper's probe: one learned query that attends to all tokens, then a linear layer (Bardes et al. 2024, 4.1).
 
+    The probes of V-JEPA 2 and 2.1 have three blocks of self-attention over the tokens before.
+
     Args:
         config: Width, heads, number of pooler layers and of labels are read.
     """
@@ -85,21 +87,28 @@ class AverageHead(nn.Module):
 
 
 def build_head(
-    pooling: Pooling, *, hidden_size: int, num_attention_heads: int, num_classes: int, seed: int
+    pooling: Pooling,
+    *,
+    hidden_size: int,
+    num_attention_heads: int,
+    num_pooler_layers: int = 1,
+    num_classes: int,
+    seed: int,
 ) -> AttentiveHead | AverageHead:
     """A head with its first weights, a function of the seed.
 
     Args:
         pooling: Which.
         hidden_size: Width of the tokens.
-        num_attention_heads: Of the attentive probe; the encoder's number.
+        num_attention_heads: Of the attentive probe; the encoder's number in V-JEPA, 16 in V-JEPA 2 and 2.1.
+        num_pooler_layers: Of the attentive probe, as `VJEPAConfig` counts them.
         num_classes: Logits.
         seed: Of the first weights. torch's global generators are left as they were.
     """
     config = VJEPAConfig(
         hidden_size=hidden_size,
         num_attention_heads=num_attention_heads,
-        num_pooler_layers=1,
+        num_pooler_layers=num_pooler_layers,
         num_labels=num_classes,  # type: ignore[call-arg]  # a keyword of every configuration
     )
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -127,7 +136,8 @@ def attach_head(
             f"{config.hidden_size}; take the encoder that the probe was trained on"
         )
     own = copy.deepcopy(config)
-    own.num_pooler_layers, own.num_pooler_heads = head.config.num_pooler_layers, head.config.num_attention_heads
+    own.num_pooler_layers = head.config.num_pooler_layers
+    own.num_pooler_heads = head.config.num_pooler_heads or head.config.num_attention_heads
     own.pooler_mlp_ratio = head.config.pooler_mlp_ratio
     own.num_labels = cast(int, head.config.num_labels)
     if class_names is not None:

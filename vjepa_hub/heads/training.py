@@ -5,7 +5,7 @@ The order, and everything drawn about a clip, is a function of the seed and of t
 training equals an uninterrupted one, and several processes give what one gives.
 
 The optimisation is that of the released evaluations: AdamW, learning rate and weight decay along cosines that are read
-one step ahead, no decay on biases and 1-D parameters, gradients of each head clipped.
+one step ahead; those of V-JEPA have no decay on biases and 1-D parameters, and clip the gradients of each head.
 """
 
 import math
@@ -110,8 +110,9 @@ class HeadTraining:
     ):
         self.head, self.settings, self.optimisation = head, settings, optimisation
         self.plan, self.processes = plan, processes
-        decayed = [parameter for parameter in head.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
+        least_dims = 0 if optimisation.decays_biases else 2
+        decayed = [parameter for parameter in head.parameters() if parameter.ndim >= least_dims]
+        others = [parameter for parameter in head.parameters() if parameter.ndim < least_dims]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed}, {"params": others}], betas=optimisation.betas, eps=optimisation.epsilon
         )
@@ -209,6 +210,7 @@ class SideBySideTraining:
         optimisation: How they are trained.
         hidden_size: Width of the tokens.
         num_attention_heads: Of the attentive probe.
+        num_pooler_layers: Of the attentive probe.
         items_per_pass: Items whose tokens are there at once, in each process; changes nothing but the memory.
         seed: Of the first weights and of the order. All heads of one pooling start from the same weights.
         device: Where the heads are.
@@ -226,6 +228,7 @@ class SideBySideTraining:
         *,
         hidden_size: int,
         num_attention_heads: int,
+        num_pooler_layers: int = 1,
         items_per_pass: int = 8,
         seed: int,
         device: torch.device,
@@ -244,6 +247,7 @@ class SideBySideTraining:
                 settings.pooling,
                 hidden_size=hidden_size,
                 num_attention_heads=num_attention_heads,
+                num_pooler_layers=num_pooler_layers,
                 num_classes=source.num_classes,
                 seed=seed,
             )

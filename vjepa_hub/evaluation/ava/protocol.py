@@ -39,6 +39,7 @@ _SOURCES = {
     "warmup_learning_rate": _PAPER,
     "final_learning_rate": f"{_PAPER}; that the curve is a cosine is ours",
     "weight_decay": f"{_PAPER}; that biases have none is ours",
+    "decays_biases": _OURS,
     "final_weight_decay": f"{_PAPER}: constant",
     "max_grad_norm": f"{_OURS}; the paper states no clipping",
     "betas": f"{_PAPER} gives 0.9; the second is torch's default",

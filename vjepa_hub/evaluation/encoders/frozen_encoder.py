@@ -136,6 +136,11 @@ class FrozenEncoder(nn.Module, ABC):
         """Number format of the weights."""
         return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
 
+    @property
+    def details(self) -> str:
+        """Settings that change its tokens, and that neither weights nor clips tell."""
+        return f"{type(self).__name__} with {self.num_attention_heads} heads"
+
     def fingerprint(self) -> str:
         """A sha256 of the weights, 64 hexadecimal digits: names, number formats, shapes and bytes, in order of names.
 

@@ -8,11 +8,12 @@ pixels:SIZE                                             no encoder: raw pixels o
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from ...features.extraction import encoder_details
 from ...hub.default_processor import default_processor
 from ...hub.loading import OpenedModel, open_model, resolve_config
 from ...hub.registry import MODELS, find_model
@@ -45,11 +46,25 @@ FORMS = (
 
 
 class VJEPAClipEncoder(ClipEncoder):
-    """V-JEPA's target encoder. Positions are interpolated at another number of frames or size than its own."""
+    """V-JEPA's target encoder, whole: with the norms, embeddings and scaled positions of V-JEPA 2.1.
+
+    It takes other numbers of frames and sizes than its own: fixed positions are interpolated, rotary ones computed.
+    """
+
+    feature_layers: tuple[int, ...] | None = None
+    """Blocks, from 0, whose normed tokens are joined along the token axis; None: the last alone."""
 
     def encode_clips(self, clips: torch.Tensor) -> torch.Tensor:
         """Tokens of clips, in raster order (depth, height, width)."""
-        return self.model(clips, return_dict=True).last_hidden_state
+        outputs = self.model(clips, None, self.feature_layers, return_dict=True)
+        if outputs.feature_levels is None:
+            return outputs.last_hidden_state
+        return torch.cat(outputs.feature_levels, dim=1)
+
+    @property
+    def details(self) -> str:
+        """Settings that change its tokens, and that neither weights nor clips tell."""
+        return f"{super().details}, {encoder_details(self.model.config)}, blocks {self.feature_layers or 'last'}"
 
     @classmethod
     def of_model(
@@ -62,6 +77,7 @@ class VJEPAClipEncoder(ClipEncoder):
         is_trained: bool = True,
         frames_per_clip: int | None = None,
         crop_size: int | None = None,
+        feature_layers: Sequence[int] | None = None,
     ) -> "VJEPAClipEncoder":
         """The encoder of a model that is open; the weights are shared, and frozen in place.
 
@@ -73,6 +89,7 @@ class VJEPAClipEncoder(ClipEncoder):
             is_trained: False where the weights are a random initialisation.
             frames_per_clip: Frames of a clip; None: its own number.
             crop_size: Side of the input in pixels; None: its own.
+            feature_layers: Blocks, from 0, whose tokens are joined; None: the last alone.
 
         Raises:
             ValueError: A size that is no multiple of its tubelets or patches.
@@ -93,7 +110,9 @@ class VJEPAClipEncoder(ClipEncoder):
             description=description,
             is_trained=is_trained,
         )
-        return cls(model.encoder, facts)
+        encoder = cls(model.encoder, facts)
+        encoder.feature_layers = tuple(feature_layers) if feature_layers else None
+        return encoder
 
 
 def open_encoder(
