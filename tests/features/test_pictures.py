@@ -73,7 +73,8 @@ class PatchBrightness(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = SimpleNamespace(patch_size=PATCH, tubelet_size=2, frames_per_clip=8, hidden_size=1, **self.SAME)
+        plain = {"image_tokenizer": False, "has_rotary_positions": False, "feature_levels": None, "hidden_size": 1}
+        self.config = SimpleNamespace(patch_size=PATCH, tubelet_size=2, frames_per_clip=8, **plain, **self.SAME)
         self.unused = nn.Parameter(torch.zeros(1))
 
     def get_vision_features(self, pixel_values_videos: torch.Tensor) -> torch.Tensor:
