@@ -14,8 +14,8 @@ from vjepa_hub import VJEPAConfig, VJEPAForPreTraining
 from vjepa_hub.cli import app
 from vjepa_hub.hub.loading import open_model
 from vjepa_hub.hub.registry import MODELS
+from vjepa_hub.pretraining.initial import open_initial
 from vjepa_hub.pretraining.recipe import Recipe, load_recipe
-from vjepa_hub.pretraining.run import open_initial
 from vjepa_hub.publishing.card import render_card
 from vjepa_hub.publishing.records import read_record
 from vjepa_hub.publishing.registry_cards import registered_facts

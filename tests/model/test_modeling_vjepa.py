@@ -1,4 +1,5 @@
 import copy
+import json
 import re
 import warnings
 
@@ -9,8 +10,10 @@ from packaging.version import Version
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AttentionInterface
 
+from tests.reference_family import reference_file, tiny_config
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAForVideoClassification, VJEPAModel
 from vjepa_hub.data.masking import TokenGrid, mask_box, mask_future
+from vjepa_hub.hub.conversion import to_original_state
 from vjepa_hub.model.modeling_vjepa import (
     eager_attention_forward,
     nearest_target_distances,
@@ -768,6 +771,22 @@ def test_initialisation_follows_the_release(small_config):
     assert not model.predictor.mask_tokens.any()
     if config.modality_embeddings:
         assert model.encoder.embeddings.modality_embeddings.video.std().item() == pytest.approx(1e-6, rel=0.3)
+
+
+@pytest.mark.parametrize("generation", ["v2", "v2.1"])
+def test_initial_scales_are_those_recorded_of_the_release(generation):
+    recorded = json.loads(reference_file(generation, "initial_std.json").read_text())
+    torch.manual_seed(0)
+    ours = to_original_state(VJEPAForPreTraining(tiny_config(generation)))
+    for part, scales in recorded.items():
+        for name, scale in scales.items():
+            block = re.search(r"blocks\.(\d+)\.(attn\.proj|mlp\.fc2)", name)
+            std = 0.02 / (2 * (int(block[1]) + 1)) ** 0.5 if block else 0.02
+            if "mask_tokens" in name or "mod_embed" in name:
+                std = 0.0  # 1e-6 of the modality embeddings is rounded away in the record
+            found = ours[part][f"module.{name}"].std().item()
+            assert scale == pytest.approx(std, rel=0.15), name
+            assert found == pytest.approx(std, rel=0.15, abs=2e-6), name
 
 
 def test_poolers_initialisation_is_rescaled_by_depth(small_config):

@@ -19,6 +19,9 @@ def test_defaults_of_transformers_that_fight_the_recipe_are_off(tmp_path):
     ("given", "message"),
     [
         ({"objective": "cosine"}, "objective is 'cosine', but must be 'l1', 'l2' or 'smooth_l1'"),
+        ({"lr_decay": "constant"}, "lr_decay is 'constant'"),
+        ({"context_loss_weight": -0.5}, "context_loss_weight is -0.5"),
+        ({"context_loss_warmup_start": 4, "context_loss_warmup_end": 3}, "context_loss_warmup_start is 4.*_end is 3"),
         ({"targets": "edges"}, "targets is 'edges'"),
         ({"probe": "linear"}, "probe is 'linear'"),
         ({"momentum": 1.5}, "momentum is 1.5"),

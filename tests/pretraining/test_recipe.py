@@ -276,3 +276,8 @@ def test_given_data_replaces_that_of_the_recipe_and_becomes_absolute(tmp_path, m
     recipe = small_recipe(data=["old.csv"]).with_inputs(data=["videos.csv", "s3://bucket/a.tar"])
     assert recipe.data == (DataShare(path=str(tmp_path / "videos.csv")), DataShare(path="s3://bucket/a.tar"))
     assert small_recipe(data=["old.csv"]).with_inputs().data == (DataShare(path="old.csv"),)
+
+
+def test_two_sets_of_first_weights_are_refused():
+    with pytest.raises(ValueError, match=r"initial 'first'.*initial_checkpoint 'second'.*leave the other out"):
+        load_recipe("tiny").with_overrides({"initial": "first", "initial_checkpoint": "second"})

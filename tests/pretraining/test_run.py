@@ -377,8 +377,8 @@ def test_a_run_starts_from_given_weights(finished):
 
 def test_weights_of_another_architecture_are_refused_by_the_field(finished, small_recipe):
     folder, _, _ = finished
-    changed = small_recipe.with_overrides({"initial": str(folder), "hidden_size": 96, "frames_per_clip": 8})
-    with pytest.raises(ValueError, match="frames_per_clip is 4 there and 8 here; hidden_size is 48 there and 96 here"):
+    changed = small_recipe.with_overrides({"initial": str(folder), "hidden_size": 96, "tubelet_size": 1})
+    with pytest.raises(ValueError, match="tubelet_size is 2 there and 1 here; hidden_size is 48 there and 96 here"):
         build_model(changed)
 
 

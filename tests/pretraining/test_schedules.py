@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vjepa_hub.pretraining.schedules import Schedules, half_life
+from vjepa_hub.pretraining.schedules import Schedules, half_life, rise
 
 
 def _schedules(**changes) -> Schedules:
@@ -52,6 +52,17 @@ def test_curves_stay_at_their_ends_beyond_the_stretched_steps(name):
 def test_learning_rate_without_warmup_begins_at_its_peak():
     schedules = _schedules(warmup_steps=0)
     assert schedules.learning_rate_at(0) == pytest.approx(6.25e-4, rel=1e-6)
+
+
+def test_line_of_a_cooldown_is_read_one_step_ahead_and_ends_at_four_fifths():
+    schedules = _schedules(total_steps=12_000, warmup_steps=0, learning_rate=5.25e-4, lr_decay="linear")
+    assert schedules.learning_rate_at(0) == pytest.approx(5.25e-4 + (1e-6 - 5.25e-4) / 15_000, rel=1e-12)
+    assert schedules.learning_rate_at(11_999) == pytest.approx(1.058e-4)  # as released: 1.06e-4
+
+
+def test_share_rises_between_its_steps_and_at_once_where_they_are_equal():
+    assert [rise(step, start=3, end=7) for step in (0, 3, 4, 7, 9)] == [0, 0, 0.25, 1, 1]
+    assert [rise(step, start=2, end=2) for step in (0, 1, 2, 3)] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(

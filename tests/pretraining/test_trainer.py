@@ -314,6 +314,41 @@ def test_plain_training_arguments_are_refused(small_config):
         VJEPATrainer(VJEPAForPreTraining(small_config), TrainingArguments(use_cpu=True))
 
 
+def test_run_begins_with_a_checkpoint_and_its_schedules_anew(make_trainer, blobs, tmp_path, logged):
+    make_trainer(blobs(), folder=tmp_path / "first", save_strategy="steps", save_steps=4).train()
+    begun = make_trainer(blobs(), initial_checkpoint=str(tmp_path / "first" / "checkpoint-4"), adam_beta2=0.99)
+    begun.train()
+    assert begun.state.global_step == 4
+    assert logged(begun, "learning_rate") == [begun.args.schedules(4).learning_rate_at(step) for step in range(4)]
+    assert {group["betas"] for group in begun.optimizer.param_groups} == {(0.9, 0.99)}
+    assert {state["step"].item() for state in begun.optimizer.state.values()} == {8}
+
+
+def test_run_begins_with_weights_of_another_clip_length_and_size(make_trainer, blobs, small_config, tmp_path):
+    make_trainer(blobs(), folder=tmp_path / "first", max_steps=1, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "first" / "checkpoint-1"
+    clips = {"frames_per_clip": 2 * small_config.frames_per_clip, "crop_size": 2 * small_config.crop_size}
+    config = VJEPAConfig(**{**small_config.to_diff_dict(), **clips})
+    model = VJEPAForPreTraining(config)
+    tables = {name: table.clone() for name, table in model.named_buffers()}
+    still = {"max_steps": 1, "start_learning_rate": 0, "learning_rate": 0, "final_learning_rate": 0, "momentum": 1}
+    dataset = [{"pixel_values_videos": torch.randn(config.frames_per_clip, 3, config.crop_size, config.crop_size)}] * 4
+    make_trainer(dataset, model=model, initial_checkpoint=str(checkpoint), **still).train()
+    weights = VJEPAForPreTraining.from_pretrained(checkpoint)
+    for (name, ours), expected in zip(model.named_parameters(), weights.parameters(), strict=True):
+        assert torch.equal(ours, expected), name
+    for name, table in model.named_buffers():
+        assert torch.equal(table, tables[name]), name
+
+
+def test_loss_at_context_tokens_is_refused_where_there_is_none(make_trainer, blobs):
+    with pytest.raises(ValueError, match=r"context_loss_weight is 0\.5.*pred_predicts_context=True"):
+        make_trainer(blobs(), context_loss_weight=0.5)
+    model = VJEPAForPreTraining(VJEPAConfig(**{**blobs().config.to_diff_dict(), "pred_predicts_context": True}))
+    with pytest.raises(ValueError, match=r"objective is 'l2'.*l1"):
+        make_trainer(blobs(), model=model, objective="l2")
+
+
 def test_trainer_without_data_says_so(make_trainer):
     with pytest.raises(ValueError, match="no train_dataset"):
         make_trainer(None).train()

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, creat
 from transformers import TrainingArguments
 
 from ..core.settings import Probability, Settings
-from .schedules import Schedules
+from .schedules import Schedules, rise
 
 # transformers 5.24 renamed it
 CHECKPOINTING = (
@@ -42,7 +42,8 @@ class VJEPATrainingArguments(TrainingArguments):
     Args:
         start_learning_rate: Learning rate at the beginning of the warm-up.
         learning_rate: Learning rate at the end of the warm-up.
-        final_learning_rate: Where the cosine leads.
+        final_learning_rate: Where the decay after the warm-up leads.
+        lr_decay: Form of that decay: cosine, or the line of V-JEPA 2's and 2.1's cooldown.
         warmup_steps: Steps of the warm-up; below 1, a share of all steps.
         weight_decay: Weight decay at the first step; biases and 1-D parameters have none.
         final_weight_decay: Where its cosine leads.
@@ -53,6 +54,15 @@ class VJEPATrainingArguments(TrainingArguments):
         clip_after_steps: The first step, from 0, that is clipped. None: one epoch after the end of the warm-up, as in
             the release (41 x 300).
         steps_per_epoch: Optimiser steps that are called an epoch. None: one pass over the data. The release has 300.
+        initial_checkpoint: Weights, and optimiser state where it has one, that a new run begins with: a checkpoint
+            folder of a run, or a model as `load` takes it. The schedules begin anew; clip length and crop may differ.
+        context_loss_weight: Weight of the loss at the context tokens, for models that predict them (V-JEPA 2.1; the
+            release has 0.5).
+        image_context_loss_weight: The same in batches of images. None: `context_loss_weight`.
+        context_loss_warmup_start: The step, from 0, from which that weight rises linearly from 0.
+        context_loss_warmup_end: The step at which it is whole.
+        context_loss_by_distance: Divide the error of each context token by the square root of its distance to the
+            nearest target, as in the release's first phase; its cooldown does not.
         objective: l1 (the paper), l2 or smooth_l1, between predictions and targets.
         targets: features of the target encoder (the paper), or normalised pixels of the patches, its baseline.
         resize: Where cut-out frames are resized: in the data loading worker (rounded to uint8), on the device, or
@@ -71,6 +81,7 @@ class VJEPATrainingArguments(TrainingArguments):
     start_learning_rate: NonNegativeFloat = 2e-4
     learning_rate: NonNegativeFloat = 6.25e-4
     final_learning_rate: NonNegativeFloat = 1e-6
+    lr_decay: Literal["cosine", "linear"] = "cosine"
     warmup_steps: NonNegativeInt | NonNegativeFloat = 0.1
     weight_decay: NonNegativeFloat = 0.04
     final_weight_decay: NonNegativeFloat = 0.4
@@ -80,6 +91,12 @@ class VJEPATrainingArguments(TrainingArguments):
     max_grad_norm: NonNegativeFloat = 10.0
     clip_after_steps: NonNegativeInt | None = None
     steps_per_epoch: PositiveInt | None = None
+    initial_checkpoint: str | None = None
+    context_loss_weight: NonNegativeFloat = 0.0
+    image_context_loss_weight: NonNegativeFloat | None = None
+    context_loss_warmup_start: NonNegativeInt = 0
+    context_loss_warmup_end: NonNegativeInt = 0
+    context_loss_by_distance: bool = True
     objective: Literal["l1", "l2", "smooth_l1"] = "l1"
     targets: Literal["features", "pixels"] = "features"
     resize: Literal["auto", "worker", "device"] = "auto"
@@ -136,7 +153,15 @@ class VJEPATrainingArguments(TrainingArguments):
             momentum=self.momentum,
             final_momentum=self.final_momentum,
             stretch=self.schedule_stretch,
+            lr_decay=self.lr_decay,
         )
+
+    def context_loss_weight_at(self, step: int, *, is_image: bool = False) -> float:
+        """Weight of the loss at the context tokens in the optimiser step `step`, from 0."""
+        weight = self.context_loss_weight
+        if is_image and self.image_context_loss_weight is not None:
+            weight = self.image_context_loss_weight
+        return weight * rise(step, start=self.context_loss_warmup_start, end=self.context_loss_warmup_end)
 
     def first_clipped_step(self, total_steps: int, steps_per_epoch: int) -> int:
         """The first step, from 0, whose gradients are clipped."""
@@ -165,6 +190,11 @@ class VJEPATrainingArguments(TrainingArguments):
             raise ValueError(
                 "load_best_model_at_end and save_strategy='best' choose by the loss, which falls in a collapse: save "
                 "by steps, and choose by the health measures or a probe"
+            )
+        if self.context_loss_warmup_start > self.context_loss_warmup_end:
+            raise ValueError(
+                f"context_loss_warmup_start is {self.context_loss_warmup_start} and context_loss_warmup_end is "
+                f"{self.context_loss_warmup_end}, but a rise cannot end before it starts; raise the end"
             )
         if self.auto_find_batch_size:
             raise ValueError(

@@ -252,6 +252,11 @@ class Recipe(Settings):
             )
         for settings in self.masks:
             require_possible(settings, grid)
+        if self.initial is not None and self.training.initial_checkpoint is not None:
+            raise ValueError(
+                f"the recipe has both initial '{self.initial}' and initial_checkpoint "
+                f"'{self.training.initial_checkpoint}', but a run begins with one of them; leave the other out"
+            )
         num_weights = sum(share.weight is not None for share in self.data)
         if num_weights not in (0, len(self.data)):
             raise ValueError(

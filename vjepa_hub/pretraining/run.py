@@ -35,17 +35,15 @@ from ..core.names import counted
 from ..core.progress import ProgressBar
 from ..core.run_files import METRICS_TABLE, RECIPE_FILE, RUN_FILE, RunFile, require_own_folder, without_credentials
 from ..data.quarantine import Quarantine
-from ..hub.conversion import convert_original_checkpoint
 from ..hub.cost import measure_matrix_flops, time_text
-from ..hub.loading import UNTRAINED, load_folder, open_model, resolve_config
-from ..hub.registry import find_bundled
-from ..model.configuration_vjepa import VJEPAConfig
+from ..hub.loading import UNTRAINED
 from ..model.modeling_vjepa import VJEPAForPreTraining
 from ..model.video_processing_vjepa import VJEPAVideoProcessor
 from .arguments import VJEPATrainingArguments
 from .checkpoints import INCOMPLETE
 from .console import PretrainingConsoleCallback
 from .estimate import estimate_recipe
+from .initial import begin_with
 from .interruption import InterruptedRunError, StopOnSignal
 from .metrics_log import MetricsCSVCallback
 from .pixel_prediction import VJEPAForPixelPrediction
@@ -70,21 +68,6 @@ _OF_A_RUN = (
     "trainer_state.json",
     "training_args.bin",
     INCOMPLETE,
-)
-# Fields of a configuration that weights of other values can start from
-_NOT_OF_THE_WEIGHTS = frozenset(
-    (
-        "weights_origin",
-        "num_pooler_layers",
-        "num_pooler_heads",
-        "pooler_mlp_ratio",
-        "pooler_feature_layers",
-        "rescale_initial_weights",
-        "attention_probs_dropout_prob",
-        "drop_path_rate",
-        "initializer_range",
-        "pred_zero_init_mask_tokens",
-    )
 )
 # A target encoder that forgets its beginning later than this has seen too little of the run
 LONGEST_HALF_LIFE = 1 / 3
@@ -360,47 +343,8 @@ def build_model(recipe: Recipe) -> VJEPAForPreTraining:
         torch.manual_seed(seed)
         model = model_class(config)
     if recipe.initial is not None:
-        source = open_initial(recipe.initial)
-        _require_same_architecture(recipe.initial, source.config, config)
-        for part in ("encoder", "target_encoder", "predictor"):
-            model.get_submodule(part).load_state_dict(source.get_submodule(part).state_dict())
-        model.config.weights_origin = f"initialised from {recipe.initial}"
+        begin_with(model, recipe.initial)
     return model
-
-
-def open_initial(initial: str) -> VJEPAForPreTraining:
-    """Weights to start from: a released file, a folder, a registered name, or a name on the Hub.
-
-    Features alone start encoder and target encoder alike.
-    """
-    path = Path(initial)
-    if path.is_file():
-        return convert_original_checkpoint(path, resolve_config(path, None))
-    if path.is_dir():
-        return load_folder(VJEPAForPreTraining, path)
-    bundled = find_bundled(initial)
-    if bundled is not None:
-        return load_folder(VJEPAForPreTraining, bundled)
-    features = open_model(initial).model
-    model = VJEPAForPreTraining(features.config)
-    for part in ("encoder", "target_encoder"):
-        model.get_submodule(part).load_state_dict(features.encoder.state_dict())
-    model.predictor.load_state_dict(features.get_submodule("predictor").state_dict())
-    return model
-
-
-def _require_same_architecture(initial: str, found: VJEPAConfig, wanted: VJEPAConfig) -> None:
-    differing = {
-        name: (getattr(found, name), getattr(wanted, name))
-        for name in VJEPAConfig.__annotations__
-        if name not in _NOT_OF_THE_WEIGHTS and getattr(found, name) != getattr(wanted, name)
-    }
-    if differing:
-        named = "; ".join(f"{name} is {there} there and {here} here" for name, (there, here) in differing.items())
-        raise ValueError(
-            f"the weights of {initial} are of another architecture than the recipe: {named}; set these fields of the "
-            "recipe's model to those of the weights"
-        )
 
 
 def _require_one_device(args: VJEPATrainingArguments) -> None:
@@ -446,7 +390,7 @@ def describe_run(recipe: Recipe, trainer: VJEPATrainer) -> list[Fact]:
     accumulated = args.gradient_accumulation_steps
     lines = [
         f"{recipe.name}: trains {trained} on {args.device}" + (", in bfloat16" if args.bf16 else ""),
-        f"starts from {trainer.model.config.weights_origin}",
+        f"starts from {args.initial_checkpoint or trainer.model.config.weights_origin}",
         f"data: {trainer.data_description}{_describe_memory(trainer.train_dataset)}",
         f"a clip: {config.frames_per_clip} frames of {config.crop_size} pixels, {grid.depth} x {grid.rows} x "
         f"{grid.columns} = {grid.num_tokens} tokens; {counted(len(recipe.masks), 'kind')} of masks",

@@ -7,6 +7,7 @@ momentum takes it unrounded.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Schedules:
         momentum: EMA momentum at step 0.
         final_momentum: EMA momentum at the end of the stretched curve.
         stretch: Length of the curves over `total_steps`, at least 1.
+        lr_decay: Form of the learning rate after the warm-up: half a cosine wave, or the line of the release's
+            cooldown of V-JEPA 2 and 2.1.
 
     Raises:
         ValueError: A number lies outside its range; the message names it.
@@ -39,6 +42,7 @@ class Schedules:
     momentum: float
     final_momentum: float
     stretch: float = 1.25
+    lr_decay: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
         if self.total_steps < 1:
@@ -58,14 +62,11 @@ class Schedules:
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the optimiser step `step`, from 0; as released, the curve is read one step ahead."""
-        return warmup_cosine(
-            step + 1,
-            total_steps=self.stretched_steps,
-            warmup_steps=self.warmup_steps,
-            start=self.start_learning_rate,
-            peak=self.learning_rate,
-            final=self.final_learning_rate,
-        )
+        step, warmup_steps, peak = step + 1, self.warmup_steps, self.learning_rate
+        if step < warmup_steps:
+            return linear(step, total_steps=warmup_steps, initial=self.start_learning_rate, final=peak)
+        decay, decay_steps = linear if self.lr_decay == "linear" else cosine, self.stretched_steps - warmup_steps
+        return decay(step - warmup_steps, total_steps=decay_steps, initial=peak, final=self.final_learning_rate)
 
     def weight_decay_at(self, step: int) -> float:
         """Weight decay of the optimiser step `step`, from 0; as released, the curve is read one step ahead."""
@@ -82,7 +83,7 @@ class Schedules:
 
 def linear(step: int, *, total_steps: float, initial: float, final: float) -> float:
     """A straight line from `initial` at step 0 to `final` at `total_steps`, and `final` from there on."""
-    return initial + (final - initial) * min(step / total_steps, 1.0)
+    return initial + (final - initial) * min(step / max(total_steps, 1), 1.0)
 
 
 def cosine(step: int, *, total_steps: int, initial: float, final: float) -> float:
@@ -91,11 +92,9 @@ def cosine(step: int, *, total_steps: int, initial: float, final: float) -> floa
     return final + (initial - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, start: float, peak: float, final: float) -> float:
-    """A line from `start` to `peak` over the warm-up, then half a cosine wave to `final` over the remaining steps."""
-    if step < warmup_steps:
-        return linear(step, total_steps=warmup_steps, initial=start, final=peak)
-    return cosine(step - warmup_steps, total_steps=total_steps - warmup_steps, initial=peak, final=final)
+def rise(step: int, *, start: int, end: int) -> float:
+    """Share in [0, 1] that rises linearly from 0 at step `start` to 1 at `end`, and at once where they are equal."""
+    return min(max((step - start) / (end - start), 0.0), 1.0) if end > start else float(step >= start)
 
 
 def half_life(momentum: float) -> float:

@@ -45,6 +45,7 @@ from .checkpoints import INCOMPLETE, find_checkpoint, save_published, trained_or
 from .ema import TargetEncoderCallback
 from .estimate import step_flops
 from .finite import FiniteWatch, NonFiniteLossError
+from .initial import begin_with
 from .objectives import prediction_loss
 from .optimizer import RecipeScheduler, clip_by_part, parameter_groups
 from .probe import OnlineProbe
@@ -89,6 +90,7 @@ class VJEPATrainer(Trainer):
     model: VJEPAForPreTraining
     train_dataset: Any
     eval_dataset: Any
+    optimizer: Any
     lr_scheduler: Any
 
     def __init__(
@@ -108,6 +110,10 @@ class VJEPATrainer(Trainer):
         for name in kwargs:
             if name in _NOT_TAKEN and kwargs[name] is not None:
                 raise ValueError(f"{name} was given, but VJEPATrainer has no use for it; {_NOT_TAKEN[name]}")
+        _require_context_predictions(model.config, args)
+        if model.config.image_tokenizer or model.config.modality_embeddings:
+            # A process that has only images, or only video, leaves parameters of the other without a gradient
+            args.ddp_find_unused_parameters = True
         self.mask_kinds, self.probe, self.data_description = tuple(mask_kinds), probe, data_description
         kwargs.setdefault("processing_class", default_processor(model.config))
         self._has_own_collator = data_collator is None
@@ -118,6 +124,7 @@ class VJEPATrainer(Trainer):
         self.health: HealthCallback | None = None
         self._order: ClipOrder | None = None
         self._norms: dict[str, torch.Tensor] = {}
+        self._parts_of_loss: list[torch.Tensor] = []  # of each batch since the last log, (2,)
         reader = getattr(train_dataset, "reader", None)
         self._failures = FailureShare(args.max_bad_share, quarantine=getattr(reader, "quarantine", None))
         self._finite = FiniteWatch(args.device)
@@ -264,11 +271,24 @@ class VJEPATrainer(Trainer):
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None
     ) -> Any:
         """The paper's objective, or the one that the arguments name, between predictions and targets."""
-        outputs = model(**inputs)
+        outputs = model(**inputs, **self._context_loss_settings(inputs["pixel_values_videos"]))
+        if outputs.context_loss is not None and model.training:
+            self._parts_of_loss.append(torch.stack([outputs.target_loss, outputs.context_loss]).detach())
         loss = outputs.loss
         if self.args.objective != "l1":
             loss = prediction_loss(outputs.predictions, outputs.targets, self.args.objective)
         return (loss, outputs) if return_outputs else loss
+
+    def _context_loss_settings(self, pixel_values_videos: torch.Tensor) -> dict[str, Any]:
+        """Keywords of the forward pass for models that have a loss at the context tokens."""
+        config, args = self.model.config, self.args
+        if not config.pred_predicts_context:
+            return {}
+        is_image = config.image_tokenizer and pixel_values_videos.shape[1] == 1
+        return {
+            "context_loss_weight": args.context_loss_weight_at(self.state.global_step, is_image=is_image),
+            "context_loss_by_distance": args.context_loss_by_distance,
+        }
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of a batch of the evaluation set."""
@@ -367,10 +387,24 @@ class VJEPATrainer(Trainer):
             if self._created_lr_scheduler:
                 logs["weight_decay"] = self.schedules.weight_decay_at(step)
             logs["momentum"] = self.schedules.momentum_at(step)
+            logs |= self._take_parts_of_loss(step)
             logs |= {f"{part}_grad_norm": norm.item() for part, norm in self._norms.items()}
             if self._failures.num_failures:
                 logs["bad_videos"] = self._failures.num_failures
         super().log(logs, start_time)
+
+    def _take_parts_of_loss(self, step: int) -> dict[str, float]:
+        """Loss at targets and at context tokens, the mean since the last log over all processes, and its weight."""
+        if not self._parts_of_loss:
+            return {}
+        parts = torch.stack(self._parts_of_loss).mean(dim=0)
+        self._parts_of_loss = []
+        target_loss, context_loss = nested_gather(parts, self.args.parallel_mode).reshape(-1, 2).mean(dim=0).tolist()
+        weight = self.args.context_loss_weight_at(step)
+        logs = {"target_loss": target_loss, "context_loss": context_loss, "context_loss_weight": weight}
+        if self.args.image_context_loss_weight is not None:
+            logs["image_context_loss_weight"] = self.args.context_loss_weight_at(step, is_image=True)
+        return logs
 
     def _log_beside(self, logs: dict[str, float]) -> None:
         """Log in the course of a step, without its own log being taken for done."""
@@ -398,9 +432,28 @@ class VJEPATrainer(Trainer):
             self.args.ignore_data_skip = True  # the stream goes on by itself, without decoding what it passes
         if resume_from_checkpoint:
             self._require_steps_left(Path(resume_from_checkpoint))
+        elif self.args.initial_checkpoint:
+            begin_with(self.model, self.args.initial_checkpoint)
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         self.require_finite()
         return result
+
+    def load_initial_optimizer(self) -> None:
+        """Take the optimiser's state of `initial_checkpoint`, where it has one, under the schedules of this run.
+
+        Raises:
+            CheckpointError: The checkpoint lacks a part, or has a damaged one.
+        """
+        initial = self.args.initial_checkpoint
+        if not initial or next(Path(initial).glob("optimizer*"), None) is None:
+            return
+        join_processes().from_first(partial(require_readable, initial))
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        beginning = self.lr_scheduler.state_dict()
+        self._load_optimizer_and_scheduler(initial)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        self.lr_scheduler.load_state_dict(beginning)
 
     def _require_steps_left(self, checkpoint: Path) -> None:
         """Refuse a finished run, of which transformers would train one more step."""
@@ -523,10 +576,17 @@ class VJEPATrainer(Trainer):
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the global order which epoch begins; transformers tells only loaders that accelerate has wrapped."""
+    """Begins a run with its optimiser's first state, and tells the global order which epoch begins.
+
+    transformers tells only loaders that accelerate has wrapped.
+    """
 
     def __init__(self, trainer: VJEPATrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 0:
+            self.trainer.load_initial_optimizer()
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         order = self.trainer._order
@@ -549,6 +609,21 @@ def _refuse_first_fsdp(plugin: Any) -> None:
         raise ValueError(
             f"fsdp_version is {version}, but encoder and predictor are clipped apart, which takes FSDP2: set "
             "fsdp_version to 2 in accelerate's configuration, as in vjepa_hub/pretraining/launch/fsdp2.yaml"
+        )
+
+
+def _require_context_predictions(config: VJEPAConfig, args: VJEPATrainingArguments) -> None:
+    """Refuse a loss at context tokens that the model has not, and objectives that this loss has not."""
+    weights = {name: getattr(args, name) for name in ("context_loss_weight", "image_context_loss_weight")}
+    for name, weight in weights.items():
+        if weight and not config.pred_predicts_context:
+            raise ValueError(
+                f"{name} is {weight}, but the model predicts no context tokens; leave it out, or set "
+                "pred_predicts_context=True in its configuration, as in V-JEPA 2.1"
+            )
+    if config.pred_predicts_context and args.objective != "l1":
+        raise ValueError(
+            f"objective is '{args.objective}', but a model that predicts context tokens too is trained with l1"
         )
 
 
