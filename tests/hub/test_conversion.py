@@ -19,7 +19,7 @@ from vjepa_hub.hub.conversion import (
     convert_original_probe,
     export_original_checkpoint,
     export_original_probe,
-    find_config,
+    find_configs,
     to_original_state,
 )
 from vjepa_hub.model.modeling_vjepa import sincos_positions
@@ -347,8 +347,8 @@ def test_probe_needs_only_the_target_encoder(checkpoint, saved, reference_config
 
 def test_configuration_is_found_among_candidates(reference_config):
     wrong = [_changed(reference_config, num_hidden_layers=3), _changed(reference_config, uniform_power=False)]
-    assert find_config(CHECKPOINT, [*wrong, reference_config]) is reference_config
-    assert find_config(CHECKPOINT, wrong) is None
+    assert find_configs(CHECKPOINT, [*wrong, reference_config]) == [reference_config]
+    assert find_configs(CHECKPOINT, wrong) == []
 
 
 # --- V-JEPA 2 and 2.1 (their numbers: test_reference_family.py) ---

@@ -9,7 +9,7 @@ import torch
 from tests.damage import MAX_EXTRA_BYTES, VALUES, change_bytes, change_fields, fuzz, little_memory, watched
 from tests.hub.test_safety import _Malicious
 from vjepa_hub import VJEPAConfig, VJEPAForPreTraining, VJEPAModel, VJEPAVideoProcessor
-from vjepa_hub.hub.conversion import convert_original_checkpoint, export_original_checkpoint, find_config
+from vjepa_hub.hub.conversion import convert_original_checkpoint, export_original_checkpoint, find_configs
 from vjepa_hub.hub.loading import open_model
 
 CONFIG = {
@@ -171,7 +171,7 @@ def test_changed_keys_of_a_released_file(released, seeds):
         torch.save(content, released)
 
     def use() -> None:
-        assert find_config(released, [config]) is None
+        assert find_configs(released, [config]) == []
         convert_original_checkpoint(released, config)
 
     cases = seeds(25)

@@ -21,7 +21,7 @@ from vjepa_hub.evaluation.encoders.opening import build_untrained
 from vjepa_hub.hub import download, loading
 from vjepa_hub.hub.class_names import UNCERTAIN
 from vjepa_hub.hub.download import DownloadError
-from vjepa_hub.hub.loading import find_cached, load_classifier, load_untrained, open_model
+from vjepa_hub.hub.loading import find_cached, load_classifier, load_untrained, open_model, resolve_config
 from vjepa_hub.hub.registry import MODELS, RELEASE_ADDRESS, RELEASE_ADDRESS_2, ModelEntry, download_address
 
 TINY, TINY_FILE = "vjepa-reference", "/tiny/tiny.pth.tar"
@@ -203,6 +203,19 @@ def test_released_probe_of_v_jepa_2_has_its_own_clip_heads_and_blocks(server, mo
     assert "the weights of vjepa2-tiny are under the MIT licence" in caplog.text
     clips = [VJEPAVideoProcessor.from_pretrained(find_cached(entry.name, dataset)) for dataset in (None, "ssv2")]
     assert [(found.num_frames, found.fps, found.frame_step) for found in clips] == [(8, 4, None), (4, None, 4)]
+
+
+def test_released_file_that_two_models_fit_is_that_of_its_name_or_refused(monkeypatch, tmp_path):
+    for size in (64, 96):
+        name, file = f"vjepa2-tiny-{size}", f"{RELEASE_ADDRESS_2}tiny-{size}.pt"
+        fields = {**GIVEN["v2"], **TOLD["v2"], "crop_size": size}
+        entry = ModelEntry(name=name, description="", fields=fields, checkpoint=file, probes={}, license="mit")
+        monkeypatch.setitem(MODELS, name, entry)
+    for file in ("tiny-96.pt", "renamed.pt"):
+        (tmp_path / file).symlink_to(reference_file("v2"))
+    assert resolve_config(tmp_path / "tiny-96.pt", None).crop_size == 96
+    with pytest.raises(ValueError, match=r"renamed\.pt fits vjepa2-tiny-64 and vjepa2-tiny-96.*--model NAME"):
+        resolve_config(tmp_path / "renamed.pt", None)
 
 
 def test_probe_without_its_protocol_is_refused_with_the_reason_before_a_download():

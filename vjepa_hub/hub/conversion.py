@@ -107,7 +107,7 @@ def convert_original_checkpoint(file: str | os.PathLike, config: VJEPAConfig) ->
 
     Args:
         file: A file such as the release's `vitl16.pth.tar`.
-        config: The architecture of the file's model; see `find_config` and `infer_config`.
+        config: The architecture of the file's model; see `find_configs` and `infer_config`.
 
     Returns:
         The model, with the file's own position tables. Where a distilled file has no `encoder`, its `ema_encoder`
@@ -291,23 +291,23 @@ def write_folder(model: VJEPAPreTrainedModel, output_dir: str | os.PathLike) -> 
     default_processor(model.config, is_classifier=is_classifier).save_pretrained(output_dir)
 
 
-def find_config(file: str | os.PathLike, candidates: Iterable[VJEPAConfig]) -> VJEPAConfig | None:
-    """The first of some configurations that a released checkpoint fits, keys, shapes and position tables.
+def find_configs(file: str | os.PathLike, candidates: Iterable[VJEPAConfig]) -> list[VJEPAConfig]:
+    """Those of some configurations that a released checkpoint fits, keys, shapes and position tables.
 
-    The number of attention heads leaves no trace in a file: candidates should not differ in it alone.
+    The number of attention heads leaves no trace in a file, and with rotary positions the crop size neither.
 
     Args:
         file: The released checkpoint.
         candidates: Configurations to try, such as the registry's.
 
     Returns:
-        The configuration, or None where none fits.
+        The configurations, in the order of the candidates.
 
     Raises:
         ConversionError: The file is damaged or no checkpoint, would run code, or lacks a part.
     """
     parts = read_parts(file)
-    return next((config for config in candidates if not _find_problems(parts, config)), None)
+    return [config for config in candidates if not _find_problems(parts, config)]
 
 
 def _build_empty(model_class: type[Model], config: VJEPAConfig) -> Model:

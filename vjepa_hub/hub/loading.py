@@ -41,7 +41,7 @@ from .conversion import (
     attach_original_probe,
     convert_file,
     convert_original_features,
-    find_config,
+    find_configs,
     write_folder,
 )
 from .default_processor import default_processor
@@ -487,18 +487,24 @@ def resolve_config(file: Path, config: VJEPAConfig | str | Path | None) -> VJEPA
 
 
 def _find_entry(file: Path) -> ModelEntry:
-    """The released model that a file fits; of two that differ in the crop alone, that with the file's name."""
-    released = [entry for entry in MODELS.values() if entry.checkpoint is not None]
-    released.sort(key=lambda entry: _file_name(str(entry.checkpoint)) != file.name)
-    candidates = [entry.config() for entry in released]
-    found = find_config(file, candidates)
-    if found is None:
+    """The released model that a file fits; of several, which differ in the crop alone, that with the file's name."""
+    released = [(entry.config(), entry) for entry in MODELS.values() if entry.checkpoint is not None]
+    configs = find_configs(file, [config for config, _ in released])
+    fitting = [entry for config, entry in released if any(config is found for found in configs)]
+    if not fitting:
         raise ValueError(
             f"{file} fits none of the released architectures ({', '.join(MODELS)}); pass its configuration, "
             "a JSON file such as save_pretrained writes, or infer it (infer_config; `vjepa-hub convert FILE OUT "
             "--num-attention-heads ...`)"
         )
-    return next(entry for entry, config in zip(released, candidates, strict=True) if config is found)
+    named = [entry for entry in fitting if _file_name(str(entry.checkpoint)) == file.name]
+    if len(fitting) > 1 and not named:
+        raise ValueError(
+            f"{file} fits {' and '.join(entry.name for entry in fitting)}, which differ in what no file tells, such "
+            "as the crop size; give the file the name that it was released under, or pass the configuration "
+            "(find_model(name).config(); `vjepa-hub convert FILE OUT --model NAME`)"
+        )
+    return (named or fitting)[0]
 
 
 def _read_given_config(config: str | Path) -> VJEPAConfig:
