@@ -24,6 +24,9 @@ from vjepa_hub.hub.loading import OpenedModel
 from vjepa_hub.model import VJEPAConfig, VJEPAModel, VJEPAVideoProcessor
 from vjepa_hub.viz.feature_maps import FeatureColours
 
+# Clips of flat colours and of other sizes, which the model warns of
+pytestmark = pytest.mark.filterwarnings("ignore:pixel_values_videos has values", "ignore:a clip of")
+
 PATCH = 16
 LEVEL = 128
 
