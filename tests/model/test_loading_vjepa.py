@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
@@ -114,11 +115,12 @@ def test_auto_classes_build_the_family(small_config, auto_class, model_class):
     assert isinstance(AutoConfig.for_model("vjepa"), VJEPAConfig)
 
 
-def test_auto_classes_load_configuration_and_processor(features_folder):
+@pytest.mark.parametrize("auto_class", [AutoVideoProcessor, AutoImageProcessor])
+def test_auto_classes_load_configuration_and_processor(features_folder, auto_class):
     _, path = features_folder
     VJEPAVideoProcessor(crop_size=32).save_pretrained(path)
     assert isinstance(AutoConfig.from_pretrained(path), VJEPAConfig)
-    processor = AutoVideoProcessor.from_pretrained(path)
+    processor = auto_class.from_pretrained(path)
     assert isinstance(processor, VJEPAVideoProcessor)
     assert processor.crop_size["height"] == 32
 
@@ -354,15 +356,19 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 import torch
-from transformers import AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoModelForVideoClassification, AutoVideoProcessor
 
 features, classifier, clip = sys.argv[1:]
 clip = torch.load(clip)
-pixels = AutoVideoProcessor.from_pretrained(features, trust_remote_code=True)(clip, return_tensors="pt")
+pixels, again = (
+    auto_class.from_pretrained(features, trust_remote_code=True)(clip, return_tensors="pt")
+    for auto_class in (AutoVideoProcessor, AutoImageProcessor)
+)
 outputs = [
     AutoModel.from_pretrained(features, trust_remote_code=True)(**pixels).last_hidden_state,
     AutoModel.from_pretrained(classifier, trust_remote_code=True)(**pixels).last_hidden_state,
     AutoModelForVideoClassification.from_pretrained(classifier, trust_remote_code=True)(**pixels).logits,
+    again.pixel_values_videos,
 ]
 torch.save([output.detach() for output in outputs], "outputs.pt")
 """
@@ -384,6 +390,7 @@ def test_saved_folder_loads_without_vjepa_hub_installed(features_folder, classif
         features.eval()(**pixels).last_hidden_state,
         classifier.eval().encoder(**pixels).last_hidden_state,
         classifier(**pixels).logits,
+        pixels.pixel_values_videos,
     ]
     for found, wanted in zip(torch.load(tmp_path / "outputs.pt"), expected, strict=True):
         torch.testing.assert_close(found, wanted)

@@ -96,8 +96,7 @@ def test_frames_that_were_sampled_are_not_sampled_again(classifier, tmp_path, ma
 def test_batches_of_several_videos_give_the_scores_of_each(classifier, tmp_path, num_segments):
     processor = VJEPAVideoProcessor(crop_size=32, num_segments=num_segments)
     processor.save_pretrained(tmp_path / "classifier")
-    # transformers pads batches by an image processor alone, which it then does not call
-    classify = pipeline("video-classification", model=str(tmp_path / "classifier"), image_processor=processor)
+    classify = pipeline("video-classification", model=str(tmp_path / "classifier"))
     predictions = classify([str(sample_clip_path())] * 3, batch_size=2)
     expected = _expected_scores(classifier, sample_clip_path(), num_clips=num_segments)
     assert [_scores(ranking) for ranking in predictions] == [pytest.approx(expected, abs=1e-5)] * 3

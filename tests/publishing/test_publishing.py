@@ -22,6 +22,7 @@ MODEL = {
     "configuration_vjepa.py",
     "model.safetensors",
     "modeling_vjepa.py",
+    "preprocessor_config.json",
     "video_preprocessor_config.json",
     "video_processing_vjepa.py",
     "README.md",

@@ -425,7 +425,8 @@ def require_own_model(folder: str | Path, *, inputs: Iterable[str | Path] = ()) 
     folder = Path(folder)
     config = folder / "config.json"
     is_own = config.is_file() and '"model_type": "vjepa"' in config.read_text(encoding="utf-8", errors="replace")
-    names = ("config.json", "model.safetensors", "video_preprocessor_config.json", "README.md")
+    processors = ("video_preprocessor_config.json", "preprocessor_config.json")
+    names = ("config.json", "model.safetensors", *processors, "README.md")
     require_replaceable([folder / name for name in names], inputs=inputs, is_own=lambda _: is_own)
 
 

@@ -2,6 +2,7 @@
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
@@ -23,4 +24,6 @@ def register_auto_classes() -> None:
         auto_class.register(VJEPAConfig, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class.__name__)
     AutoVideoProcessor.register(VJEPAConfig, VJEPAVideoProcessor, exist_ok=True)
+    by_backend: dict[str, type] = {"torchvision": VJEPAVideoProcessor}
+    AutoImageProcessor.register(VJEPAConfig, image_processor_classes=by_backend, exist_ok=True)
     VJEPAVideoProcessor.register_for_auto_class("AutoVideoProcessor")

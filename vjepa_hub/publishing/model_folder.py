@@ -13,6 +13,7 @@ from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import AUTO_CLASSES, VJEPAPreTrainedModel
 
 CARD_FILE, PROCESSOR_FILE = "README.md", "video_preprocessor_config.json"
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"  # names the same class to AutoImageProcessor
 MODEL_CODE = ("configuration_vjepa.py", "modeling_vjepa.py", "video_processing_vjepa.py")
 # Files that can run code when they are read without care
 PICKLE_ENDINGS = frozenset((".bin", ".pt", ".pth", ".tar", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"))

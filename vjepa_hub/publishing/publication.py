@@ -42,6 +42,7 @@ from .facts import EVALUATION_RECORD, CardOptions, RunFolder, find_run, gather_f
 from .machine_paths import find_machine_paths, shorten_machine_paths
 from .model_folder import (
     CARD_FILE,
+    IMAGE_PROCESSOR_FILE,
     MODEL_CODE,
     PROCESSOR_FILE,
     is_pickle,
@@ -236,12 +237,13 @@ def _model_files(folder: Path) -> Iterator[PublishedFile]:
     """Weights, configuration, processor and code; what an old folder lacks is added from this package."""
     yield from (PublishedFile(name, folder / name) for name in list_weight_files(folder))
     yield _with_code_named(_shortened(PublishedFile(CONFIG_FILE, folder / CONFIG_FILE)))
-    if (folder / PROCESSOR_FILE).is_file():
-        yield _shortened(PublishedFile(PROCESSOR_FILE, folder / PROCESSOR_FILE))
-    else:
-        with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as written:
-            _default_processor(read_config(folder / CONFIG_FILE)).save_pretrained(written)
-            yield PublishedFile(PROCESSOR_FILE, Path(written, PROCESSOR_FILE).read_bytes())
+    with tempfile.TemporaryDirectory(prefix="vjepa_hub-") as written:
+        _default_processor(read_config(folder / CONFIG_FILE)).save_pretrained(written)
+        for name in (PROCESSOR_FILE, IMAGE_PROCESSOR_FILE):
+            if (folder / name).is_file():
+                yield _shortened(PublishedFile(name, folder / name))
+            else:
+                yield PublishedFile(name, Path(written, name).read_bytes())
     for name in MODEL_CODE:
         yield PublishedFile(name, folder / name if (folder / name).is_file() else package_code(name))
 
