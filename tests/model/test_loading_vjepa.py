@@ -360,10 +360,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForVideoClassif
 
 features, classifier, clip = sys.argv[1:]
 clip = torch.load(clip)
-pixels, again = (
-    auto_class.from_pretrained(features, trust_remote_code=True)(clip, return_tensors="pt")
-    for auto_class in (AutoVideoProcessor, AutoImageProcessor)
-)
+pixels = AutoVideoProcessor.from_pretrained(features, trust_remote_code=True)(clip, return_tensors="pt")
+again = AutoImageProcessor.from_pretrained(features, trust_remote_code=True)(clip, return_tensors="pt")
 outputs = [
     AutoModel.from_pretrained(features, trust_remote_code=True)(**pixels).last_hidden_state,
     AutoModel.from_pretrained(classifier, trust_remote_code=True)(**pixels).last_hidden_state,
