@@ -73,6 +73,17 @@ def test_weights_that_go_back_to_released_ones_keep_their_licence(trainer, initi
     assert (f"initialised from {initial}" in card.text) == (initial is not None)
 
 
+def test_checkpoint_that_a_run_begins_with_is_on_its_record_with_its_licence(trainer):
+    recipe = load_recipe("tiny").with_overrides({"initial_checkpoint": "vjepa-vitl16"})
+    trainer.run_file.record = record_recipe(recipe, trainer.output_dir, (), weights_origin="untrained, seed 0")
+    trainer.create_model_card()
+    assert read_run(trainer.output_dir).model.name == "vjepa-vitl16"
+    run = find_run(trainer.output_dir)
+    card = ModelCard(render_card(gather_facts(run, "me/model", trainer.model.config, CardOptions())))
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "initialised from vjepa-vitl16" in card.text
+
+
 def test_command_of_a_call_from_python_gives_the_same_recipe(tmp_path):
     recipe = load_recipe("tiny").with_overrides(["masks.0.num_blocks=3", "learning_rate=0.25", "probe=none"])
     command = record_recipe(recipe, tmp_path, (), weights_origin="").command

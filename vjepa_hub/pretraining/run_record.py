@@ -43,6 +43,7 @@ def record_training(args: VJEPATrainingArguments, mask_kinds: Sequence[MaskKind]
             "training": {name: getattr(args, name) for name in names},
             "masks": [kind.to_tree() for kind in mask_kinds],
         },
+        model=_initial_model(args.initial_checkpoint),
         data=(DataFacts(role="videos", source=data, description=data),) if data else (),
     )
 
@@ -73,9 +74,17 @@ def record_recipe(recipe: Recipe, folder: Path, data: Sequence[DataFacts], *, we
         seeds=(recipe.training.seed,),
         settings=recipe.to_tree(),
         changed=changed,
-        model=ModelFacts.of(recipe.initial, weights=weights_origin) if recipe.initial else None,
+        model=(
+            ModelFacts.of(recipe.initial, weights=weights_origin)
+            if recipe.initial
+            else _initial_model(recipe.training.initial_checkpoint)
+        ),
         data=tuple(data),
     )
+
+
+def _initial_model(checkpoint: str | None) -> ModelFacts | None:
+    return ModelFacts.of(checkpoint, weights=f"initialised from {checkpoint}") if checkpoint else None
 
 
 def measured(state: TrainerState, warnings: Sequence[HealthWarning]) -> dict[str, Any]:
