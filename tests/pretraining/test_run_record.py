@@ -9,7 +9,7 @@ from vjepa_hub.pretraining.recipe import load_recipe
 from vjepa_hub.pretraining.run_record import record_recipe
 from vjepa_hub.pretraining.trainer import VJEPATrainer
 from vjepa_hub.publishing.card import is_ours, render_card
-from vjepa_hub.publishing.facts import CardOptions, find_run, gather_facts
+from vjepa_hub.publishing.facts import CardOptions, card_command, find_run, gather_facts
 
 
 @pytest.fixture
@@ -82,6 +82,13 @@ def test_checkpoint_that_a_run_begins_with_is_on_its_record_with_its_licence(tra
     card = ModelCard(render_card(gather_facts(run, "me/model", trainer.model.config, CardOptions())))
     assert card.data.license == "cc-by-nc-4.0"
     assert "initialised from vjepa-vitl16" in card.text
+
+
+def test_card_does_not_name_the_folder_of_a_first_checkpoint(tmp_path):
+    recipe = load_recipe("tiny").with_overrides({"initial_checkpoint": str(tmp_path)})
+    command = card_command(record_recipe(recipe, tmp_path / "run", (), weights_origin="untrained, seed 0"))
+    assert "training.initial_checkpoint=MODEL" in command
+    assert str(tmp_path) not in command
 
 
 def test_command_of_a_call_from_python_gives_the_same_recipe(tmp_path):

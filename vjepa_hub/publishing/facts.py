@@ -258,7 +258,8 @@ def public_record(record: RunRecord) -> RunRecord:
         model = model.model_copy(update={"name": model.placeholder})
     words, is_folder = list[str](), False
     for word in record.command:
-        option, _, value = word.partition("=") if word.startswith("--") and "=" in word else ("", "", word)
+        is_pair = word.startswith("--") or word.partition("=")[2] in names  # an option, or an assignment of --set
+        option, _, value = word.partition("=") if is_pair and "=" in word else ("", "", word)
         value = "RUN" if is_folder or option == "--output-dir" else names.get(value, value)
         words.append(f"{option}={value}" if option else value)
         is_folder = word == "--output-dir"
