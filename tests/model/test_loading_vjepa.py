@@ -391,4 +391,4 @@ def test_saved_folder_loads_without_vjepa_hub_installed(features_folder, classif
         pixels.pixel_values_videos,
     ]
     for found, wanted in zip(torch.load(tmp_path / "outputs.pt"), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)  # another process may add in another order
