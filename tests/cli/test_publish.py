@@ -149,7 +149,7 @@ def test_a_dry_run_shows_files_and_checks_and_ends_with_1_where_one_fails(featur
     result = command("publish", features, "--repo-id", "tester/model", "--dry-run")
     assert result.exit_code == 1
     assert "model.safetensors" in result.output
-    assert "checks: 1 problems" in result.output
+    assert "checks: 1 problem" in result.output
     assert "no license" in result.output
     assert "(--license)" in result.output
     result = command("publish", features, "--repo-id", "tester/model", "--dry-run", "--license", "mit")

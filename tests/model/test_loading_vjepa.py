@@ -372,6 +372,7 @@ torch.save([output.detach() for output in outputs], "outputs.pt")
 """
 
 
+@pytest.mark.parametrize("family_config", ["2.1"], indirect=True)
 def test_saved_folder_loads_without_vjepa_hub_installed(features_folder, classifier_folder, tmp_path):
     (features, features_path), (classifier, classifier_path) = features_folder, classifier_folder
     processor = VJEPAVideoProcessor(crop_size=32)

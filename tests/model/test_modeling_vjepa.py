@@ -867,7 +867,7 @@ def _draw_two_kinds(num_context: int) -> tuple[list, list]:
     return tuple(map(list, zip(*kinds, strict=True)))
 
 
-@pytest.mark.parametrize("family_config", ["1", "2.1"], indirect=True)
+@with_levels
 @needs_traceable_attention
 def test_masks_of_one_length_never_recompile(small_pretraining, small_clip):
     small_pretraining.train()
@@ -880,7 +880,7 @@ def test_masks_of_one_length_never_recompile(small_pretraining, small_clip):
     assert _compilations(predictor, [(features, *_draw_masks(9, 7), (2, 4, 4)) for _ in range(20)]) == 1
 
 
-@pytest.mark.parametrize("family_config", ["1", "2.1"], indirect=True)
+@with_table
 @needs_traceable_attention
 def test_masks_of_other_lengths_never_recompile_dynamic_shapes(small_pretraining, small_clip):
     encoder, predictor = small_pretraining.encoder, small_pretraining.predictor
@@ -893,6 +893,7 @@ def test_masks_of_other_lengths_never_recompile_dynamic_shapes(small_pretraining
     assert _compilations(predictor, inputs, dynamic=True) == 1
 
 
+@with_rotation
 @needs_traceable_attention
 def test_compiled_model_computes_the_same(small_pretraining, small_clip):
     masks = _draw_two_kinds(10)

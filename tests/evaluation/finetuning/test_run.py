@@ -293,7 +293,7 @@ def test_resuming_a_complete_run_trains_no_step(tuned, features, few_videos):
 
 
 def test_a_folder_with_another_model_or_run_is_left_as_it_is(tuned, features, few_videos):
-    with pytest.raises(FileExistsError, match="has another model already"):
+    with pytest.raises(FileExistsError, match=r"config\.json. would be replaced.*another output folder"):
         finetune(features, *few_videos, features, plain_settings())
     with pytest.raises(ValueError, match=r"other settings, differing in .*num_epochs"):
         finetune(features, *few_videos, tuned, plain_settings())
