@@ -44,3 +44,18 @@ def test_exported_folder_is_transformers_own(tmp_path):
         torch.testing.assert_close(
             theirs.get_vision_features(clip), model.get_vision_features(clip), atol=1e-5, rtol=0
         )
+
+
+def test_model_is_not_exported_over_what_is_read_or_over_another_model(small_config, tmp_path):
+    checkpoint = tmp_path / "model.pt2"
+    checkpoint.write_bytes(b"released")
+    result = run_export(checkpoint, checkpoint)
+    assert result.exit_code != 0
+    assert "read by the same command" in " ".join(result.output.split())
+    assert checkpoint.read_bytes() == b"released"
+    VJEPAModel(tiny_config("v2")).save_pretrained(tmp_path / "model")
+    VJEPAModel(small_config).save_pretrained(tmp_path / "other")
+    result = run_export(tmp_path / "model", tmp_path / "other", "--format", "transformers")
+    assert result.exit_code != 0
+    assert "vjepa_hub did not write it" in " ".join(result.output.split())
+    assert AutoModel.from_pretrained(tmp_path / "other").config.model_type == "vjepa"

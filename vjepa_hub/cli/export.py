@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from ..core.files import require_replaceable
 from .common import usage_errors
 from .options import complete_models, complete_probes, known_model
 
@@ -51,6 +52,8 @@ def export(
     from ..publishing.export import export_onnx, export_program, open_for_export
 
     console = Console(stderr=True)
+    with usage_errors():
+        require_replaceable([file], inputs=[model])
     with usage_errors(), console.status(f"exporting {model}"):
         write = {"onnx": export_onnx, "pt2": export_program, "transformers": export_transformers}[chosen]
         written = write(open_for_export(model, probe), file)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, VJEPA2Config
 
-from ..core.files import writing
+from ..core.files import require_replaceable, writing
 from ..model.configuration_vjepa import VJEPAConfig
 from ..model.modeling_vjepa import VJEPAForVideoClassification, VJEPAModel, VJEPAPreTrainedModel
 
@@ -134,6 +134,14 @@ def _their_names(name: str, prefix: str) -> list[str]:
     return [name]
 
 
+def _require_theirs(folder: Path) -> None:
+    """Refuse a folder with the files of a model that is none of transformers' VJEPA2."""
+    config = folder / "config.json"
+    is_own = config.is_file() and '"model_type": "vjepa2"' in config.read_text("utf-8", errors="replace")
+    names = ("config.json", "model.safetensors", "video_preprocessor_config.json")
+    require_replaceable([folder / name for name in names], is_own=lambda _: is_own)
+
+
 def export_transformers(model: VJEPAPreTrainedModel, output_dir: str | os.PathLike) -> Path:
     """Write a V-JEPA 2 model as a folder that transformers alone loads: `VJEPA2Model` or its classifier.
 
@@ -147,6 +155,7 @@ def export_transformers(model: VJEPAPreTrainedModel, output_dir: str | os.PathLi
 
     Raises:
         ValueError: The model has what transformers' classes have not; the message names the fields.
+        FileExistsError: The folder holds another model.
         WriteError: The folder cannot be written to; an OSError.
 
     Example:
@@ -173,6 +182,7 @@ def export_transformers(model: VJEPAPreTrainedModel, output_dir: str | os.PathLi
         if name.startswith("vjepa2.predictor."):
             state[name] = torch.zeros(tensor.shape, dtype=model.dtype)
     theirs.load_state_dict(state, assign=True)
+    _require_theirs(Path(output_dir))
     with writing(output_dir):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         theirs.save_pretrained(output_dir)

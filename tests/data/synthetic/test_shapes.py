@@ -115,6 +115,14 @@ def test_videos_of_somebody_else_are_never_taken_for_made_ones(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["video-00000.mp4"]
 
 
+@pytest.mark.parametrize("name", ["videos.csv", "motion.csv", "classes.json"])
+def test_tables_of_somebody_else_are_never_replaced(tmp_path, name):
+    (tmp_path / name).write_text("theirs")
+    with pytest.raises(FileExistsError, match=f"{name}.*vjepa_hub did not write it.*another output folder"):
+        make_synthetic_videos(tmp_path, SMALL)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

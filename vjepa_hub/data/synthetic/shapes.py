@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from ...core.files import write_whole, written_whole
+from ...core.files import require_replaceable, write_whole, written_whole
 from ...core.names import counted
 from ...core.progress import Progress, no_progress
 from ...core.settings import Settings
@@ -540,6 +540,8 @@ def _claim_folder(folder: Path, record: FolderRecord) -> None:
     if not file.exists():
         if any(folder.glob("video-*.mp4")):
             raise ValueError(f"the folder {folder} holds videos, but no {record.name} of theirs: name another folder")
+        tables = (MANIFEST, _CLASSES_FILE, *(f"{label_name}.csv" for label_name in _LABELS))
+        require_replaceable([folder / name for name in tables], is_own=lambda _: False)
         write_whole(file, json.dumps(record.settings, indent=2) + "\n")
         return
     try:
