@@ -222,7 +222,7 @@ def test_rotation_is_computed_once_a_pass_and_float32(small_model, small_clip):
 
 @with_rotation
 def test_rotation_written_with_real_numbers_is_the_same(small_model, small_clip):
-    exported = torch.export.export(small_model, (small_clip,)).module()
+    exported = torch.export.export(small_model, (small_clip,), strict=False).module()
     assert not any("complex" in str(node.target) for node in exported.graph.nodes)
     features = small_model(small_clip).last_hidden_state
     torch.testing.assert_close(exported(small_clip)["last_hidden_state"], features, atol=1e-5, rtol=1e-4)
