@@ -305,8 +305,8 @@ def _named_file(error: OSError) -> Path | None:
 
 def _number_in(error: Exception, path: Path) -> int | None:
     """Number of the system's error behind that of safetensors or torch."""
-    if found := re.search(r"\(os error (\d+)\)", str(error)):
-        return int(found[1])
+    if found := re.search(r"\(os error (\d+)\)|\bOs \{ code: (\d+)", str(error)):
+        return int(found[1] or found[2])
     if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
         return None
     try:  # torch does not tell the cause
