@@ -387,18 +387,18 @@ def open_sets(
 
 
 def check_run_folder(folder: Path, record: RunRecord) -> None:
-    """Make sure that a folder has no model or run, or this run.
+    """Make sure that a folder has no run, or this run; `require_own_folder` has looked for models of others.
 
     Args:
         folder: Need not be there.
         record: Of the run, at its start.
 
     Raises:
-        FileExistsError: A model is there, and no run of a fine-tuning.
+        FileExistsError: Checkpoints are there, or a run, but of no fine-tuning.
         ValueError: The run that is there has other settings.
     """
     if not (folder / RUN_FILE).exists():
-        if (folder / "config.json").exists() or list(folder.glob("checkpoint-*")):
+        if any(folder.glob("checkpoint-*")):
             raise FileExistsError(f"the folder {folder} has another model already: name another folder")
         return
     found = read_run(folder)
